@@ -1,0 +1,64 @@
+# Everything runs in a virtual environment of the checkout's own. Needs Python >= 3.11, a C++ compiler and make;
+# CMake and Ninja come from the package index. A second call installs nothing again.
+
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --disable-pip-version-check --quiet --no-compile --constraint constraints.txt
+PYTEST := $(PY) -m pytest
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test test-slow gpu-check check format wheel wheel-smoke clean
+
+help:
+	@echo "make quickstart   install, then quantise, run, score and gate the packaged model"
+	@echo "make test         the test suite; test-slow and gpu-check are the rest of it"
+	@echo "make check        ruff and mypy; format rewrites what ruff can"
+	@echo "make wheel        build dist/*.whl; wheel-smoke installs it elsewhere and tries it"
+	@echo "make clean        remove what the others made, the virtual environment included"
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(sys.version_info < (3, 11) and \
+	    f"error: compress needs Python >= 3.11, and $(PYTHON) is {v}\nhint: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+
+# Without build isolation, so that the build tools are pinned too and the build folder is reused. `redirect` editable:
+# edits of Python files and of content are live, edits of C++ files install again.
+$(INSTALLED): pyproject.toml constraints.txt CMakeLists.txt $(wildcard compress/kernels/cpu/csrc/*) | $(VENV)/bin/python
+	$(PIP) scikit-build-core nanobind cmake ninja
+	$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+install: $(INSTALLED)
+
+quickstart: $(INSTALLED)
+	$(PY) scripts/quickstart.py
+
+test: $(INSTALLED)
+	$(PYTEST) -m "not slow and not gpu"
+
+test-slow: $(INSTALLED)
+	$(PYTEST) -m slow
+
+gpu-check: $(INSTALLED)
+	$(PYTEST) -m gpu
+
+check: $(INSTALLED)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: $(INSTALLED)
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+wheel: $(INSTALLED)
+	rm -rf dist
+	$(PY) -m pip wheel --disable-pip-version-check --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+wheel-smoke: wheel
+	$(PY) scripts/wheel_smoke.py dist constraints.txt
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

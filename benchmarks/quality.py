@@ -1,0 +1,137 @@
+"""Quality of compress against llm-compressor: KL to the unquantised model on held-out text, both tools, same samples.
+
+    PEER_LLMC_PYTHON=<python with llmcompressor 0.14> python -m benchmarks.quality --shared ../shared
+
+Makes what is missing (artifacts of both tools for every model, scheme, method and calibration seed of cases.py), scores
+everything on the same held-out windows, and prints the table as Markdown. `--json FILE` keeps all numbers with the
+hashes of the models they were measured on. `--tool peer` makes and scores only llm-compressor's side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import cases, machine
+from benchmarks.quality_table import Measured, render, rows
+from benchmarks.scoring import BlockSums, score
+from benchmarks.workspace import Run, Workspace, file_digest
+
+
+def planned_runs(
+    models: list[str], variants: list[str], tools: list[str], seeds: list[int], bits: list[int]
+) -> list[Run]:
+    """Every run of the frozen matrix that the options keep; round-to-nearest has no seed and runs once."""
+    return [
+        Run(tool, model, variant, width, group, seed)
+        for model in models
+        for width, group in cases.MODELS[model].schemes
+        if width in bits
+        for variant in variants
+        for tool in tools
+        if tool == "ours" or cases.VARIANTS[variant].peer
+        for seed in (seeds if cases.VARIANTS[variant].method != "rtn" else seeds[:1])
+    ]
+
+
+def score_runs(workspace: Workspace, runs: list[Run], eval_tokens: int) -> dict[Run, BlockSums]:
+    """Score the runs of each model together, so that the base's logits are computed once; known scores are reused."""
+    results: dict[Run, BlockSums] = {}
+    for model in dict.fromkeys(run.model for run in runs):
+        base = workspace.model_dir(model)
+        held_out = workspace.held_out(model, eval_tokens)
+        wanted: dict[Run, Path] = {}
+        for run in (r for r in runs if r.model == model):
+            weights = file_digest(sorted(workspace.artifact(run).glob("*.safetensors")))
+            key = f"{workspace.digest(base)[:16]}-{weights[:16]}-{len(held_out)}"
+            wanted[run] = workspace.path / "scores" / f"{key}.json"
+        missing = {run: path for run, path in wanted.items() if not path.exists()}
+        if missing:
+            print(f"scoring {len(missing)} artifacts of {model} on {eval_tokens} tokens", file=sys.stderr)
+            next(iter(missing.values())).parent.mkdir(parents=True, exist_ok=True)
+            scored = score(base, {run.folder: workspace.artifact(run) for run in missing}, held_out)
+            for run, path in missing.items():
+                scored[run.folder].save(path)
+        results.update({run: BlockSums.load(path) for run, path in wanted.items()})
+    return results
+
+
+def stored_bits(artifact: Path) -> float:
+    """Bits stored per weight of the quantised linears: packed codes, scales and zero points over weights."""
+    from safetensors import safe_open
+
+    stored = weights = 0
+    for shard in sorted(artifact.glob("*.safetensors")):
+        with safe_open(shard, framework="pt") as handle:
+            for name in handle.keys():  # noqa: SIM118
+                if name.endswith(("weight_packed", "weight_scale", "weight_zero_point")):
+                    tensor = handle.get_tensor(name)
+                    stored += 8 * tensor.numel() * tensor.element_size()
+                elif name.endswith("weight_shape"):
+                    weights += int(np.prod(handle.get_tensor(name).tolist()))
+    return stored / weights
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="directory with data/ and models/")
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/benchmarks"), help="artifacts, tokens and cached scores"
+    )
+    parser.add_argument("--peer-python", type=Path, default=os.environ.get("PEER_LLMC_PYTHON"))
+    parser.add_argument("--tool", choices=("peer", "ours", "both"), default="both")
+    parser.add_argument("--models", nargs="+", choices=tuple(cases.MODELS), default=list(cases.MODELS))
+    parser.add_argument(
+        "--extra", nargs="+", default=[], metavar="NAME=DIR", help="other models of the tales corpus, W4 and W3 g128"
+    )
+    parser.add_argument("--variants", nargs="+", choices=tuple(cases.VARIANTS), default=list(cases.VARIANTS))
+    parser.add_argument("--bits", nargs="+", type=int, default=[4, 3])
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(cases.SEEDS))
+    parser.add_argument("--eval-tokens", type=int, default=cases.EVAL_TOKENS)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--any-version", action="store_true", help="take our artifacts made by other versions as well")
+    parser.add_argument("--make-only", action="store_true", help="make the artifacts, score nothing")
+    parser.add_argument("--json", type=Path, help="write all numbers here")
+    arguments = parser.parse_args()
+
+    for name, directory in (extra.split("=", 1) for extra in arguments.extra):
+        cases.MODELS[name] = cases.Model(f"path:{directory}", "tales", ((4, 128), (3, 128)))
+        arguments.models.append(name)
+    torch.set_num_threads(arguments.threads)
+    peer_python = Path(arguments.peer_python) if arguments.peer_python else None
+    workspace = Workspace(
+        arguments.work.resolve(), arguments.shared.resolve(), peer_python, arguments.threads, arguments.any_version
+    )
+    tools = ["peer", "ours"] if arguments.tool == "both" else [arguments.tool]
+    runs = planned_runs(arguments.models, arguments.variants, tools, arguments.seeds, arguments.bits)
+    for number, run in enumerate(runs, 1):
+        print(f"[{number}/{len(runs)}] {run.folder}", file=sys.stderr)
+        workspace.artifact(run)
+    if arguments.make_only:
+        return
+    scores = score_runs(workspace, runs, arguments.eval_tokens)
+    measured = {run: Measured(sums, stored_bits(workspace.artifact(run))) for run, sums in scores.items()}
+    table = rows(measured)
+    print(render(table))
+    if arguments.json:
+        record: dict[str, Any] = {
+            "machine": machine.facts(),
+            "versions": machine.versions("compress", "torch", "transformers", "compressed-tensors"),
+            "eval_tokens": arguments.eval_tokens,
+            "calibration": {"samples": cases.SAMPLES, "seq_len": cases.SEQ_LEN, "seeds": arguments.seeds},
+            "models": {name: workspace.digest(workspace.model_dir(name)) for name in arguments.models},
+            "rows": table,
+        }
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Add what belongs to an artifact but is not part of it: scores, the layer report, the card.
+
+An attachment is listed in the manifest by hash and never changes artifact_id. All new files are written beside
+the old ones first, then renamed, the manifest last: a full disk changes nothing, and what a crash between two
+renames leaves is named by `verify` and healed by attaching again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from compress.artifact import durable
+from compress.artifact.card import render
+from compress.artifact.manifest import CARD_NAME, EVAL_NAME, LAYERS_NAME, MANIFEST_NAME, SAMPLES_NAME
+from compress.artifact.reader import Artifact, follow_latest
+from compress.errors import CompressError, UserError
+
+
+def attach(path: str | Path, files: Mapping[str, bytes]) -> Artifact:
+    """Add or replace attachments (name -> content) of the artifact at `path`, all at once.
+
+    Raises UserError if a name is not a plain file name or belongs to the artifact itself, IntegrityError if the
+    manifest is damaged, WorkError if the directory cannot be written.
+    """
+    directory = follow_latest(Path(path))
+    with _alone(directory):
+        artifact = Artifact.open(directory)
+        for name in files:
+            if name == MANIFEST_NAME or name in artifact.manifest.files or Path(name).name != name or name[0] == ".":
+                raise UserError(f"{name} cannot be an attachment", "give a file name that the artifact does not use")
+        for entry in directory.glob(".*.tmp"):
+            durable.unlink(entry)
+        _put(artifact, files)
+        return Artifact.open(directory)
+
+
+def attach_eval(path: str | Path, record: Mapping[str, Any], samples: bytes | None = None) -> Artifact:
+    """Attach an eval record as eval.json (and `samples` as samples.jsonl.gz), and render the card anew with it.
+
+    Raises as `attach` does.
+    """
+    artifact = Artifact.open(path)
+    layers = artifact.attachment(LAYERS_NAME)
+    data = (json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    card = render(artifact.manifest, artifact.config, json.loads(layers) if layers else [], json.loads(data))
+    files = {EVAL_NAME: data, CARD_NAME: card.encode()}
+    if samples is not None:
+        files[SAMPLES_NAME] = samples
+    return attach(path, files)
+
+
+def _put(artifact: Artifact, files: Mapping[str, bytes]) -> None:
+    directory = artifact.path
+    prepared: list[Path] = []
+    try:
+        added = {}
+        for name, data in files.items():
+            prepared.append(directory / name)
+            added[name] = durable.write_bytes(durable.temporary(directory / name), data)
+        prepared.append(directory / MANIFEST_NAME)
+        manifest = artifact.manifest.with_attachments(added)
+        durable.write_bytes(durable.temporary(directory / MANIFEST_NAME), manifest.to_bytes())
+    except CompressError:
+        for target in prepared:
+            with contextlib.suppress(OSError):
+                durable.temporary(target).unlink()
+        raise
+    for target in prepared:
+        durable.rename(durable.temporary(target), target)
+    durable.fsync_dir(directory)
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Hold a lock on the directory, so that two writers of attachments take turns."""
+    if not directory.is_dir():
+        raise UserError(f"{directory} is not an artifact: it is no directory", "`compress list` shows what there is")
+    with durable.guarded("open", directory):
+        handle = os.open(directory, os.O_RDONLY)
+    try:
+        with durable.guarded("lock", directory):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

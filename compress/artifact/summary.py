@@ -1,0 +1,42 @@
+"""What a recipe amounts to in two words, for lists, cards and directory names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from compress.types import IntScheme
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeSummary:
+    """`method`: the stages' methods joined by `+`; `scheme`: the last stage's layout; `bits`: its code width."""
+
+    method: str
+    scheme: str
+    bits: int | None
+
+
+def recipe_summary(recipe: Mapping[str, Any]) -> RecipeSummary:
+    """Summarise a resolved recipe as plain data (a manifest's `recipe`); unknown parts read as `-`."""
+    stages = [stage for stage in recipe.get("stages") or [] if isinstance(stage, Mapping)]
+    methods = [method for stage in stages if (method := _kind(stage.get("method")))]
+    schemes = [scheme for stage in stages if isinstance(scheme := stage.get("scheme"), Mapping) and "bits" in scheme]
+    last = schemes[-1] if schemes else None
+    return RecipeSummary(
+        method="+".join(methods) or "-",
+        scheme=_label(last) if last else "-",
+        bits=int(last["bits"]) if last else None,
+    )
+
+
+def _kind(method: Any) -> str | None:
+    kind = method.get("kind") if isinstance(method, Mapping) else method
+    return kind if isinstance(kind, str) else None
+
+
+def _label(scheme: Mapping[str, Any]) -> str:
+    group = scheme.get("group_size")
+    size = group if isinstance(group, int) else None
+    return IntScheme(int(scheme["bits"]), size, bool(scheme.get("symmetric", True))).label

@@ -1,0 +1,96 @@
+"""Second moments of the inputs of a linear, summed in a fixed order so that threads do not change a bit of them.
+
+Chunks are added one after the other, in float32. Within a chunk the matrix is cut into panels of fixed width; a panel
+is computed on one thread, and which thread that is does not matter. Products are taken in the dtype of the activations:
+bfloat16 products accumulate in float32 and round once per chunk, an error of 2^-9 that averages out over chunks. The
+drift is a product with the difference of the inputs, so it keeps that relative precision however small it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PANEL = 256
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class LinearStats:
+    """Statistics of the inputs x of one linear, or of several that share the input.
+
+    hessian: (in, in) float32, mean x x^T. drift: (in, in) float32, mean (x' - x) x^T, where x' is the input that the
+    original model has for the same token; None where it was not asked for. tokens: how many were seen.
+    """
+
+    hessian: Tensor
+    drift: Tensor | None
+    tokens: int
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class GroupStats:
+    """blocks: (groups, size, size) float32, mean x x^T within each group of inputs; absmean: (in,) mean |x|; tokens."""
+
+    blocks: Tensor
+    absmean: Tensor
+    tokens: int
+
+    @property
+    def square_mean(self) -> Tensor:
+        """mean x^2, (in,)."""
+        return self.blocks.diagonal(dim1=1, dim2=2).reshape(-1)
+
+
+def collect(chunks: Sequence[Tensor], originals: Sequence[Tensor] | None, pool: Executor) -> LinearStats:
+    """Full statistics over chunks of inputs (tokens, in) each; `originals` holds the x' of the same tokens.
+
+    Zero tokens (an expert that no token reached) give zero matrices.
+    """
+    width, tokens = chunks[0].shape[-1], sum(chunk.shape[0] for chunk in chunks)
+    hessian = torch.zeros(width, width)
+    drift = None if originals is None else torch.zeros(width, width)
+    panels = [slice(start, min(start + PANEL, width)) for start in range(0, width, PANEL)]
+    for i, x in enumerate(chunks):
+        rows = x.T.contiguous()
+        shift = None if originals is None else (originals[i] - x).T.contiguous()
+
+        def add(panel: slice, x: Tensor = x, rows: Tensor = rows, shift: Tensor | None = shift) -> None:
+            columns = x[:, panel].contiguous()
+            # Rows above the panel's last column: the rest of the symmetric matrix is mirrored below.
+            hessian[: panel.stop, panel] += rows[: panel.stop] @ columns
+            if drift is not None and shift is not None:
+                drift[:, panel] += shift @ columns
+
+        list(pool.map(add, panels))
+    upper = torch.triu(hessian) / max(tokens, 1)
+    return LinearStats(
+        upper + torch.triu(upper, 1).T, None if drift is None else drift / max(tokens, 1), tokens
+    )  # fmt: skip
+
+
+def collect_groups(chunks: Sequence[Tensor], groups: int, pool: Executor) -> GroupStats:
+    """Statistics within `groups` equal groups of inputs, over chunks of inputs (tokens, in) each."""
+    width, tokens = chunks[0].shape[-1], sum(chunk.shape[0] for chunk in chunks)
+    size = width // groups
+    if groups == 1:
+        blocks = collect(chunks, None, pool).hessian.unsqueeze(0)
+    else:
+        blocks = torch.zeros(groups, size, size)
+    absmean = torch.zeros(width)
+    for chunk in chunks:
+        x = chunk.float()
+        absmean += x.abs().sum(0)
+
+        def add(group: int, x: Tensor = x) -> None:
+            part = x[:, group * size : (group + 1) * size]
+            blocks[group] += part.T @ part
+
+        if groups > 1:
+            list(pool.map(add, range(groups)))
+    if groups > 1:
+        blocks /= max(tokens, 1)
+    return GroupStats(blocks, absmean / max(tokens, 1), tokens)

@@ -1,0 +1,75 @@
+"""What `quantize` and `run` do with a recipe: one library call, then what it made and what that lost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from compress.commands import _environment
+from compress.commands._options import Quantize, RunRecipe
+from compress.commands._output import View, duration, number, relative, size
+from compress.commands._scores import score_rows
+
+if TYPE_CHECKING:
+    from compress.recipe import Recipe
+    from compress.workflows.quantize import QuantizeResult
+
+
+def make(recipe: Recipe, options: Quantize | RunRecipe, view: View) -> None:
+    """Runs the recipe and shows the result; the path of the artifact goes to stdout."""
+    _environment.prepare(options.threads)
+    from compress.workflows.quantize import quantize
+
+    result = quantize(
+        recipe,
+        output=options.output,
+        device=options.device,
+        restart=options.restart,
+        evaluate=not options.no_eval,
+        eval_tokens=options.eval_tokens,
+        progress=view.progress(),
+    )
+    _show(result, view)
+
+
+def _show(result: QuantizeResult, view: View) -> None:
+    artifact, manifest = result.artifact, result.artifact.manifest
+    sizes = manifest.sizes
+    if result.complete_already:
+        view.note("complete already: this recipe, source and calibration text made what is there")
+    elif result.resumed_blocks:
+        view.note(f"resumed after {result.resumed_blocks} finished blocks, computed {result.computed_blocks}")
+    rows: list[tuple[str, str, str]] = [
+        ("weight files", size(manifest.parents[-1].bytes), size(sizes.bytes)),
+        ("bits per weight, quantised linears", "", number(sizes.bits_per_weight)),
+        ("bits per weight, whole file", "", number(sizes.file_bits_per_weight)),
+        *score_rows(result.evaluation),
+    ]
+    title = f"{manifest.parents[-1].name}: {artifact.method}, {artifact.scheme}, {duration(result.seconds)}"
+    view.table(title, ("", ">PARENT", ">ARTIFACT"), rows)
+    for fallback in manifest.fallbacks:
+        view.warn(f"{fallback.name}: {fallback.action} ({fallback.reason})")
+    if result.not_scored is not None:
+        later = f"compress eval {relative(artifact.path)} --baseline MODEL --attach"
+        view.note(f"not scored: {result.not_scored}; later: {later}")
+    view.result(_document(result), [relative(artifact.path)])
+
+
+def _document(result: QuantizeResult) -> dict[str, Any]:
+    manifest = result.artifact.manifest
+    evaluation = result.evaluation
+    return {
+        "artifact": result.artifact.path,
+        "artifact_id": manifest.artifact_id,
+        "complete_already": result.complete_already,
+        "resumed_blocks": result.resumed_blocks,
+        "computed_blocks": result.computed_blocks,
+        "seconds": result.seconds,
+        "method": result.artifact.method,
+        "scheme": result.artifact.scheme,
+        "recipe_hash": manifest.recipe_hash,
+        "parent": manifest.parents[-1],
+        "sizes": manifest.sizes,
+        "fallbacks": manifest.fallbacks,
+        "summary": None if evaluation is None else evaluation["summary"],
+        "not_scored": result.not_scored,
+    }

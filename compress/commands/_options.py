@@ -1,0 +1,217 @@
+"""Options that several commands share, as dataclasses: the command line is defined once, here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compress.commands import _debug
+from compress.errors import UserError
+from compress.quantization.configs import METHOD_NAMES
+from compress.recipe_build import Settings
+
+MAKE = "Make"
+MEASURE = "Use and measure"
+LOOK = "Look"
+"""Panels of `compress --help`."""
+
+GENERAL = "General"
+METHOD = "Method and scheme"
+CALIBRATION = "Calibration"
+OUTPUT = "Output"
+"""Panels of a command's own help."""
+
+MODEL_HELP = "Model directory or hub id; the small packaged model if left out."
+MODEL_OR_ARTIFACT_HELP = "Model directory, hub id or artifact; the small packaged model if left out."
+DTYPE_HELP = "Compute dtype: auto, float32, bfloat16 or float16."
+FORMATS = ("compressed-tensors",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """What every command takes."""
+
+    json_mode: Annotated[
+        bool, typer.Option("--json", help="Write one JSON document to stdout.", rich_help_panel=GENERAL)
+    ] = False
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", "-q", help="No progress, notes or tables; results only.", rich_help_panel=GENERAL),
+    ] = False
+    debug: Annotated[
+        bool,
+        typer.Option(
+            "--debug",
+            help="Show the traceback of an error.",
+            callback=_debug.remember,
+            is_eager=True,
+            rich_help_panel=GENERAL,
+        ),
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine(Common):
+    """Where the work is done."""
+
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.", metavar="NAME", rich_help_panel=GENERAL)] = "auto"
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; all cores if left out.", rich_help_panel=GENERAL)
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Machine):
+    """What every command takes that makes an artifact."""
+
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="The artifact directory itself; artifacts/MODEL-METHOD-SCHEME/vN if left out.",
+            metavar="DIR",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the run; 0 if left out.", rich_help_panel=OUTPUT)] = (
+        None
+    )
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done; write nothing.", rich_help_panel=OUTPUT)
+    ] = False
+    restart: Annotated[
+        bool,
+        typer.Option(
+            "--restart",
+            help="Start over, and replace what --output holds once the new artifact is complete.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False
+    no_eval: Annotated[
+        bool,
+        typer.Option("--no-eval", help="Do not score the artifact against its parent.", rich_help_panel=OUTPUT),
+    ] = False
+    eval_tokens: Annotated[int, typer.Option(min=1, help="Held-out tokens to score.", rich_help_panel=OUTPUT)] = 16384
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantize(Run):
+    """`compress quantize` and `compress plan quantize`."""
+
+    model: Annotated[str | None, typer.Argument(help=MODEL_HELP, metavar="MODEL", show_default=False)] = None
+    method: Annotated[
+        str | None,
+        typer.Option(help=f"{', '.join(METHOD_NAMES)}; awq if left out.", metavar="NAME", rich_help_panel=METHOD),
+    ] = None
+    bits: Annotated[
+        int | None, typer.Option(help="Bits per weight code, 2 to 8; 4 if left out.", rich_help_panel=METHOD)
+    ] = None
+    group_size: Annotated[
+        str | None,
+        typer.Option(
+            help="Inputs that share a scale, or `channel`; 128 if left out.",
+            metavar="N|channel",
+            rich_help_panel=METHOD,
+        ),
+    ] = None
+    scheme: Annotated[
+        str | None,
+        typer.Option(
+            help="Scheme by name, such as W4A16 or W8A16, in place of --bits.", metavar="NAME", rich_help_panel=METHOD
+        ),
+    ] = None
+    symmetric: Annotated[
+        bool | None,
+        typer.Option("--sym/--asym", help="Zero point absent or stored; --sym if left out.", rich_help_panel=METHOD),
+    ] = None
+    ignore: Annotated[
+        list[str],
+        typer.Option(
+            help="Linear to leave as it is, by name or pattern; repeatable.", metavar="NAME", rich_help_panel=METHOD
+        ),
+    ] = field(default_factory=list)
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            help="Recipe to start from, a file or a shipped name.",
+            metavar="FILE",
+            rich_help_panel=METHOD,
+        ),
+    ] = None
+    calib: Annotated[
+        str | None,
+        typer.Option(
+            help="Packaged text by name, or a UTF-8 text file; tales if left out.",
+            metavar="NAME|FILE",
+            rich_help_panel=CALIBRATION,
+        ),
+    ] = None
+    samples: Annotated[
+        int | None, typer.Option(help="Calibration windows; 128 if left out.", rich_help_panel=CALIBRATION)
+    ] = None
+    seq_len: Annotated[
+        int | None, typer.Option(help="Tokens per window; 512 if left out.", rich_help_panel=CALIBRATION)
+    ] = None
+    format: Annotated[str, typer.Option(help=f"{', '.join(FORMATS)}.", metavar="NAME", rich_help_panel=OUTPUT)] = (
+        "compressed-tensors"
+    )
+
+    def settings(self) -> Settings:
+        """The flags that decide the recipe.
+
+        Raises:
+            UserError: a group size that is neither an integer nor `channel`, or a format this version cannot write.
+        """
+        if self.format not in FORMATS:
+            raise UserError(f"unknown format {self.format!r}", f"this version writes {', '.join(FORMATS)}")
+        return Settings(
+            method=self.method,
+            bits=self.bits,
+            group_size=parse_group_size(self.group_size),
+            symmetric=self.symmetric,
+            scheme=self.scheme,
+            ignore=self.ignore,
+            calib=self.calib,
+            samples=self.samples,
+            seq_len=self.seq_len,
+            seed=self.seed,
+            model=self.model,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecipe(Run):
+    """`compress run` and `compress plan run`."""
+
+    recipe: Annotated[
+        Path,
+        typer.Argument(help="Recipe, a YAML file or a shipped name.", metavar="RECIPE", show_default=False),
+    ]
+    model: Annotated[
+        str | None,
+        typer.Option(help="Source model, in place of the recipe's `model`.", metavar="MODEL", rich_help_panel=METHOD),
+    ] = None
+    overrides: Annotated[
+        list[str],
+        typer.Option(
+            "--set", help="Override one key, as in stages.0.scheme.bits=3.", metavar="KEY=VALUE", rich_help_panel=METHOD
+        ),
+    ] = field(default_factory=list)
+
+
+def parse_group_size(text: str | None) -> int | str | None:
+    """`128` or `channel`, as the flag gives it.
+
+    Raises:
+        UserError: neither.
+    """
+    if text is None or text == "channel":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(
+            f"group size {text!r} is neither an integer nor `channel`", "give for example --group-size 64"
+        ) from None

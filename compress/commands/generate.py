@@ -1,0 +1,85 @@
+"""`compress generate`: text from a model or an artifact."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from compress.commands import _environment
+from compress.commands._command import command
+from compress.commands._options import GENERAL, MEASURE, MODEL_OR_ARTIFACT_HELP, Machine
+from compress.commands._output import View, number
+
+SAMPLING = "Sampling"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate(Machine):
+    """Options of `compress generate`."""
+
+    model: Annotated[
+        str | None, typer.Argument(help=MODEL_OR_ARTIFACT_HELP, metavar="MODEL_OR_ARTIFACT", show_default=False)
+    ] = None
+    prompt: Annotated[
+        str, typer.Option(help="Text to continue.", metavar="TEXT", rich_help_panel=SAMPLING, show_default=False)
+    ]
+    max_tokens: Annotated[int, typer.Option(help="New tokens at most.", rich_help_panel=SAMPLING)] = 128
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest.", rich_help_panel=SAMPLING)] = 0.0
+    top_k: Annotated[int, typer.Option(help="Only the k likeliest; 0 is off.", rich_help_panel=SAMPLING)] = 0
+    top_p: Annotated[
+        float, typer.Option(help="Only the likeliest that hold this probability; 1 is off.", rich_help_panel=SAMPLING)
+    ] = 1.0
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.", rich_help_panel=SAMPLING)] = 0
+    kernel: Annotated[
+        str, typer.Option(help="auto, cpu, triton or reference.", metavar="NAME", rich_help_panel=GENERAL)
+    ] = "auto"
+
+
+@command("generate", Generate, panel=MEASURE)
+def generate(options: Generate, view: View) -> None:
+    """Continue a prompt with a model or an artifact. The text goes to stdout, how fast it came to stderr.
+
+    Examples:
+
+      $ compress generate --prompt "Once upon a time"
+      $ compress generate ./artifact --prompt "The king" --max-tokens 60
+      $ compress generate ./artifact --prompt "Hello" --temperature 0.8 --seed 7
+    """
+    from compress.runtime.protocol import SamplingParams
+
+    sampling = SamplingParams(
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        seed=options.seed,
+    )
+    _environment.prepare(options.threads)
+    from compress.workflows import api
+
+    runtime = api.load(options.model, device=options.device, kernel=options.kernel)
+    (answer,) = runtime.generate([options.prompt], sampling)
+    decoded = max(len(answer.token_ids) - 1, 0)
+    speed = decoded / answer.decode_seconds if decoded and answer.decode_seconds > 0 else None
+    document = {
+        "model": runtime.path,
+        "prompt": options.prompt,
+        "text": answer.text,
+        "finish_reason": answer.finish_reason,
+        "prompt_tokens": answer.prompt_tokens,
+        "new_tokens": len(answer.token_ids),
+        "prefill_seconds": answer.prefill_seconds,
+        "decode_seconds": answer.decode_seconds,
+        "decode_tokens_per_second": speed,
+        "runtime": runtime.name,
+        "kernel": runtime.kernel,
+        "device": runtime.device,
+        "dtype": runtime.dtype,
+    }
+    view.result(document, [answer.text])
+    view.note(
+        f"{len(answer.token_ids)} tokens, {number(speed, 3)} per second after the first;"
+        f" {runtime.name}, {runtime.kernel} {runtime.dtype} on {runtime.device}; stopped by {answer.finish_reason}"
+    )

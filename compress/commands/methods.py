@@ -1,0 +1,58 @@
+"""`compress methods`: what can be asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compress.commands._command import command
+from compress.commands._options import LOOK, Common
+from compress.commands._output import View, columns
+from compress.quantization.configs import METHODS
+from compress.schemes import BITS, INTEGER_SCHEMES
+
+
+@command("methods", Common, panel=LOOK)
+def methods(options: Common, view: View) -> None:
+    """List the methods with their settings, and the schemes.
+
+    Examples:
+
+      $ compress methods
+      $ compress methods --json
+    """
+    listed: dict[str, dict[str, Any]] = {
+        name: {
+            "summary": config.summary,
+            "paper": config.paper,
+            "calibrated": config.calibrated,
+            "settings": {
+                key: {"default": field.default, "description": field.description}
+                for key, field in config.model_fields.items()
+                if key != "kind"
+            },
+        }
+        for name, config in METHODS.items()
+    }
+    document = {
+        "methods": listed,
+        "schemes": {name: {"bits": int(name[1]), "symmetric": "ASYM" not in name} for name in INTEGER_SCHEMES},
+        "group_size": "a divisor of the linear's input width, or channel",
+    }
+    rows = [("METHOD", "CALIBRATED", "PAPER", "SUMMARY")]
+    rows += [(name, "yes" if c.calibrated else "no", c.paper, c.summary) for name, c in METHODS.items()]
+    lines = [
+        *columns(rows),
+        "",
+        f"schemes: W{BITS[0]}A16 to W{BITS[-1]}A16; with _ASYM, zero points are stored",
+        "group size: a divisor of the linear's input width, or channel",
+    ]
+    view.result(document, lines)
+    view.table(
+        "Settings in a recipe, under `method:`",
+        ("METHOD", "SETTING", "DEFAULT", "MEANING"),
+        [
+            (name, key, setting["default"], setting["description"])
+            for name, entry in listed.items()
+            for key, setting in entry["settings"].items()
+        ],
+    )

@@ -1,0 +1,120 @@
+"""`compress plan quantize|run`: what a run would make and cost, without making it. Also the view of `--dry-run`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from compress.commands import _environment
+from compress.commands._command import command
+from compress.commands._options import Quantize, Run, RunRecipe
+from compress.commands._output import View, duration, facts, number, numberless, relative, size
+from compress.errors import UserError
+
+if TYPE_CHECKING:
+    from compress.pipeline import Plan
+    from compress.recipe import Recipe
+
+
+@command("quantize", Quantize)
+def plan_quantize(options: Quantize, view: View) -> None:
+    """Plan a quantisation: scheme and bits of every linear, output size, peak memory, time.
+
+    The options are those of `compress quantize`.
+
+    Examples:
+
+      $ compress plan quantize --method awq --bits 4
+      $ compress plan quantize ./model --method gptq --bits 3 --group-size 64 --json
+    """
+    show_plan(build(options, view), options, view)
+
+
+@command("run", RunRecipe)
+def plan_run(options: RunRecipe, view: View) -> None:
+    """Plan the run of a recipe.
+
+    The options are those of `compress run`.
+
+    Examples:
+
+      $ compress plan run recipes/gptq-w3-g128.yaml
+      $ compress plan run my.yaml --set stages.0.scheme.group_size=64
+    """
+    show_plan(build(options, view), options, view)
+
+
+def build(options: Quantize | RunRecipe, view: View) -> Recipe:
+    """The recipe that the options describe; what has no effect is noted."""
+    from compress.recipe_build import Settings, build_recipe
+
+    if isinstance(options, Quantize):
+        recipe, notes = build_recipe(options.settings(), base=options.recipe)
+    else:
+        settings = Settings(seed=options.seed, model=options.model)
+        recipe, notes = build_recipe(settings, base=options.recipe, overrides=options.overrides)
+    for note in notes:
+        view.warn(note)
+    return recipe
+
+
+def show_plan(recipe: Recipe, options: Run, view: View) -> None:
+    """Plans the recipe and shows the plan.
+
+    Raises:
+        UserError: the plan has problems; they are shown first.
+    """
+    _environment.prepare(options.threads)
+    from compress import pipeline
+
+    plan = pipeline.plan(recipe, output=options.output, device=options.device)
+    view.table("Linears", ("LINEARS", ">COUNT", ">IN", ">OUT", "SCHEME", ">BITS/WEIGHT", "NOTE"), _rows(plan))
+    view.result(_document(plan, recipe), _lines(plan))
+    if plan.problems:
+        count = "a problem" if len(plan.problems) == 1 else f"{len(plan.problems)} problems"
+        raise UserError(f"the plan has {count}: " + "; ".join(plan.problems), "change the settings named above")
+
+
+def _document(plan: Plan, recipe: Recipe) -> dict[str, Any]:
+    return {
+        "model": plan.model,
+        "method": plan.method,
+        "output": plan.output,
+        "recipe_hash": recipe.hash(),
+        "bits_per_weight": plan.bits_per_weight,
+        "file_bits_per_weight": plan.file_bits_per_weight,
+        "source_bytes": plan.source_bytes,
+        "output_bytes": plan.output_bytes,
+        "peak_memory_bytes": plan.peak_memory_bytes,
+        "seconds_estimate": plan.seconds_estimate,
+        "problems": plan.problems,
+        "linears": plan.linears,
+    }
+
+
+def _lines(plan: Plan) -> list[str]:
+    quantised = sum(linear.scheme is not None for linear in plan.linears)
+    return facts(
+        (
+            ("model", plan.model),
+            ("method", plan.method),
+            ("linears", f"{quantised} of {len(plan.linears)} quantised"),
+            ("bits per weight", f"{number(plan.bits_per_weight)} (whole file {number(plan.file_bits_per_weight)})"),
+            ("size", f"{size(plan.source_bytes)} -> {size(plan.output_bytes)}"),
+            ("peak memory", f"about {size(plan.peak_memory_bytes)}"),
+            ("time", f"about {duration(plan.seconds_estimate)}"),
+            ("output", relative(plan.output)),
+        )
+    )
+
+
+def _rows(plan: Plan) -> list[tuple[object, ...]]:
+    """One row per kind of linear: same name apart from numbers, same shape, scheme and reason."""
+    kinds: Counter[tuple[object, ...]] = Counter()
+    for linear in plan.linears:
+        scheme = linear.scheme.label if linear.scheme is not None else "kept"
+        bits = number(linear.bits_per_weight)
+        kinds[
+            (numberless(linear.name), linear.in_features, linear.out_features, scheme, bits, linear.reason or "")
+        ] += 1
+    return [(name, count, *rest) for (name, *rest), count in kinds.items()]

@@ -1,0 +1,31 @@
+"""`compress quantize`: a smaller model from a model, scored against its parent."""
+
+from __future__ import annotations
+
+from compress.commands._command import command
+from compress.commands._make import make
+from compress.commands._options import MAKE, Quantize
+from compress.commands._output import View
+from compress.commands.plan import build, show_plan
+
+
+@command("quantize", Quantize, panel=MAKE)
+def quantize(options: Quantize, view: View) -> None:
+    """Quantise the linears of a model's decoder blocks, block by block.
+
+    Killed at any moment, the same command resumes and makes the same bytes. The finished artifact is scored against
+    its parent on held-out text, unless --no-eval is given. Exit codes: 0 made or already complete, 2 a mistake in the
+    request, 4 the work failed, 5 a damaged file.
+
+    Examples:
+
+      $ compress quantize --method awq --bits 4
+      $ compress quantize ./model --method gptq --bits 3 --output ./model-w3
+      $ compress quantize ./model --recipe my.yaml --calib my_text.txt
+      $ compress quantize --scheme W8A16 --group-size channel --dry-run
+    """
+    recipe = build(options, view)
+    if options.dry_run:
+        show_plan(recipe, options, view)
+    else:
+        make(recipe, options, view)

@@ -1,0 +1,26 @@
+"""`compress run`: the run a recipe describes."""
+
+from __future__ import annotations
+
+from compress.commands._command import command
+from compress.commands._make import make
+from compress.commands._options import MAKE, RunRecipe
+from compress.commands._output import View
+from compress.commands.plan import build, show_plan
+
+
+@command("run", RunRecipe, panel=MAKE)
+def run(options: RunRecipe, view: View) -> None:
+    """Run a recipe. The recipe.yaml inside every artifact is one: it makes the same bytes again.
+
+    Examples:
+
+      $ compress run awq-w4-g128
+      $ compress run my.yaml --model ./model --set stages.0.scheme.bits=3
+      $ compress run ./artifact/recipe.yaml --output ./again
+    """
+    recipe = build(options, view)
+    if options.dry_run:
+        show_plan(recipe, options, view)
+    else:
+        make(recipe, options, view)

@@ -1,0 +1,120 @@
+"""`compress show`: what an artifact is and what it lost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from compress.commands._command import command
+from compress.commands._options import LOOK, Common
+from compress.commands._output import View, facts, number, relative, size
+
+if TYPE_CHECKING:
+    from compress.artifact.reader import Artifact
+    from compress.artifact.scores import Score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show(Common):
+    """Options of `compress show`."""
+
+    artifact: Annotated[Path, typer.Argument(help="An artifact directory.", metavar="ARTIFACT", show_default=False)]
+    worst: Annotated[int, typer.Option(min=0, help="How many of the worst layers to show.")] = 5
+
+
+@command("show", Show, panel=LOOK)
+def show(options: Show, view: View) -> None:
+    """Show an artifact: how it was made, its sizes, its scores, its fallbacks and its worst layers.
+
+    Examples:
+
+      $ compress show artifacts/tales-6m-awq-w4a16-g128/latest
+      $ compress show ./artifact --worst 20
+      $ compress show ./artifact --json
+    """
+    from compress.artifact.reader import Artifact
+    from compress.artifact.scores import headline_scores
+
+    artifact = Artifact.open(options.artifact)
+    layers = artifact.layers()
+    measured = [layer for layer in layers if layer.get("output_error") is not None]
+    worst = sorted(measured, key=lambda layer: -layer["output_error"])[: options.worst]
+    kept = [layer for layer in layers if layer.get("scheme") is None]
+    scores = headline_scores(artifact.eval())
+    view.result(_document(artifact, layers, worst, kept, scores), _lines(artifact, layers, kept, scores))
+    fallbacks = artifact.manifest.fallbacks
+    if fallbacks:
+        view.table("Fallbacks", ("NAME", "DONE INSTEAD", "WHY"), [(f.name, f.action, f.reason) for f in fallbacks])
+    if kept:
+        view.table("Left as they were", ("LINEAR", "WHY"), [(layer["name"], layer.get("reason")) for layer in kept])
+    if worst:
+        rows = [(w["name"], w["scheme"], number(w["output_error"]), number(w.get("weight_sqnr_db"))) for w in worst]
+        view.table("Largest output errors", ("LINEAR", "SCHEME", ">RELATIVE ERROR", ">WEIGHT SQNR, dB"), rows)
+
+
+def _document(
+    artifact: Artifact,
+    layers: list[dict[str, Any]],
+    worst: list[dict[str, Any]],
+    kept: list[dict[str, Any]],
+    scores: dict[str, Score],
+) -> dict[str, Any]:
+    manifest = artifact.manifest
+    return {
+        "path": artifact.path,
+        "artifact_id": manifest.artifact_id,
+        "version": manifest.version,
+        "created": manifest.created,
+        "created_with": manifest.created_with,
+        "method": artifact.method,
+        "scheme": artifact.scheme,
+        "parents": manifest.parents,
+        "recipe": manifest.recipe,
+        "recipe_hash": manifest.recipe_hash,
+        "calibration": manifest.calibration,
+        "sizes": manifest.sizes,
+        "scores": scores,
+        "fallbacks": manifest.fallbacks,
+        "layers": {"count": len(layers), "kept": [layer["name"] for layer in kept], "worst": worst},
+        "environment": manifest.environment,
+        "attachments": manifest.attachments,
+    }
+
+
+def _lines(
+    artifact: Artifact, layers: list[dict[str, Any]], kept: list[dict[str, Any]], scores: dict[str, Score]
+) -> list[str]:
+    manifest = artifact.manifest
+    sizes, calibration = manifest.sizes, manifest.calibration
+    lineage = " -> ".join(f"{parent.name} ({parent.digest[:12]})" for parent in manifest.parents)
+    text = None
+    if calibration is not None:
+        text = f"{calibration.samples} x {calibration.seq_len} tokens of {calibration.name}, seed {calibration.seed}"
+    bits = number(sizes.bits_per_weight)
+    pairs: list[tuple[str, object]] = [
+        ("artifact", relative(artifact.path)),
+        ("id", manifest.artifact_id),
+        ("version", f"{manifest.version}, made {manifest.created} by {manifest.created_with}"),
+        ("made from", lineage),
+        ("method", artifact.method),
+        ("scheme", artifact.scheme),
+        ("calibration", text),
+        ("size", f"{size(sizes.bytes)}, {sizes.ratio_to_root:.1%} of {manifest.parents[0].name}"),
+        ("bits per weight", f"{bits} (whole file {number(sizes.file_bits_per_weight)})"),
+        ("linears", f"{len(layers) - len(kept)} quantised, {len(kept)} left as they were"),
+        ("fallbacks", len(manifest.fallbacks)),
+    ]
+    pairs += [(name.replace("_", " "), score_text(score)) for name, score in scores.items()]
+    if not scores:
+        pairs.append(("scores", f"none yet: compress eval {relative(artifact.path)}"))
+    return facts(pairs)
+
+
+def score_text(score: Score) -> str:
+    """`36.02 [35.10, 36.95]`."""
+    if score.low is None or score.high is None:
+        return number(score.value)
+    return f"{number(score.value)} [{number(score.low)}, {number(score.high)}]"

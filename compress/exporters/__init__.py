@@ -1,0 +1,1 @@
+"""From an artifact to another engine's format, one file per target."""

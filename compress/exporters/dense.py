@@ -1,0 +1,163 @@
+"""An artifact as a plain Hugging Face model: every packed weight written out as the values it stands for.
+
+For engines that read no packed weights, and for what compressed-tensors cannot carry (GPT-2's Conv1D, zero points of
+fused experts). Tensors are decoded and written one at a time, so memory stays at one tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress.artifact import durable
+from compress.artifact.canonical import read_chunks
+from compress.artifact.lock import FileLock
+from compress.artifact.manifest import CONFIG_NAME, INDEX_NAME, RECIPE_NAME
+from compress.artifact.output import lock_path, resolve_output
+from compress.artifact.publish import DEFAULT_SHARD_BYTES
+from compress.artifact.reader import Artifact
+from compress.artifact.tensorfile import dtype_name, encode_header, file_order, natural_key, tensor_bytes
+from compress.artifact.verify import require_sound
+from compress.errors import UserError
+from compress.models.checkpoint import Checkpoint
+from compress.models.families import family_of
+from compress.models.meta import build
+from compress.progress import NullProgress, Progress
+from compress.runtime.native_reader import LazyWeight, conv1d_linears, dense_state
+
+PROVENANCE_NAME = "compress_export.json"
+_NOT_COPIED = {CONFIG_NAME, RECIPE_NAME, INDEX_NAME}
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What was written: the directory, its tensors and the bytes of its weight files."""
+
+    path: Path
+    tensors: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+def export_dense(
+    artifact: str | Path,
+    output: str | Path,
+    *,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    progress: Progress | None = None,
+) -> Export:
+    """Writes the artifact as a dense model directory at `output`, which appears complete or not at all.
+
+    Weights get the dtype of their scales, which is the source's. `compress_export.json` names the artifact.
+
+    Raises:
+        UserError: no artifact there, or `output` holds something.
+        IntegrityError: the artifact is damaged.
+        WorkError: it cannot be written.
+    """
+    source = Artifact.open(artifact)
+    target = resolve_output(output)
+    _refuse_occupied(target, output)
+    require_sound(source.path)
+    checkpoint = Checkpoint.open(source.path)
+    config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
+    weights: Mapping[str, LazyWeight]
+    if "quantization_config" in checkpoint.config:
+        conv1d = conv1d_linears(build(config, family_of(config.get("model_type")), torch.float32))
+        weights = dense_state(checkpoint, conv1d)
+    else:
+        conv1d, weights = set(), {name: LazyWeight(checkpoint, name) for name in checkpoint.index}
+    rows = [_row(checkpoint, name, conv1d) for name in sorted(weights, key=natural_key)]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(lock_path(target), target)
+    try:
+        beside = target.with_name(f".{target.name}.export")
+        durable.remove_tree(beside)
+        durable.make_directory(beside)
+        size = _write_weights(beside, rows, weights, max_shard_bytes, progress or NullProgress())
+        _write_rest(beside, source, config)
+        durable.fsync_dir(beside)
+        durable.rename(beside, target)
+        durable.fsync_dir(target.parent)
+    finally:
+        lock.release()
+    return Export(target, len(rows), size)
+
+
+def _refuse_occupied(target: Path, output: str | Path) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"output {output} already holds something", "give another --output, or move that away")
+
+
+def _row(checkpoint: Checkpoint, name: str, conv1d: Collection[str]) -> _Row:
+    """Layout of one dense tensor, known without decoding it."""
+    linear = name.removesuffix(".weight")
+    if name in checkpoint.index:
+        info = checkpoint.index[name]
+        dtype, shape = info.dtype, tuple(info.shape)
+    else:
+        dtype = checkpoint.index[f"{linear}.weight_scale"].dtype
+        shape = tuple(int(extent) for extent in checkpoint.read(f"{linear}.weight_shape"))
+        shape = shape[::-1] if linear in conv1d else shape
+    return _Row(name, dtype_name(torch.empty(0, dtype=dtype)), shape, math.prod(shape) * dtype.itemsize)
+
+
+def _write_weights(
+    directory: Path, rows: Sequence[_Row], weights: Mapping[str, LazyWeight], max_shard_bytes: int, progress: Progress
+) -> int:
+    """Writes the shards, and their index where there are several; returns the bytes of the shards."""
+    shards: list[list[_Row]] = [[]]
+    for row in rows:
+        if shards[-1] and sum(other.nbytes for other in shards[-1]) + row.nbytes > max_shard_bytes:
+            shards.append([])
+        shards[-1].append(row)
+    written, where = 0, {}
+    progress.begin("writing dense weights", len(rows))
+    for number, shard in enumerate(shards, start=1):
+        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        ordered = sorted(shard, key=lambda row: file_order(row.dtype, row.name))
+        written += durable.write_stream(directory / name, _bytes(ordered, weights, progress))[1]
+        where.update(dict.fromkeys((row.name for row in shard), name))
+    progress.end()
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(row.nbytes for row in rows)}, "weight_map": dict(sorted(where.items()))}
+        durable.write_bytes(directory / INDEX_NAME, (json.dumps(index, indent=2) + "\n").encode())
+    return written
+
+
+def _bytes(rows: Sequence[_Row], weights: Mapping[str, LazyWeight], progress: Progress) -> Iterator[durable.Buffer]:
+    yield encode_header((row.name, row.dtype, row.shape, row.nbytes) for row in rows)
+    for row in rows:
+        tensor = weights[row.name][...]
+        yield tensor_bytes(tensor)
+        progress.advance(row.name)
+
+
+def _write_rest(directory: Path, source: Artifact, config: Mapping[str, Any]) -> None:
+    """config.json without the quantisation, the source's other files, and where the weights came from."""
+    text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    durable.write_bytes(directory / CONFIG_NAME, text.encode())
+    for name in source.manifest.files:
+        if name not in _NOT_COPIED and not name.endswith(".safetensors"):
+            durable.write_stream(directory / name, read_chunks(source.path / name))
+    provenance = {
+        "format": "dense",
+        "artifact_id": source.artifact_id,
+        "method": source.method,
+        "scheme": source.scheme,
+        "parents": [parent.model_dump(mode="json") for parent in source.manifest.parents],
+    }
+    durable.write_bytes(directory / PROVENANCE_NAME, (json.dumps(provenance, indent=2) + "\n").encode())

@@ -1,0 +1,56 @@
+"""Signatures of the native module (csrc/module.cpp). Arrays are torch tensors or numpy arrays, on the CPU."""
+
+from typing import Any
+
+def isa() -> str:
+    """The instruction set in use. ValueError where COMPRESS_ISA names one that is not available."""
+
+def set_isa(name: str) -> None:
+    """Use this one of `available_isas()` from now on."""
+
+def available_isas() -> list[str]:
+    """What this processor runs, best last."""
+
+def gemv_int4(packed: Any, scale: Any, zero_point: Any, x: Any, out: Any, group_size: int, threads: int) -> None:
+    """out (tokens, out) = x (tokens, in) times the dequantised weight, transposed.
+
+    packed int32 (out, ceil(in / 8)), stored nibble = code + 8, lowest bits first along `in`; scale (out, groups)
+    float32, float16, bfloat16, or bfloat16's bits as uint16; zero_point int8 (out, groups) or None; x, out float32.
+    group_size divides `in` and is a multiple of 8, or is `in` itself.
+    """
+
+def gptq_quantize(
+    weight: Any,
+    upper: Any,
+    scale: Any,
+    zero_point: Any,
+    group_of_column: Any,
+    qmin: int,
+    qmax: int,
+    codes: Any,
+    loss: Any,
+    threads: int,
+) -> None:
+    """As `reference.gptq_quantize`; writes codes int8 (out, in) and loss float32 (out).
+
+    weight, upper, scale, zero_point float32; zero_point holds whole numbers; group_of_column int32.
+    """
+
+def coordinate_descent(
+    gradient: Any,
+    hessian: Any,
+    scale: Any,
+    zero_point: Any,
+    group_of_column: Any,
+    qmin: int,
+    qmax: int,
+    codes: Any,
+    sweeps: int,
+    threads: int,
+) -> int:
+    """As `reference.coordinate_descent`; updates gradient float32 (out, in) and codes int8 (out, in)."""
+
+def rounding_loss(
+    weight: Any, scales: Any, importance: Any, group_size: int, bits: int, symmetric: bool, loss: Any, threads: int
+) -> None:
+    """As `reference.rounding_loss`; writes loss float32 (candidates). All arrays float32."""

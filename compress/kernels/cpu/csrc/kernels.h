@@ -1,0 +1,95 @@
+// The kernels' arguments, and their compiled versions, one per instruction set.
+//
+// A kernel works on one tile of rows with scratch memory of its own; the caller deals tiles out to threads. What a
+// tile computes depends on nothing outside it, so neither the number of threads nor their order can change a bit.
+#pragma once
+#include <cstdint>
+
+namespace compress {
+
+constexpr int kTileRows = 32;     // rows of a tile: a multiple of every vector length
+constexpr int kColumnChunk = 64;  // columns handled between two trailing updates
+
+// Affine quantisation of a weight (out, in): value = (code - zero_point) * scale.
+struct Grid {
+    const float* scale;              // (out, groups)
+    const float* zero_point;         // (out, groups)
+    const int32_t* group_of_column;  // (in)
+    int64_t groups;
+    float qmin, qmax;
+};
+
+struct GptqArgs {
+    const float* weight;  // (out, in)
+    const float* upper;   // (in, in)
+    Grid grid;
+    int8_t* codes;  // (out, in), written
+    double* loss;   // (out), written
+    int64_t rows, columns;
+};
+
+struct DescentArgs {
+    float* gradient;       // (out, in), updated
+    const float* hessian;  // (in, in)
+    Grid grid;
+    int8_t* codes;  // (out, in), updated
+    int64_t rows, columns;
+    int sweeps;
+};
+
+// Candidate column scales for rounding to nearest. importance[k][c] is what a squared error in column c of the scaled
+// weight counts under candidate k.
+struct RoundingArgs {
+    const float* weight;      // (out, in)
+    const float* scales;      // (candidates, in)
+    const float* importance;  // (candidates, in)
+    double* loss;             // (out, candidates), written
+    int64_t rows, columns, candidates, group_size;
+    float levels;  // 2^bits - 1
+    bool symmetric;
+};
+
+enum class ScaleType { float32, float16, bfloat16 };
+
+struct GemvArgs {
+    const int32_t* packed;  // (out, words)
+    const void* scale;      // (out, groups)
+    ScaleType scale_type;
+    const int8_t* zero_point;  // (out, groups) or null
+    const float* x;            // (tokens, padded words * 8), interleaved and scaled as gemv_int4.cpp says
+    const float* offsets;      // (tokens, padded words): -8 times the sum of a word's inputs
+    const float* group_sums;   // (tokens, groups): sums of x over each group
+    float* out;                // (tokens, out), written
+    int64_t rows, words, padded_words, groups, words_per_group, tokens;
+};
+
+// One set of kernels; each *_scratch says how many floats of scratch memory a call of the tile function needs.
+struct Kernels {
+    const char* name;
+    int lanes;
+    int64_t (*gemv_int4_scratch)(const GemvArgs&);
+    void (*gemv_int4_tile)(const GemvArgs&, int64_t first_row, float* scratch);
+    int64_t (*gptq_scratch)(const GptqArgs&);
+    void (*gptq_tile)(const GptqArgs&, int64_t first_row, float* scratch);
+    int64_t (*descent_scratch)(const DescentArgs&);
+    int64_t (*descent_tile)(const DescentArgs&, int64_t first_row, float* scratch);  // -> codes changed
+    int64_t (*rounding_scratch)(const RoundingArgs&);
+    void (*rounding_tile)(const RoundingArgs&, int64_t first_row, float* scratch);
+};
+
+#define COMPRESS_DECLARE_KERNELS(isa)                                    \
+    namespace isa {                                                      \
+    int64_t gemv_int4_scratch(const GemvArgs&);                          \
+    void gemv_int4_tile(const GemvArgs&, int64_t, float*);               \
+    int64_t gptq_scratch(const GptqArgs&);                               \
+    void gptq_tile(const GptqArgs&, int64_t, float*);                    \
+    int64_t descent_scratch(const DescentArgs&);                         \
+    int64_t descent_tile(const DescentArgs&, int64_t, float*);           \
+    int64_t rounding_scratch(const RoundingArgs&);                       \
+    void rounding_tile(const RoundingArgs&, int64_t, float*);            \
+    }
+COMPRESS_DECLARE_KERNELS(portable)
+COMPRESS_DECLARE_KERNELS(avx2)
+COMPRESS_DECLARE_KERNELS(avx512)
+
+}  // namespace compress

@@ -1,0 +1,197 @@
+// The native module: checks arguments, drops the GIL, and deals tiles out to threads.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <cmath>
+
+#include "checks.h"
+#include "isa.h"
+#include "parallel.h"
+
+namespace compress {
+namespace {
+
+int checked_threads(int threads) {
+    if (threads < 1) bad_value("threads", "at least 1, not " + std::to_string(threads));
+    return threads;
+}
+
+Grid checked_grid(const Input& scale, const Input& zero_point, const Input& group_of_column, int qmin, int qmax,
+                  int64_t rows, int64_t columns) {
+    const int64_t groups = extents(scale, "scale").second;
+    Grid grid{input<float>(scale, "scale", {rows, groups}), input<float>(zero_point, "zero_point", {rows, groups}),
+              input<int32_t>(group_of_column, "group_of_column", {columns}), groups, float(qmin), float(qmax)};
+    if (qmin < -128 || qmax > 127 || qmin >= qmax) bad_value("qmin, qmax", "in order and within int8");
+    for (int64_t c = 0; c < columns; ++c)
+        if (grid.group_of_column[c] < 0 || grid.group_of_column[c] >= groups)
+            bad_value("group_of_column", "within [0, " + std::to_string(groups) + ")");
+    for (int64_t i = 0; i < rows * groups; ++i)
+        if (const float z = grid.zero_point[i]; !(std::fabs(z) <= 128 && z == std::nearbyint(z)))
+            bad_value("zero_point", "whole numbers within int8");
+    return grid;
+}
+
+void gptq_quantize(const Input& weight, const Input& upper, const Input& scale, const Input& zero_point,
+                   const Input& group_of_column, int qmin, int qmax, const Output& codes, const Output& loss,
+                   int threads) {
+    const auto [rows, columns] = extents(weight, "weight");
+    std::vector<double> totals(rows);
+    const GptqArgs args{input<float>(weight, "weight", {rows, columns}),
+                        input<float>(upper, "upper", {columns, columns}),
+                        checked_grid(scale, zero_point, group_of_column, qmin, qmax, rows, columns),
+                        output<int8_t>(codes, "codes", {rows, columns}),
+                        totals.data(), rows, columns};
+    float* loss_out = output<float>(loss, "loss", {rows});
+    const int count = checked_threads(threads);
+    const Kernels& kernels = active_kernels();
+    nb::gil_scoped_release release;
+    for_each_tile(args.rows, kernels.gptq_scratch(args), count,
+                  [&](int64_t row, float* scratch) { kernels.gptq_tile(args, row, scratch); });
+    std::copy(totals.begin(), totals.end(), loss_out);
+}
+
+int64_t coordinate_descent(const Output& gradient, const Input& hessian, const Input& scale, const Input& zero_point,
+                           const Input& group_of_column, int qmin, int qmax, const Output& codes, int sweeps,
+                           int threads) {
+    const auto [rows, columns] = extents(gradient, "gradient");
+    const DescentArgs args{output<float>(gradient, "gradient", {rows, columns}),
+                           input<float>(hessian, "hessian", {columns, columns}),
+                           checked_grid(scale, zero_point, group_of_column, qmin, qmax, rows, columns),
+                           output<int8_t>(codes, "codes", {rows, columns}), rows, columns, sweeps};
+    if (sweeps < 0) bad_value("sweeps", "at least 0");
+    const int count = checked_threads(threads);
+    const Kernels& kernels = active_kernels();
+    nb::gil_scoped_release release;
+    std::atomic<int64_t> changed{0};
+    for_each_tile(args.rows, kernels.descent_scratch(args), count,
+                  [&](int64_t row, float* scratch) { changed += kernels.descent_tile(args, row, scratch); });
+    return changed;
+}
+
+void rounding_loss(const Input& weight, const Input& scales, const Input& importance, int64_t group_size, int bits,
+                   bool symmetric, const Output& loss, int threads) {
+    const auto [rows, columns] = extents(weight, "weight");
+    const int64_t candidates = extents(scales, "scales").first;
+    if (group_size < 1 || columns % group_size != 0)
+        bad_value("group_size", "a divisor of " + std::to_string(columns));
+    if (bits < 2 || bits > 8) bad_value("bits", "from 2 to 8");
+    std::vector<double> losses(rows * candidates);
+    const RoundingArgs args{input<float>(weight, "weight", {rows, columns}),
+                            input<float>(scales, "scales", {candidates, columns}),
+                            input<float>(importance, "importance", {candidates, columns}),
+                            losses.data(), rows, columns, candidates, group_size,
+                            float((1 << bits) - 1), symmetric};
+    float* loss_out = output<float>(loss, "loss", {candidates});
+    const int count = checked_threads(threads);
+    const Kernels& kernels = active_kernels();
+    nb::gil_scoped_release release;
+    for_each_tile(args.rows, kernels.rounding_scratch(args), count,
+                  [&](int64_t row, float* scratch) { kernels.rounding_tile(args, row, scratch); });
+    for (int64_t k = 0; k < candidates; ++k) {
+        double total = 0;
+        for (int64_t r = 0; r < rows; ++r) total += losses[r * candidates + k];
+        loss_out[k] = float(total);
+    }
+}
+
+ScaleType checked_scale_type(const Input& scale) {
+    if (scale.dtype() == kFloat32) return ScaleType::float32;
+    if (scale.dtype() == kFloat16) return ScaleType::float16;
+    if (scale.dtype() == kBfloat16 || scale.dtype() == kUint16) return ScaleType::bfloat16;
+    bad_type("scale", "float32, float16 or bfloat16 (or its bits as uint16)");
+}
+
+// What gemv_int4.cpp reads of x (tokens, columns): sets args.x and args.offsets to parts of the result.
+std::vector<float> interleave(const float* x, GemvArgs& args, int64_t columns, int lanes) {
+    constexpr float kScale[8] = {1, 0x1p-4f, 0x1p-8f, 0x1p-12f, 0x1p-16f, 0x1p-20f, 0x1p-24f, 1};
+    const int64_t width = args.padded_words * 8;
+    std::vector<float> result(args.tokens * args.padded_words * 9);
+    float* offsets = result.data() + args.tokens * width;
+    for (int64_t t = 0; t < args.tokens; ++t, x += columns)
+        for (int64_t word = 0; word < args.words; ++word) {
+            float* lane = result.data() + t * width + word / lanes * lanes * 8 + word % lanes;
+            float sum = 0;
+            for (int64_t c = word * 8; c < std::min(word * 8 + 8, columns); ++c) {
+                lane[c % 8 * lanes] = x[c] * kScale[c % 8];
+                sum += x[c];
+            }
+            offsets[t * args.padded_words + word] = -8 * sum;
+        }
+    args.x = result.data();
+    args.offsets = offsets;
+    return result;
+}
+
+std::vector<float> sums_of_groups(const float* x, const GemvArgs& args, int64_t group_size) {
+    std::vector<float> sums(args.tokens * args.groups);
+    for (size_t g = 0; g < sums.size(); ++g)
+        for (int64_t c = 0; c < group_size; ++c) sums[g] += x[g * group_size + c];
+    return sums;
+}
+
+void gemv_int4(const Input& packed, const Input& scale, const std::optional<Input>& zero_point, const Input& x,
+               const Output& out, int64_t group_size, int threads) {
+    const auto [rows, words] = extents(packed, "packed");
+    const auto [tokens, columns] = extents(x, "x");
+    if (words != (columns + 7) / 8)
+        bad_value("packed", "eight codes per word of a row of " + std::to_string(columns));
+    if (group_size < 1 || columns % group_size != 0)
+        bad_value("group_size", "a divisor of " + std::to_string(columns));
+    if (group_size % 8 != 0 && group_size != columns)
+        bad_value("group_size", "a multiple of 8, or all of the " + std::to_string(columns) + " columns");
+    const int64_t groups = columns / group_size;
+
+    const Kernels& kernels = active_kernels();
+    const int64_t padded_words = (words + kernels.lanes - 1) / kernels.lanes * kernels.lanes;
+    GemvArgs args{};
+    args.packed = input<int32_t>(packed, "packed", {rows, words});
+    args.scale_type = checked_scale_type(scale);
+    args.scale = memory_of(scale, "scale", {rows, groups});
+    args.zero_point = zero_point ? input<int8_t>(*zero_point, "zero_point", {rows, groups}) : nullptr;
+    args.out = output<float>(out, "out", {tokens, rows});
+    args.rows = rows, args.words = words, args.padded_words = padded_words, args.groups = groups;
+    args.words_per_group = groups == 1 ? words : group_size / 8, args.tokens = tokens;
+    const float* inputs = input<float>(x, "x", {tokens, columns});
+
+    // A thread costs more to start than a small product takes.
+    constexpr int64_t kCodesPerThread = 1 << 20;
+    const int64_t useful = 1 + rows * columns * tokens / kCodesPerThread;
+    const int count = int(std::min<int64_t>(checked_threads(threads), useful));
+    nb::gil_scoped_release release;
+    const std::vector<float> interleaved = interleave(inputs, args, columns, kernels.lanes);
+    const std::vector<float> sums = sums_of_groups(inputs, args, group_size);
+    args.group_sums = sums.data();
+    for_each_tile(args.rows, kernels.gemv_int4_scratch(args), count,
+                  [&](int64_t row, float* scratch) { kernels.gemv_int4_tile(args, row, scratch); });
+}
+
+std::vector<std::string> available_isas() {
+    std::vector<std::string> names;
+    for (const Kernels& k : available_kernels()) names.emplace_back(k.name);
+    return names;
+}
+
+}  // namespace
+}  // namespace compress
+
+NB_MODULE(_native, m) {
+    using namespace compress;
+    m.def("isa", [] { return std::string(active_kernels().name); });
+    m.def("set_isa", [](const std::string& name) { active_slot().store(&kernels_named(name)); }, nb::arg("name"));
+    m.def("available_isas", &available_isas);
+    m.def("gemv_int4", &gemv_int4, nb::arg("packed").noconvert(), nb::arg("scale").noconvert(),
+          nb::arg("zero_point").noconvert().none(), nb::arg("x").noconvert(), nb::arg("out").noconvert(),
+          nb::arg("group_size"), nb::arg("threads"));
+    m.def("gptq_quantize", &gptq_quantize, nb::arg("weight").noconvert(), nb::arg("upper").noconvert(),
+          nb::arg("scale").noconvert(), nb::arg("zero_point").noconvert(), nb::arg("group_of_column").noconvert(),
+          nb::arg("qmin"), nb::arg("qmax"), nb::arg("codes").noconvert(), nb::arg("loss").noconvert(),
+          nb::arg("threads"));
+    m.def("coordinate_descent", &coordinate_descent, nb::arg("gradient").noconvert(), nb::arg("hessian").noconvert(),
+          nb::arg("scale").noconvert(), nb::arg("zero_point").noconvert(), nb::arg("group_of_column").noconvert(),
+          nb::arg("qmin"), nb::arg("qmax"), nb::arg("codes").noconvert(), nb::arg("sweeps"), nb::arg("threads"));
+    m.def("rounding_loss", &rounding_loss, nb::arg("weight").noconvert(), nb::arg("scales").noconvert(),
+          nb::arg("importance").noconvert(), nb::arg("group_size"), nb::arg("bits"), nb::arg("symmetric"),
+          nb::arg("loss").noconvert(), nb::arg("threads"));
+}

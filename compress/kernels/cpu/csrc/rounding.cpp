@@ -1,0 +1,86 @@
+// What rounding to nearest would cost for many candidate column scales at once: the inner loop of AWQ's search.
+//
+// A row's group stays in the first-level cache while every candidate is tried on it: scale the columns, find the
+// range, round on the grid that covers it, and add up the squared errors by the columns' importance.
+#include "tile.h"
+
+namespace compress {
+namespace ISA {
+namespace {
+
+// One group of one row: `begin` columns into the row, `count` of them, padded with zeros to whole vectors. A zero is
+// on every grid, so padding changes neither the range nor the loss.
+struct Group {
+    const float* weight;
+    const float* scale;
+    const float* importance;
+    int64_t count;
+};
+
+static inline vf part(const float* p, int64_t at, int64_t count) {
+    if (at + LANES <= count) return load(p + at);
+    float padded[LANES] = {};
+    for (int64_t l = 0; at + l < count; ++l) padded[l] = p[at + l];
+    return load(padded);
+}
+
+float largest(vf v) {
+    float best = v[0];
+    for (int l = 1; l < LANES; ++l) best = v[l] > best ? v[l] : best;
+    return best;
+}
+
+float group_loss(const RoundingArgs& a, const Group& g, float* scaled) {
+    const float smallest = 1e-8f;
+    vf high = {}, low = {};
+    for (int64_t c = 0; c < g.count; c += LANES) {
+        const vf x = part(g.weight, c, g.count) * part(g.scale, c, g.count);
+        store(scaled + c, x);
+        high = x > high ? x : high;
+        low = -x > low ? -x : low;  // the lower end of the range, its sign turned
+    }
+    const float top = largest(high), bottom = largest(low);
+    float step, zero = 0, qmin, qmax;
+    if (a.symmetric) {
+        const float span = top > bottom ? top : bottom;
+        step = span / (a.levels / 2);
+        qmin = -(a.levels + 1) / 2, qmax = (a.levels - 1) / 2;
+    } else {
+        step = (top + bottom) / a.levels;
+        qmin = 0, qmax = a.levels;
+    }
+    step = step < smallest ? smallest : step;
+    if (!a.symmetric) {
+        zero = round_even(broadcast(bottom / step))[0];
+        zero = zero < 0 ? 0 : zero > qmax ? qmax : zero;
+    }
+    const vf lowest = broadcast(qmin - zero), highest = broadcast(qmax - zero);
+    vf total = {};
+    for (int64_t c = 0; c < g.count; c += LANES) {
+        const vf x = load(scaled + c);
+        const vf error = round_even(clamp(x / broadcast(step), lowest, highest)) * step - x;
+        total += error * error * part(g.importance, c, g.count);
+    }
+    return sum(total);
+}
+
+}  // namespace
+
+int64_t rounding_scratch(const RoundingArgs& a) { return a.group_size + LANES; }
+
+void rounding_tile(const RoundingArgs& a, int64_t first_row, float* scratch) {
+    const int64_t rows = smaller(kTileRows, a.rows - first_row);
+    for (int64_t r = first_row; r < first_row + rows; ++r) {
+        double* loss = a.loss + r * a.candidates;
+        for (int64_t k = 0; k < a.candidates; ++k) loss[k] = 0;
+        for (int64_t begin = 0; begin < a.columns; begin += a.group_size)
+            for (int64_t k = 0; k < a.candidates; ++k) {
+                const int64_t at = k * a.columns + begin;
+                const Group group{a.weight + r * a.columns + begin, a.scales + at, a.importance + at, a.group_size};
+                loss[k] += group_loss(a, group, scratch);
+            }
+    }
+}
+
+}  // namespace ISA
+}  // namespace compress

@@ -1,0 +1,181 @@
+"""Which implementation of an operation runs on a device, and why; and the operations themselves, on torch tensors.
+
+Shapes follow the legend in `types.py`. Every CPU result is the same whatever `threads` is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from compress.errors import UserError, WorkError
+from compress.kernels import batched, reference
+
+OPERATIONS = ("gemv_int4", "gptq_quantize", "coordinate_descent", "rounding_loss")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The implementation that `choose` picked, and the reason in words."""
+
+    name: str
+    reason: str
+
+
+def native() -> ModuleType:
+    """The native module. WorkError if it was not built, UserError if COMPRESS_ISA names what is not available."""
+    try:
+        from compress.kernels.cpu import _native
+    except ImportError as error:
+        raise WorkError(
+            f"the native kernels are not built ({error})", "run `pip install -e .` in the checkout, or install a wheel"
+        ) from error
+    try:
+        _native.isa()
+    except ValueError as error:
+        raise UserError(f"COMPRESS_ISA: {error}", "unset COMPRESS_ISA, or name an available one") from error
+    return _native
+
+
+def choose(operation: str, device: torch.device | str) -> Choice:
+    """The implementation of `operation` (one of OPERATIONS) for tensors on `device`."""
+    if operation not in OPERATIONS:
+        raise ValueError(f"unknown operation {operation!r}; one of {', '.join(OPERATIONS)}")
+    kind = torch.device(device).type
+    if kind == "cpu":
+        module = native()
+        available = ", ".join(module.available_isas())
+        return Choice(f"native-{module.isa()}", f"C++ kernel; this processor runs {available}")
+    if operation == "gemv_int4":
+        return Choice("reference", f"no {kind} kernel: the weight is dequantised before the product")
+    return Choice("batched", f"batched torch: all rows at once on {kind}, columns in chunks of {batched.COLUMN_CHUNK}")
+
+
+def gemv_int4(
+    packed: Tensor, scale: Tensor, zero_point: Tensor | None, x: Tensor, group_size: int, threads: int | None = None
+) -> Tensor:
+    """x (tokens, in) or (in,) float32 times a packed 4-bit weight, transposed: (tokens, out) or (out,) float32.
+
+    packed int32 (out, ceil(in / 8)) as compressed-tensors packs it; scale (out, groups) float32, float16 or bfloat16;
+    zero_point int8 (out, groups) or None.
+    """
+    inputs = x.reshape(1, -1) if x.dim() == 1 else x
+    if choose("gemv_int4", x.device).name == "reference":
+        out = reference.gemv_int4(packed, scale, zero_point, inputs, group_size).float()
+    else:
+        out = torch.empty(inputs.shape[0], packed.shape[0])
+        zero_point = None if zero_point is None else zero_point.contiguous()
+        native().gemv_int4(
+            packed.contiguous(), scale.contiguous(), zero_point, inputs.contiguous(), out, group_size, _threads(threads)
+        )
+    return out[0] if x.dim() == 1 else out
+
+
+def gptq_quantize(
+    weight: Tensor,
+    upper: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    group_of_column: Tensor,
+    qmin: int,
+    qmax: int,
+    threads: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """GPTQ's column loop: (codes (out, in) int8, loss per row (out) float32).
+
+    weight (out, in) float32 with its columns in the order in which they are to be quantised, not modified; upper
+    (in, in) float32, the upper Cholesky factor U of the inverse Hessian in that order (H^-1 = U^T U); scale and
+    zero_point (out, groups), None when symmetric; group_of_column (in) integers.
+    """
+    scale, zero_point = _grid(scale, zero_point)
+    if choose("gptq_quantize", weight.device).name == "batched":
+        return batched.gptq_quantize(weight.float(), upper.float(), scale, zero_point, group_of_column, qmin, qmax)
+    codes = torch.empty(weight.shape, dtype=torch.int8)
+    loss = torch.empty(weight.shape[0])
+    native().gptq_quantize(
+        weight.float().contiguous(),
+        upper.float().contiguous(),
+        scale,
+        zero_point,
+        group_of_column.to(torch.int32).contiguous(),
+        qmin,
+        qmax,
+        codes,
+        loss,
+        _threads(threads),
+    )
+    return codes, loss
+
+
+def coordinate_descent(
+    gradient: Tensor,
+    hessian: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    group_of_column: Tensor,
+    qmin: int,
+    qmax: int,
+    codes: Tensor,
+    sweeps: int,
+    threads: int | None = None,
+) -> int:
+    """Improve codes one at a time; returns the number of changes. Updates `gradient` and `codes` in place.
+
+    gradient (out, in) float32 contiguous, holds B - dequantised(codes) @ hessian on entry, where B = weight @ hessian
+    or whatever right-hand side the caller minimises against; hessian (in, in) symmetric float32; codes (out, in) int8
+    contiguous; scale, zero_point (out, groups), None when symmetric; group_of_column (in) integers. A row stops once
+    a sweep changes none of its codes. Columns whose diagonal is not positive are left alone.
+    """
+    scale, zero_point = _grid(scale, zero_point)
+    if choose("coordinate_descent", gradient.device).name == "batched":
+        return batched.coordinate_descent(
+            gradient, hessian, scale, zero_point, group_of_column, qmin, qmax, codes, sweeps
+        )
+    groups = group_of_column.to(torch.int32).contiguous()
+    changes: int = native().coordinate_descent(
+        gradient, hessian.float().contiguous(), scale, zero_point, groups, qmin, qmax, codes, sweeps, _threads(threads)
+    )
+    return changes
+
+
+def rounding_loss(
+    weight: Tensor,
+    scales: Tensor,
+    importance: Tensor,
+    group_size: int,
+    bits: int,
+    symmetric: bool,
+    threads: int | None = None,
+) -> Tensor:
+    """What rounding to nearest costs under candidate column scales: (candidates) float32.
+
+    weight (out, in) float32; scales (candidates, in), what the columns are multiplied with; importance (candidates,
+    in), what a squared error of a scaled column counts. Groups of `group_size` columns share a min-max grid.
+    """
+    if choose("rounding_loss", weight.device).name == "batched":
+        return reference.rounding_loss(weight, scales, importance, group_size, bits, symmetric)
+    loss = torch.empty(scales.shape[0])
+    native().rounding_loss(
+        weight.contiguous(),
+        scales.contiguous(),
+        importance.contiguous(),
+        group_size,
+        bits,
+        symmetric,
+        loss,
+        _threads(threads),
+    )
+    return loss
+
+
+def _grid(scale: Tensor, zero_point: Tensor | None) -> tuple[Tensor, Tensor]:
+    scale = scale.float().contiguous()
+    zero_point = torch.zeros_like(scale) if zero_point is None else zero_point.float().contiguous()
+    return scale, zero_point
+
+
+def _threads(threads: int | None) -> int:
+    return torch.get_num_threads() if threads is None else threads

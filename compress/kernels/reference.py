@@ -1,0 +1,112 @@
+"""The exact and slow definition of every operation in `kernels`: what the fast versions are tested against.
+
+Plain loops in the dtype of the arguments (use float64 for an oracle). Shapes follow the legend in `types.py`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def unpack_int4(packed: Tensor, in_features: int) -> Tensor:
+    """Signed codes (out, in) int8 of int32 words (out, ceil(in / 8)): stored nibble = code + 8, lowest bits first."""
+    shifts = torch.arange(0, 32, 4, device=packed.device, dtype=torch.int32)
+    nibbles = (packed.unsqueeze(-1) >> shifts) & 15
+    return (nibbles.reshape(packed.shape[0], -1)[:, :in_features] - 8).to(torch.int8)
+
+
+def gemv_int4(packed: Tensor, scale: Tensor, zero_point: Tensor | None, x: Tensor, group_size: int) -> Tensor:
+    """x (tokens, in) times the dequantised weight, transposed: (tokens, out) in float64."""
+    in_features = x.shape[1]
+    codes = unpack_int4(packed, in_features).double().reshape(packed.shape[0], -1, group_size)
+    if zero_point is not None:
+        codes = codes - zero_point.double().unsqueeze(-1)
+    weight = (codes * scale.double().unsqueeze(-1)).reshape(packed.shape[0], in_features)
+    return x.double() @ weight.T
+
+
+def nearest_code(value: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> tuple[Tensor, Tensor]:
+    """(codes, dequantised): clamp(round half to even(value / scale) + zero_point, qmin, qmax), all of one shape."""
+    codes = torch.clamp(torch.round(value / scale) + zero_point, qmin, qmax)
+    return codes, (codes - zero_point) * scale
+
+
+def gptq_quantize(
+    weight: Tensor, upper: Tensor, scale: Tensor, zero_point: Tensor, group_of_column: Tensor, qmin: int, qmax: int
+) -> tuple[Tensor, Tensor]:
+    """GPTQ (arXiv 2210.17323, algorithm 1) one column at a time.
+
+    weight (out, in); upper (in, in), the upper Cholesky factor U of the inverse Hessian (H^-1 = U^T U);
+    scale, zero_point (out, groups); group_of_column (in) integers. Returns codes (out, in) int8 and the loss per
+    row (out), sum of e^2 / 2 with e = (w - dequantised) / U_ii.
+    """
+    weight = weight.clone()
+    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    loss = torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
+    for i, group in enumerate(group_of_column.tolist()):
+        column, dequantised = nearest_code(weight[:, i], scale[:, group], zero_point[:, group], qmin, qmax)
+        codes[:, i] = column.to(torch.int8)
+        error = (weight[:, i] - dequantised) / upper[i, i]
+        weight[:, i + 1 :] -= error.unsqueeze(1) * upper[i, i + 1 :]
+        loss += error.square() / 2
+    return codes, loss
+
+
+def coordinate_descent(
+    gradient: Tensor,
+    hessian: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    group_of_column: Tensor,
+    qmin: int,
+    qmax: int,
+    codes: Tensor,
+    sweeps: int,
+) -> int:
+    """Lower (w - q) H (w - q)^T of every row by giving one code at a time its best value.
+
+    gradient (out, in) holds (w - q) H and is updated, codes (out, in) int8 too; hessian (in, in) symmetric. Columns
+    whose diagonal is not positive stay. Returns how many codes changed, counting every change.
+    """
+    changed = 0
+    for _ in range(sweeps):
+        before = changed
+        for j, group in enumerate(group_of_column.tolist()):
+            if hessian[j, j] <= 0:
+                continue
+            old = (codes[:, j].to(gradient.dtype) - zero_point[:, group]) * scale[:, group]
+            target = old + gradient[:, j] / hessian[j, j]
+            column, new = nearest_code(target, scale[:, group], zero_point[:, group], qmin, qmax)
+            changed += int((column != codes[:, j]).sum())
+            codes[:, j] = column.to(torch.int8)
+            gradient -= (new - old).unsqueeze(1) * hessian[j]
+        if changed == before:
+            break
+    return changed
+
+
+def rounding_loss(
+    weight: Tensor, scales: Tensor, importance: Tensor, group_size: int, bits: int, symmetric: bool
+) -> Tensor:
+    """What rounding to nearest costs under candidate column scales: (candidates).
+
+    weight (out, in); scales (candidates, in), what the columns are multiplied with; importance (candidates, in), what
+    a squared error of a scaled column counts. Every group of `group_size` columns of a row gets the grid that covers
+    its range: amax / ((2^bits - 1) / 2) when symmetric, else (max - min) / (2^bits - 1) with zero inside the range.
+    """
+    losses = []
+    levels = 2**bits - 1
+    for scale, counts in zip(scales, importance, strict=True):
+        groups = (weight * scale).reshape(weight.shape[0], -1, group_size)
+        if symmetric:
+            step = (groups.abs().amax(-1, keepdim=True) / (levels / 2)).clamp(min=1e-8)
+            rounded = torch.round(groups / step).clamp(-(levels + 1) / 2, (levels - 1) / 2)
+        else:
+            low, high = groups.amin(-1, keepdim=True).clamp(max=0), groups.amax(-1, keepdim=True).clamp(min=0)
+            step = ((high - low) / levels).clamp(min=1e-8)
+            zero = torch.round(-low / step).clamp(0, levels)
+            rounded = (torch.round(groups / step) + zero).clamp(0, levels) - zero
+        error = (rounded * step - groups).reshape(weight.shape)
+        losses.append((error.square() * counts).sum())
+    return torch.stack(losses)

@@ -1,0 +1,29 @@
+"""The output projection, computed in slices of the vocabulary so that its weight is never cast as a whole."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from compress.models.checkpoint import Checkpoint
+
+_SLICE_BYTES = 32 << 20
+
+
+class StreamedHead(nn.Module):
+    """logits = hidden @ weight.T with `weight` (vocabulary, width) mapped from the checkpoint, in hidden's dtype."""
+
+    def __init__(self, checkpoint: Checkpoint, weight: str) -> None:
+        super().__init__()
+        self._checkpoint = checkpoint
+        self._weight = weight
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden (..., width) -> logits (..., vocabulary)."""
+        weight = self._checkpoint.read(self._weight)
+        logits = hidden.new_empty(*hidden.shape[:-1], weight.shape[0])
+        step = max(1, _SLICE_BYTES // (weight.shape[1] * hidden.element_size()))
+        for start in range(0, weight.shape[0], step):
+            rows = weight[start : start + step].to(hidden)
+            torch.matmul(hidden, rows.T, out=logits[..., start : start + step])
+        return logits

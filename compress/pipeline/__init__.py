@@ -1,0 +1,15 @@
+"""plan() and run(): from a recipe and a model directory to an artifact. The only package that mutates a model.
+
+job.py      what is to be done: source, linears and their schemes, calibration tokens, output
+plan.py     the dry run: sizes, memory and time of a job
+inputs.py   the activations that flow from block to block
+methods.py  each method's way through one block
+linears.py  quantising one linear in row tiles, and measuring the error
+output.py   which tensors a block writes, and the ledger
+run.py      the loop over blocks: journal, resume, publish
+"""
+
+from compress.pipeline.plan import Plan, PlannedLinear, plan
+from compress.pipeline.run import RunResult, run
+
+__all__ = ["Plan", "PlannedLinear", "RunResult", "plan", "run"]

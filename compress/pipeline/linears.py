@@ -1,0 +1,92 @@
+"""Quantising one linear: rows are independent, so they are worked on in tiles of fixed height, in parallel.
+
+Also how its error is measured for layers.json.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compress.artifact.layers import LayerRecord
+from compress.artifact.manifest import Fallback
+from compress.models.skeleton import LinearSpec
+from compress.types import IntScheme, QuantizedTensor
+
+ROWS_PER_TILE = 128
+SAMPLE_TOKENS = 512
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class QuantizedLinear:
+    """One finished linear: what is stored, and what is reported."""
+
+    spec: LinearSpec
+    quantized: QuantizedTensor
+    record: LayerRecord
+    fallbacks: tuple[Fallback, ...] = ()
+
+
+def in_tiles(weight: Tensor, quantize_rows: Callable[[Tensor], QuantizedTensor], pool: Executor) -> QuantizedTensor:
+    """Applies `quantize_rows` to tiles of rows of weight (out, in) and puts the results together."""
+    return join(list(pool.map(quantize_rows, weight.split(ROWS_PER_TILE))))
+
+
+def join(tiles: Sequence[QuantizedTensor]) -> QuantizedTensor:
+    """Stacks quantised row tiles."""
+    zeros = [tile.zero_point for tile in tiles if tile.zero_point is not None]
+    return QuantizedTensor(
+        torch.cat([tile.codes for tile in tiles]),
+        torch.cat([tile.scale for tile in tiles]),
+        torch.cat(zeros) if zeros else None,
+        tiles[0].scheme,
+    )
+
+
+def sample_of(chunks: Sequence[Tensor]) -> Tensor:
+    """At most SAMPLE_TOKENS rows (tokens, in) float32, evenly spread over the chunks."""
+    tokens = sum(chunk.shape[0] for chunk in chunks)
+    stride = max(1, tokens // SAMPLE_TOKENS)
+    return torch.cat([chunk[::stride] for chunk in chunks])[:SAMPLE_TOKENS].float()
+
+
+def record(
+    spec: LinearSpec,
+    method: str,
+    weight: Tensor,
+    dequantized: Tensor,
+    scheme: IntScheme,
+    scale_bits: int,
+    sample: Tensor | None,
+    reference: Tensor | None = None,
+    fallback: str | None = None,
+    details: dict[str, float | int | str | bool | None] | None = None,
+) -> LayerRecord:
+    """The report of one linear.
+
+    weight, dequantized: (out, in) float32. sample: (tokens, in) inputs of the quantised linear; reference: (tokens, in)
+    inputs that the original model has for the same tokens, where they are known and differ.
+    """
+    difference = weight - dequantized
+    noise, signal = float(difference.square().sum()), float(weight.square().sum())
+    error = None
+    if sample is not None and sample.shape[0]:
+        wanted = (sample if reference is None else reference) @ weight.T
+        total = float(wanted.square().sum())
+        error = float((wanted - sample @ dequantized.T).square().sum()) / total if total > 0 else None
+    return LayerRecord(
+        name=spec.name,
+        block=spec.block,
+        method=method,
+        scheme=scheme.label,
+        bits_per_weight=scheme.bits_per_weight(spec.in_features, scale_bits),
+        output_error=error,
+        weight_sqnr_db=10 * math.log10(signal / noise) if noise > 0 and signal > 0 else None,
+        fallback=fallback,
+        details=dict(details or {}),
+    )

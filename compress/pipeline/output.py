@@ -1,0 +1,100 @@
+"""What is written: the tensors of each block and of what stands outside, their ledger entries, and config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from compress.artifact.layers import LayerRecord
+from compress.artifact.ledger import Action, LedgerEntry
+from compress.formats import int_packed
+from compress.formats.compressed_tensors import for_own_reader, quantization_config
+from compress.pipeline.job import Job
+from compress.pipeline.methods import BlockResult
+from compress.pipeline.source import read_finite
+
+Fate = dict[str, tuple[Action, list[str]]]
+"""What became of each source tensor: the action, and the names of the output tensors that hold it now."""
+
+
+def block_tensors(job: Job, block: int, result: BlockResult) -> tuple[dict[str, Tensor], Fate]:
+    """The output tensors of one block, and the fate of each of its source tensors."""
+    tensors: dict[str, Tensor] = {}
+    fate: Fate = {}
+    for linear in result.linears:
+        stored = {f"{linear.spec.name}.{local}": tensor for local, tensor in int_packed.pack(linear.quantized).items()}
+        tensors |= stored
+        fate[linear.spec.weight] = ("quantized", list(stored))
+    for name, tensor in result.changed.items():
+        tensors[name] = tensor
+        fate[name] = ("folded", [name])
+    rest = [name for name in job.skeleton.block_tensors(block) if name not in fate]
+    return _keep(job, rest, tensors, fate)
+
+
+def left_alone(job: Job, block: int) -> list[LayerRecord]:
+    """The report of the linears of one block that keep their precision: why they do."""
+    return [
+        LayerRecord(name=spec.name, block=block, reason=job.reasons[spec.name])
+        for spec in job.skeleton.linears(block)
+        if spec.name in job.reasons
+    ]
+
+
+def outer_tensors(job: Job) -> tuple[dict[str, Tensor], Fate]:
+    """The output tensors outside all blocks; a stored copy of a tied tensor is not written a second time."""
+    fate: Fate = {}
+    checkpoint, tied = job.checkpoint, job.skeleton.tied()
+    rest = []
+    for name in job.skeleton.outer_tensors():
+        target = tied.get(name)
+        if target in checkpoint.index and target != name and checkpoint.sha256(name) == checkpoint.sha256(target):
+            fate[name] = ("tied", [target])
+        else:
+            rest.append(name)
+    return _keep(job, rest, {}, fate)
+
+
+def ledger(job: Job, fate: Fate, sha256: Mapping[str, str]) -> dict[str, LedgerEntry]:
+    """Ledger entries of source tensors; `sha256` holds the hash of every output tensor of the part."""
+    return {
+        name: LedgerEntry.of(action, job.checkpoint.sha256(name), {output: sha256[output] for output in into})
+        for name, (action, into) in fate.items()
+    }
+
+
+def config(job: Job) -> dict[str, Any]:
+    """config.json of the artifact: the source's, plus how its weights are stored."""
+    quantization = quantization_config(job.schemes, _high_precision(job))
+    if not transformers_can_load(job):
+        quantization = for_own_reader(quantization)
+    return {**job.checkpoint.config, "quantization_config": quantization}
+
+
+def transformers_can_load(job: Job) -> bool:
+    """Whether compressed-tensors carries this: not Conv1D weights, and not zero points of fused experts."""
+    specs = [spec for spec in job.skeleton.linears() if spec.name in job.schemes]
+    conv1d = any(spec.layout == "conv1d" for spec in specs)
+    asymmetric_experts = any(spec.expert is not None and not job.schemes[spec.name].symmetric for spec in specs)
+    return not conv1d and not asymmetric_experts
+
+
+def _high_precision(job: Job) -> Iterable[str]:
+    """Names of the linears that keep their precision: ignored ones, routers, the head, projections around blocks."""
+    inside = {
+        name.removesuffix(".weight")
+        for block in range(job.skeleton.num_blocks)
+        for name in job.skeleton.block_tensors(block)
+        if name.endswith(".weight") and len(job.checkpoint.index[name].shape) == 2
+    }
+    return (inside - set(job.schemes)) | set(job.skeleton.outer_linears())
+
+
+def _keep(job: Job, names: Iterable[str], tensors: dict[str, Tensor], fate: Fate) -> tuple[dict[str, Tensor], Fate]:
+    """Adds tensors that go over as they are. WorkError where one is not finite."""
+    for name in names:
+        tensors[name] = read_finite(job.checkpoint, name)
+        fate[name] = ("kept", [name])
+    return tensors, fate

@@ -1,0 +1,172 @@
+"""plan(): what a run would make and cost, without reading a weight or writing a file."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from compress.artifact import store
+from compress.models.skeleton import LinearSpec
+from compress.pipeline.inputs import CHUNK_TOKENS
+from compress.pipeline.job import Job, needs_blocks, needs_original, resolve
+from compress.quantization.configs import AwqConfig, GptqConfig
+from compress.recipe import Recipe
+from compress.types import IntScheme
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedLinear:
+    """One linear: its scheme and stored bits per weight, or the reason why it stays as it is (then its own bits)."""
+
+    name: str
+    block: int
+    in_features: int
+    out_features: int
+    scheme: IntScheme | None
+    bits_per_weight: float
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """bits_per_weight counts codes, scales and zero points of the quantised linears; file_bits_per_weight everything.
+
+    peak_memory_bytes is anonymous memory above the interpreter and its libraries. problems forbid the run.
+    """
+
+    model: str
+    method: str
+    linears: list[PlannedLinear]
+    bits_per_weight: float
+    file_bits_per_weight: float
+    output_bytes: int
+    source_bytes: int
+    peak_memory_bytes: int
+    seconds_estimate: float
+    problems: list[str]
+    output: Path
+
+
+def plan(
+    recipe: Recipe, *, model: str | Path | None = None, output: str | Path | None = None, device: str = "auto"
+) -> Plan:
+    """Lays out a run. Its `problems` are what `run` would refuse; other user errors are raised as in `run`."""
+    job = resolve(recipe, model=model, output=output, device=device)
+    specs = job.skeleton.linears()
+    linears = [_planned(job, spec) for spec in specs]
+    quantized = [spec for spec in specs if spec.name in job.schemes and job.scheme.fits(spec.in_features)]
+    stored = {spec.name: _stored_bits(job, spec) for spec in quantized}
+    weights = sum(spec.in_features * spec.out_features for spec in quantized)
+    replaced = sum(job.checkpoint.index[spec.weight].nbytes for spec in quantized)
+    source_bytes = job.checkpoint.nbytes
+    output_bytes = source_bytes - replaced - _copies(job) + sum(stored.values()) // 8
+    parameters = sum(math.prod(info.shape) for info in job.checkpoint.index.values())
+    if not job.problems:
+        _ = job.calibration  # raises what `run` would raise about the text
+    return Plan(
+        model=job.model_name,
+        method=job.method_name,
+        linears=linears,
+        bits_per_weight=sum(stored.values()) / weights if weights else 0.0,
+        file_bits_per_weight=8 * output_bytes / parameters,
+        output_bytes=output_bytes,
+        source_bytes=source_bytes,
+        peak_memory_bytes=_peak_memory(job),
+        seconds_estimate=_seconds(job),
+        problems=job.problems,
+        output=_output(job),
+    )
+
+
+def _output(job: Job) -> Path:
+    if job.output is not None:
+        return job.output
+    if job.problems or not job.family_directory.is_dir():
+        return job.family_directory / "v1"
+    return store.next_version(job.family_directory, job.identity())
+
+
+def _planned(job: Job, spec: LinearSpec) -> PlannedLinear:
+    scheme = job.schemes.get(spec.name)
+    itemsize = job.checkpoint.index[spec.weight].dtype.itemsize
+    reason = job.reasons.get(spec.name)
+    if scheme is not None and not scheme.fits(spec.in_features):
+        reason = f"group size {scheme.group_size} does not divide {spec.in_features}"
+        scheme = None
+    bits = 8.0 * itemsize if scheme is None else scheme.bits_per_weight(spec.in_features, 8 * itemsize)
+    return PlannedLinear(spec.name, spec.block, spec.in_features, spec.out_features, scheme, bits, reason)
+
+
+def _stored_bits(job: Job, spec: LinearSpec) -> int:
+    itemsize = job.checkpoint.index[spec.weight].dtype.itemsize
+    bits_per_weight = job.schemes[spec.name].bits_per_weight(spec.in_features, 8 * itemsize)
+    return round(bits_per_weight * spec.in_features * spec.out_features)
+
+
+def _copies(job: Job) -> int:
+    """Bytes of stored copies of tied tensors, which are not written again."""
+    index, tied = job.checkpoint.index, job.skeleton.tied()
+    return sum(index[alias].nbytes for alias, target in tied.items() if alias in index and target in index)
+
+
+def _peak_memory(job: Job) -> int:
+    """An upper estimate: the largest single tensor or block, activations between blocks, one linear's statistics."""
+    checkpoint, skeleton, specs = job.checkpoint, job.skeleton, job.skeleton.linears()
+    widest = max(spec.in_features for spec in specs)
+    largest = max(spec.in_features * spec.out_features for spec in specs)
+    one_linear = largest * (4 * 4 + 8 + 1)  # float32 weight and temporaries, int64 words while packing, codes
+    if not needs_blocks(job.stage):
+        return one_linear + max(info.nbytes for info in checkpoint.index.values())
+    block = max(
+        sum(math.prod(checkpoint.index[name].shape) for name in skeleton.block_tensors(number))
+        for number in range(skeleton.num_blocks)
+    )
+    itemsize = skeleton.dtype.itemsize
+    streams = 2 if needs_original(job.stage) else 1
+    wanted = job.stage.calibration
+    tokens = 0 if wanted is None else wanted.samples * wanted.seq_len
+    hidden = int(job.checkpoint.config.get("hidden_size") or specs[0].in_features)
+    inside = widest + 4 * hidden  # what a paused forward holds per token
+    activations = tokens * itemsize * streams * (2 * hidden + inside) + CHUNK_TOKENS * widest * 8
+    weights = block * (itemsize * streams if isinstance(job.stage.method, GptqConfig) else itemsize + 4)
+    statistics = widest * widest * 4 * (5 if isinstance(job.stage.method, GptqConfig) else 1)
+    return one_linear + activations + weights + statistics
+
+
+def _seconds(job: Job) -> float:
+    """Work over a rate measured now: floating-point work for calibrated methods, weight traffic for data-free ones."""
+    threads = torch.get_num_threads()
+    rate = _measured_flops() * threads
+    weights = sum(spec.in_features * spec.out_features for spec in job.skeleton.linears())
+    rounding = weights * 60e-9 / threads
+    wanted = job.stage.calibration
+    if wanted is None:
+        return rounding
+    tokens = wanted.samples * wanted.seq_len
+    shared = ("k_proj", "v_proj", "up_proj")
+    squares = sum(spec.in_features**2 for spec in job.skeleton.linears() if not spec.name.endswith(shared))
+    forward = 2.0 * weights * tokens
+    cubes = sum(float(spec.out_features) * spec.in_features**2 for spec in job.skeleton.linears())
+    if isinstance(job.stage.method, AwqConfig):
+        grid = 2 * job.stage.method.grid * weights * 10e-9 / threads
+        return 2 * forward / rate + rounding * 4 + grid
+    return (2 * forward + 3.0 * squares * tokens + 16 * cubes) / rate + rounding * 10
+
+
+def _measured_flops() -> float:
+    """Floating-point operations per second of one thread on a float32 matrix product, measured in milliseconds."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        a = torch.ones(384, 384)
+        a @ a
+        started = time.perf_counter()
+        for _ in range(4):
+            a @ a
+        return 4 * 2 * 384.0**3 / max(time.perf_counter() - started, 1e-6)
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,202 @@
+"""run(): the loop over blocks. Killed at any moment, the next run goes on behind the last journalled block.
+
+All arithmetic happens in tasks that are single-threaded, cut at fixed sizes and summed in a fixed order; the pool only
+decides who computes what. So the bytes written do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import compress
+from compress.artifact import store
+from compress.artifact.layers import LayerRecord
+from compress.artifact.ledger import LedgerEntry
+from compress.artifact.manifest import CalibrationRecord, Fallback, Parent
+from compress.artifact.publish import Contents
+from compress.artifact.reader import Artifact
+from compress.artifact.staging import Staging
+from compress.pipeline import inputs, output
+from compress.pipeline.inputs import Activations
+from compress.pipeline.job import Job, environment, needs_blocks, needs_original, resolve
+from compress.pipeline.methods import through_block
+from compress.progress import NullProgress, Progress
+from compress.recipe import Recipe
+
+OUTER = "outer"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The artifact, and how it came to be. `seconds` covers the blocks: weights in memory to tensors written."""
+
+    artifact: Artifact
+    complete_already: bool
+    resumed_blocks: int
+    computed_blocks: int
+    seconds: float
+
+
+def run(
+    recipe: Recipe,
+    *,
+    model: str | Path | None = None,
+    output: str | Path | None = None,
+    device: str = "auto",
+    restart: bool = False,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Carries out a recipe and publishes the artifact.
+
+    Args:
+        model: directory or hub id; overrides the recipe's; the packaged model if neither is given.
+        output: the artifact's directory; the next version under `artifacts/` if not given.
+        restart: replace whatever the output holds, at the end and in one step.
+
+    Raises:
+        UserError, WorkError, IntegrityError: nothing is published, and what was there stays. Work that was journalled
+            is used by the next run of the same recipe on the same source.
+    """
+    progress = progress or NullProgress()
+    with _deterministic() as (pool, workers):
+        job = resolve(recipe, model=model, output=output, device=device)
+        job.refuse_problems()
+        with _staging(job, restart) as staging:
+            done = staging.completed()
+            if done is not None:
+                return RunResult(done, True, 0, 0, 0.0)
+            started = time.perf_counter()
+            resumed, computed = _blocks(job, staging, pool, workers, progress)
+            seconds = time.perf_counter() - started
+            artifact = staging.publish(_contents(job, staging.journal()))
+            if staging.kept_aside is not None:
+                progress.warn(f"what {artifact.path.name} held besides an artifact was moved to {staging.kept_aside}")
+    if output is None:
+        store.update_latest(artifact.path)
+    return RunResult(artifact, False, resumed, computed, seconds)
+
+
+@contextmanager
+def _deterministic() -> Iterator[tuple[Executor, int]]:
+    """One thread per operation, as many operations at a time as torch would have used threads."""
+    workers = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool, workers
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(workers)
+
+
+def _staging(job: Job, restart: bool) -> Staging:
+    identity = job.identity()
+    if job.output is not None:
+        return Staging(job.output, identity, restart=restart)
+    return store.open_next(job.family_directory, identity, restart=restart)
+
+
+def _blocks(job: Job, staging: Staging, pool: Executor, workers: int, progress: Progress) -> tuple[int, int]:
+    """Does what the journal does not hold yet; returns how many blocks were there and how many were computed."""
+    entries = staging.journal()
+    done = sum(entry["key"] != OUTER for entry in entries)
+    total = job.skeleton.num_blocks
+    if not any(entry["key"] == OUTER for entry in entries):
+        tensors, fate = output.outer_tensors(job)
+        _commit(job, staging, OUTER, tensors, fate)
+    activations = _activations(job, staging, done)
+    progress.begin(f"quantising blocks ({job.method_name} {job.scheme.label})", total)
+    for block in range(done):
+        progress.advance(f"block {block}: done before")
+    for block in range(done, total):
+        result = through_block(job, block, activations, pool, workers)
+        tensors, fate = output.block_tensors(job, block, result)
+        activations = result.activations
+        last = block == total - 1
+        _commit(
+            job, staging, f"block-{block:05d}", tensors, fate,
+            layers=[*(linear.record for linear in result.linears), *output.left_alone(job, block)],
+            fallbacks=[*result.fallbacks, *(f for linear in result.linears for f in linear.fallbacks)],
+            state=None if activations is None or last else activations,
+        )  # fmt: skip
+        progress.advance(f"block {block}")
+    progress.end()
+    return done, total - done
+
+
+def _activations(job: Job, staging: Staging, done: int) -> Activations | None:
+    if not needs_blocks(job.stage) or done == job.skeleton.num_blocks:
+        return None
+    assert job.calibration is not None
+    start = inputs.enter(job.skeleton, job.calibration.tokens, needs_original(job.stage))
+    if not done:
+        return start
+    return inputs.resume(start, done, staging.read_state(staging.journal()[-1]["state"]))
+
+
+def _commit(
+    job: Job,
+    staging: Staging,
+    key: str,
+    tensors: Mapping[str, torch.Tensor],
+    fate: output.Fate,
+    layers: list[LayerRecord] | None = None,
+    fallbacks: list[Fallback] | None = None,
+    state: Activations | None = None,
+) -> None:
+    part = staging.write_part(key, tensors)
+    written = {name: record["sha256"] for name, record in part["tensors"].items()}
+    staging.commit(
+        {
+            "key": key,
+            "part": part,
+            "state": None if state is None else staging.write_state(key, state.state()),
+            "ledger": {name: entry.model_dump() for name, entry in output.ledger(job, fate, written).items()},
+            "layers": [layer.model_dump(mode="json") for layer in layers or []],
+            "fallbacks": [fallback.model_dump() for fallback in fallbacks or []],
+        }
+    )
+
+
+def _contents(job: Job, entries: list[dict[str, Any]]) -> Contents:
+    checkpoint, calibration = job.checkpoint, job.calibration
+    recipe = job.recipe
+    return Contents(
+        config=output.config(job),
+        aux_files=checkpoint.aux_files(),
+        recipe=recipe.model_dump(mode="json", exclude={"model"}),
+        recipe_hash=recipe.hash(),
+        recipe_yaml=recipe.to_yaml(),
+        parents=[
+            Parent(
+                kind="model",
+                name=job.model_name,
+                digest=checkpoint.digest(),
+                stage=recipe.stages[0].kind,
+                bytes=checkpoint.nbytes,
+            )
+        ],
+        source_shapes={name: info.shape for name, info in checkpoint.index.items()},
+        ledger={name: LedgerEntry(**row) for entry in entries for name, row in entry["ledger"].items()},
+        layers=[LayerRecord(**row) for entry in entries for row in entry["layers"]],
+        fallbacks=[Fallback(**row) for entry in entries for row in entry["fallbacks"]],
+        calibration=None
+        if calibration is None
+        else CalibrationRecord(
+            name=calibration.name,
+            sha256=calibration.sha256,
+            samples=calibration.tokens.shape[0],
+            seq_len=calibration.tokens.shape[1],
+            seed=calibration.seed,
+        ),
+        created_with=f"compress {compress.__version__}",
+        environment=environment(job.skeleton.dtype),
+    )

@@ -1,0 +1,165 @@
+"""GPTQ (Frantar et al., arXiv:2210.17323, Algorithm 1) with everything that improves it at no cost in stored bits.
+
+1. Correction. Earlier layers are already quantised, so the inputs x differ from the x' of the original model. The
+   float weight that best reproduces W x' from x is W* = W + W D H^-1 with D = mean (x' - x) x^T; the asymmetric
+   calibration of GPTAQ (arXiv:2504.02692) in closed form. GPTQ then quantises W*.
+2. Static groups with activation order: scales are fixed on the stored column order, columns are visited by falling
+   Hessian diagonal, so nothing but codes and scales is stored.
+3. Scales minimise the error that remains after the other columns compensate: a group's error counts by the inverse
+   of its diagonal block of H^-1 (the Schur complement).
+4. The column loop, with error feedback through U where H^-1 = U^T U (native kernel).
+5. Cyclic coordinate descent over the codes on the same objective tr((W* - Q) H (W* - Q)^T), and least-squares
+   refits of the scales given the codes; every step can only lower the objective before scale rounding, and the
+   best state is kept.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from compress.calibration.statistics import LinearStats
+from compress.kernels import dispatch
+from compress.quantization.configs import GptqConfig
+from compress.quantization.grid import Grid, grouped, min_max_grid, search_grid, stored_scale
+from compress.quantization.hessian import Factored, damped, factor
+from compress.types import IntScheme, QuantizedTensor
+
+SHRINKAGE = 4
+
+
+class Preconditioner:
+    """What the linears that share one input share: the ordered, factored Hessian. Costs O(in^3) once."""
+
+    def __init__(self, stats: LinearStats, config: GptqConfig) -> None:
+        diagonal = stats.hessian.diagonal()
+        width = diagonal.shape[0]
+        if config.act_order:
+            self.order = torch.argsort(diagonal, descending=True, stable=True)
+        else:
+            self.order = torch.arange(width)
+        self.stats = stats
+        self.factored: Factored | None = factor(_permuted(stats.hessian, self.order), config.damp_frac)
+        self.hessian = damped(stats.hessian, self.factored.damp_frac if self.factored else config.damp_frac)
+        self._blocks: dict[int, Tensor] = {}
+
+    def inverse_blocks(self, groups: int) -> Tensor:
+        """Inverse of each group's diagonal block of H^-1, in stored column order: (groups, size, size)."""
+        assert self.factored is not None
+        if groups not in self._blocks:
+            columns = self.factored.upper[:, torch.argsort(self.order)]
+            members = columns.T.reshape(groups, columns.shape[1] // groups, -1)
+            self._blocks[groups] = torch.linalg.inv(torch.bmm(members, members.transpose(1, 2)))
+        return self._blocks[groups]
+
+
+def transform(
+    weight: Tensor, shared: Preconditioner, scheme: IntScheme, config: GptqConfig, scale_dtype: torch.dtype
+) -> QuantizedTensor:
+    """Quantises rows (out, in) float32 of a weight whose input statistics are in `shared`, which must be factored.
+
+    Rows do not depend on each other, so a weight may be handed over in tiles.
+    """
+    assert shared.factored is not None
+    factored, order = shared.factored, shared.order
+    if config.correction and shared.stats.drift is not None:
+        weight = _corrected(weight, shared, config.correction)
+    groups = scheme.groups(weight.shape[1])
+    if config.scale_search:
+        grid = search_grid(weight, scheme, scale_dtype, shared.inverse_blocks(groups))
+    else:
+        grid = min_max_grid(weight, scheme, scale_dtype)
+    codes, _ = dispatch.gptq_quantize(
+        weight[:, order].contiguous(), factored.upper, grid.scale.float(), _float_zero(grid),
+        (order // (weight.shape[1] // groups)).to(torch.int32), scheme.qmin, scheme.qmax, threads=1,
+    )  # fmt: skip
+    rows = _Rows(weight, grid, codes[:, torch.argsort(order)].contiguous(), shared.hessian)
+    if config.descent_sweeps:
+        rows.descend(config.descent_sweeps)
+        for _ in range(config.refit_rounds):
+            if not rows.refit(config.descent_sweeps):
+                break
+    return rows.quantized()
+
+
+class _Rows:
+    """Codes and scales of some rows while they are polished; columns are in stored order."""
+
+    def __init__(self, target: Tensor, grid: Grid, codes: Tensor, hessian: Tensor) -> None:
+        self.grid, self.codes, self.hessian = grid, codes, hessian
+        self.target, self.scale, self.zero = target, grid.scale, _float_zero(grid)
+        self.pull = target @ hessian
+        width, groups = target.shape[1], grid.scale.shape[1]
+        self.group_of_column = torch.arange(width, dtype=torch.int32) // (width // groups)
+        self.gradient = self.pull - self._dense(self.scale) @ hessian
+
+    def descend(self, sweeps: int) -> None:
+        """Coordinate descent from `gradient` = (target - dense) @ hessian, which it keeps."""
+        dispatch.coordinate_descent(
+            self.gradient, self.hessian, self.scale.float(), self.zero, self.group_of_column,
+            self.grid.scheme.qmin, self.grid.scheme.qmax, self.codes, sweeps, threads=1,
+        )  # fmt: skip
+        self.loss = (self.gradient * (self.target - self._dense(self.scale))).sum(1)
+
+    def refit(self, sweeps: int) -> bool:
+        """Refits scales, then descends; rows that got worse are put back. Whether any row improved."""
+        scale, codes, loss = self.scale, self.codes.clone(), self.loss
+        self.scale, self.gradient = self._least_squares()
+        self.descend(sweeps)
+        worse = ~(self.loss < loss)
+        self.scale = torch.where(worse.unsqueeze(1), scale, self.scale)
+        self.codes[worse] = codes[worse]
+        self.loss = torch.where(worse, loss, self.loss)
+        return not bool(worse.all())
+
+    def quantized(self) -> QuantizedTensor:
+        return QuantizedTensor(self.codes, self.scale, self.grid.zero_point, self.grid.scheme)
+
+    def _levels(self) -> Tensor:
+        """codes - zero_point as (out, groups, group_size)."""
+        return grouped(self.codes.float(), self.grid.scheme) - self.zero.unsqueeze(-1)
+
+    def _dense(self, scale: Tensor) -> Tensor:
+        return (self._levels() * scale.float().unsqueeze(-1)).reshape(self.codes.shape)
+
+    def _least_squares(self) -> tuple[Tensor, Tensor]:
+        """argmin over scales of the objective with the codes held, one (groups, groups) system per row.
+
+        Returns the scales as stored, and the gradient that belongs to them.
+        """
+        levels = self._levels()
+        out, groups, size = levels.shape
+        through = torch.bmm(levels.transpose(0, 1), self.hessian.reshape(groups, size, -1))
+        normal = torch.einsum("gokj,okj->ogk", through.reshape(groups, out, groups, size), levels)
+        right = (levels * grouped(self.pull, self.grid.scheme)).sum(-1)
+        ridge = normal.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-20) * 1e-6
+        normal += ridge.reshape(-1, 1, 1) * torch.eye(groups)
+        solution, info = torch.linalg.solve_ex(normal, right.unsqueeze(-1))
+        usable = (info == 0) & torch.isfinite(solution).all(dim=(1, 2))
+        wanted = torch.where(usable.unsqueeze(1), solution.squeeze(-1), self.scale.float())
+        scale = stored_scale(wanted, self.scale.dtype)
+        return scale, self.pull - torch.einsum("goj,og->oj", through, scale.float())
+
+
+def _float_zero(grid: Grid) -> Tensor:
+    return torch.zeros(grid.scale.shape) if grid.zero_point is None else grid.zero_point.float()
+
+
+def _corrected(weight: Tensor, shared: Preconditioner, share: float) -> Tensor:
+    """W + share * W D H^-1, computed with the factor: X H^-1 = (X U^T) U in visiting order.
+
+    The drift is an estimate from n tokens in as many dimensions as the linear has inputs; taken at face value from few
+    tokens it fits their noise, so it is shrunk by n / (n + SHRINKAGE * in).
+    """
+    assert shared.factored is not None
+    assert shared.stats.drift is not None
+    upper, order = shared.factored.upper, shared.order
+    pulled = (weight @ shared.stats.drift)[:, order]
+    delta = torch.empty_like(weight)
+    delta[:, order] = (pulled @ upper.T) @ upper
+    tokens, width = shared.stats.tokens, weight.shape[1]
+    return weight + share * tokens / (tokens + SHRINKAGE * width) * delta
+
+
+def _permuted(matrix: Tensor, order: Tensor) -> Tensor:
+    return matrix[order][:, order].contiguous()

@@ -1,0 +1,128 @@
+"""Integer grids: from a range to scale and zero point, from a weight to codes, and the search for the best range.
+
+Symmetric grids use amax / ((2^b - 1) / 2) with all 2^b codes (the 7.5 grid at 4 bits), because amax / (2^(b-1) - 1)
+leaves one code unused. The search may also turn a symmetric scale negative, which hands the extra code -2^(b-1) to
+whichever side of zero reaches further; a kernel that multiplies by the scale reads it unchanged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compress.types import IntScheme, QuantizedTensor
+
+SMALLEST_SCALE = 1e-8
+COARSE_STEP = 0.06
+FINE_STEP = 0.02
+# The coarser the grid, the more range it pays to give up for finer steps.
+LOWEST_SHRINK = {2: 0.40, 3: 0.52, 4: 0.64, 5: 0.76, 6: 0.82, 7: 0.88, 8: 0.94}
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Grid:
+    """scale (out, groups) in its stored dtype; zero_point (out, groups) int8, None when symmetric."""
+
+    scale: Tensor
+    zero_point: Tensor | None
+    scheme: IntScheme
+
+    def encode(self, weight: Tensor) -> Tensor:
+        """Nearest codes (out, in) int8 of weight (out, in) float32."""
+        groups = grouped(weight, self.scheme)
+        return self._codes(groups).to(torch.int8).reshape(weight.shape)
+
+    def error(self, groups: Tensor) -> Tensor:
+        """Rounding error (out, groups, group_size) float32 of nearest codes."""
+        zero = 0.0 if self.zero_point is None else self.zero_point.unsqueeze(-1)
+        return (self._codes(groups) - zero) * self.scale.float().unsqueeze(-1) - groups
+
+    def _codes(self, groups: Tensor) -> Tensor:
+        codes = torch.round(groups / self.scale.float().unsqueeze(-1))
+        if self.zero_point is not None:
+            codes += self.zero_point.unsqueeze(-1)
+        return codes.clamp_(self.scheme.qmin, self.scheme.qmax)
+
+
+def grouped(weight: Tensor, scheme: IntScheme) -> Tensor:
+    """View of weight (out, in) as (out, groups, group_size)."""
+    out, width = weight.shape
+    return weight.reshape(out, scheme.groups(width), -1)
+
+
+def stored_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """`scale` rounded to the dtype it is stored in, kept away from zero so that division is safe."""
+    floor = torch.where(scale < 0, -SMALLEST_SCALE, SMALLEST_SCALE)
+    return torch.where(scale.abs() < SMALLEST_SCALE, floor, scale).to(dtype)
+
+
+def min_max_grid(weight: Tensor, scheme: IntScheme, dtype: torch.dtype) -> Grid:
+    """The grid that covers each group's whole range. weight: (out, in) float32."""
+    groups = grouped(weight, scheme)
+    return _grid(groups, scheme, dtype, torch.ones(()), 1.0)
+
+
+def search_grid(weight: Tensor, scheme: IntScheme, dtype: torch.dtype, importance: Tensor | None = None) -> Grid:
+    """The grid whose rounding error weighs least, among shrunken ranges of each group (and both signs of the scale).
+
+    Args:
+        weight: (out, in) float32.
+        importance: (groups, group_size, group_size) float32, the quadratic form by which a group's error counts,
+            such as the Hessian's diagonal blocks; None counts squared weight error.
+    """
+    groups = grouped(weight, scheme)
+    best = _Best(groups, scheme, dtype, importance)
+    one = torch.ones(groups.shape[:2])
+    steps = round((1.0 - LOWEST_SHRINK[scheme.bits]) / COARSE_STEP)
+    for sign in (1.0, -1.0) if scheme.symmetric else (1.0,):
+        for step in range(steps + 1):
+            best.consider(one * (1.0 - step * COARSE_STEP), one * sign)
+    centre, sign_of = best.shrink, best.sign
+    for offset in (-2 * FINE_STEP, -FINE_STEP, FINE_STEP, 2 * FINE_STEP):
+        best.consider(centre + offset, sign_of)
+    return best.grid()
+
+
+class _Best:
+    """The best shrink and sign of every group so far."""
+
+    def __init__(self, groups: Tensor, scheme: IntScheme, dtype: torch.dtype, importance: Tensor | None) -> None:
+        self.groups, self.scheme, self.dtype, self.importance = groups, scheme, dtype, importance
+        self.loss = torch.full(groups.shape[:2], torch.inf)
+        self.shrink = torch.ones(groups.shape[:2])
+        self.sign = torch.ones(groups.shape[:2])
+
+    def consider(self, shrink: Tensor, sign: Tensor) -> None:
+        error = _grid(self.groups, self.scheme, self.dtype, shrink, sign).error(self.groups)
+        if self.importance is None:
+            loss = error.square().sum(-1)
+        else:
+            weighted = torch.bmm(error.transpose(0, 1), self.importance).transpose(0, 1)
+            loss = (weighted * error).sum(-1)
+        better = loss < self.loss
+        self.loss = torch.where(better, loss, self.loss)
+        self.shrink = torch.where(better, shrink, self.shrink)
+        self.sign = torch.where(better, sign, self.sign)
+
+    def grid(self) -> Grid:
+        return _grid(self.groups, self.scheme, self.dtype, self.shrink, self.sign)
+
+
+def _grid(groups: Tensor, scheme: IntScheme, dtype: torch.dtype, shrink: Tensor, sign: Tensor | float) -> Grid:
+    """Grid over `shrink` times each group's range; groups (out, groups, group_size), shrink (out, groups)."""
+    levels = 2**scheme.bits - 1
+    if scheme.symmetric:
+        span = groups.abs().amax(-1) * shrink
+        return Grid(stored_scale(span / (levels / 2) * sign, dtype), None, scheme)
+    low = groups.amin(-1).clamp(max=0) * shrink
+    high = groups.amax(-1).clamp(min=0) * shrink
+    scale = stored_scale((high - low) / levels, dtype)
+    zero = torch.round(-low / scale.float()).clamp_(0, levels) + scheme.qmin
+    return Grid(scale, zero.to(torch.int8), scheme)
+
+
+def quantize(weight: Tensor, grid: Grid) -> QuantizedTensor:
+    """Round to nearest on `grid`. weight: (out, in) float32."""
+    return QuantizedTensor(grid.encode(weight), grid.scale, grid.zero_point, grid.scheme)

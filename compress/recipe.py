@@ -1,0 +1,148 @@
+"""The recipe: everything that decides the bytes of an artifact, typed, with one canonical form and one hash.
+
+Unknown keys are refused, and all problems of a recipe are reported at once. Where the source model lies is not part of
+the hash: the source is identified by its own digest, so a moved directory is still the same work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from compress.errors import UserError
+from compress.quantization.configs import MethodConfig
+from compress.recipe_problems import describe
+from compress.recipe_yaml import apply_override, find_recipe, read_yaml
+from compress.types import IntScheme
+
+HINT = "correct the keys named above; `recipes/` holds a commented recipe per method"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SchemeConfig(_Section):
+    """Numeric layout of the weights: bits per code, inputs per scale (or one scale per output channel), symmetry."""
+
+    bits: StrictInt = Field(default=4, ge=2, le=8)
+    group_size: int | Literal["channel"] = 128
+    symmetric: bool = True
+
+    @field_validator("group_size", mode="plain")
+    @classmethod
+    def _group_size(cls, value: object) -> int | str:
+        if value == "channel" or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+            return value
+        raise ValueError("must be a positive integer or `channel`")
+
+    def to_scheme(self) -> IntScheme:
+        """The layout as the rest of the library passes it around."""
+        return IntScheme(self.bits, None if self.group_size == "channel" else int(self.group_size), self.symmetric)
+
+
+class CalibrationConfig(_Section):
+    """Which text the method learns from: `samples` windows of `seq_len` tokens of `source`.
+
+    `source` is the name of a packaged text or the path of a UTF-8 text file.
+    """
+
+    source: StrictStr = Field(default="tales", min_length=1)
+    samples: StrictInt = Field(default=128, ge=1)
+    seq_len: StrictInt = Field(default=512, ge=2)
+
+
+class QuantizeStage(_Section):
+    """One pass of one method over the linears of the decoder blocks, `ignore` apart."""
+
+    kind: Literal["quantize"] = "quantize"
+    method: MethodConfig
+    scheme: SchemeConfig = SchemeConfig()
+    ignore: list[StrictStr] = Field(default_factory=list)
+    calibration: CalibrationConfig | None = None
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _short_form(cls, value: object) -> object:
+        """`method: awq` is `method: {kind: awq}`."""
+        return {"kind": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _calibration_goes_with_method(self) -> QuantizeStage:
+        if self.method.calibrated and self.calibration is None:
+            object.__setattr__(self, "calibration", CalibrationConfig())
+        if not self.method.calibrated and self.calibration is not None:
+            raise ValueError(f"{self.method.kind} reads no calibration text: remove `calibration`")
+        return self
+
+
+class Recipe(_Section):
+    """A whole run: the source model (may be left to the caller), the seed, and the stages in order."""
+
+    version: Literal[1] = 1
+    model: StrictStr | None = None
+    seed: StrictInt = Field(default=0, ge=0, lt=2**63)
+    stages: list[QuantizeStage] = Field(min_length=1)
+
+    def canonical(self) -> str:
+        """Canonical JSON of all that decides the result: every default written out, keys sorted, `model` left out."""
+        return json.dumps(
+            self.model_dump(mode="json", exclude={"model"}), sort_keys=True, separators=(",", ":"), ensure_ascii=True
+        )
+
+    def hash(self) -> str:
+        """sha256 of the canonical form, in hexadecimal."""
+        return hashlib.sha256(self.canonical().encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """The resolved recipe as YAML, in the order of the definitions above; `load_recipe` reads it back equal."""
+        data = self.model_dump(mode="json")
+        for stage in data["stages"]:
+            if stage["calibration"] is None:
+                del stage["calibration"]
+        if data["model"] is None:
+            del data["model"]
+        return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def parse_recipe(data: Mapping[str, Any], name: str = "the recipe", root: str = "", hint: str = HINT) -> Recipe:
+    """Checks plain data (as read from YAML) into a Recipe. Problems are named by their path, `root` taken off it.
+
+    Raises:
+        UserError: with every problem of the data in one message, each with its dotted path and the nearest valid name.
+    """
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        problems = [problem.removeprefix(root) for problem in describe(error, Recipe)]
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise UserError(f"{name} has {count}: " + "; ".join(problems), hint) from None
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe, a file or a shipped one by its bare name, applies `key=value` overrides (dotted keys, values
+    in YAML), and checks the result.
+
+    Raises:
+        UserError: the file is missing, not UTF-8, not YAML or not a mapping; an override does not fit; or any problem
+            that `parse_recipe` reports.
+    """
+    data = read_yaml(find_recipe(path))
+    for override in overrides:
+        apply_override(data, override)
+    return parse_recipe(data, f"recipe {path}")

@@ -1,0 +1,133 @@
+"""A recipe from single settings: what the command line's flags and the Python API's keyword arguments mean.
+
+A setting that is None was not given; given ones override the base recipe. Contradictions are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compress.errors import UserError
+from compress.quantization.configs import METHODS
+from compress.recipe import Recipe, parse_recipe
+from compress.recipe_yaml import apply_override, find_recipe, read_yaml
+from compress.schemes import parse_scheme
+
+DEFAULT_METHOD = "awq"
+FLAGS_HINT = "`compress methods` lists methods, their settings and schemes; `compress quantize --help` the options"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Settings of one quantisation, each None (or empty) where not given."""
+
+    method: str | None = None
+    bits: int | None = None
+    group_size: int | str | None = None
+    symmetric: bool | None = None
+    scheme: str | None = None
+    ignore: Sequence[str] = ()
+    calib: str | None = None
+    samples: int | None = None
+    seq_len: int | None = None
+    seed: int | None = None
+    model: str | None = None
+
+    def for_stage(self) -> bool:
+        """Whether anything given belongs to a stage (rather than to the whole recipe)."""
+        given = (self.method, self.bits, self.group_size, self.symmetric, self.scheme, self.calib, self.samples)
+        return any(value is not None for value in (*given, self.seq_len)) or bool(self.ignore)
+
+
+def build_recipe(
+    settings: Settings, *, base: str | Path | None = None, overrides: Sequence[str] = ()
+) -> tuple[Recipe, list[str]]:
+    """The recipe of `settings` over the recipe `base` (a file or a shipped name) with `key=value` overrides.
+
+    Returns:
+        The recipe, and notes on settings that have no effect with the chosen method.
+
+    Raises:
+        UserError: settings contradict each other, a base of several stages meets stage settings, or the result is not
+            a valid recipe.
+    """
+    data: dict[str, Any] = (
+        {"version": 1, "stages": [{"kind": "quantize"}]} if base is None else read_yaml(find_recipe(base))
+    )
+    for override in overrides:
+        apply_override(data, override)
+    if settings.model is not None:
+        data["model"] = settings.model
+    if settings.seed is not None:
+        data["seed"] = settings.seed
+    notes: list[str] = []
+    if base is None or settings.for_stage():
+        notes = _set_stage(_only_stage(data, base), settings)
+    if base is None:
+        return parse_recipe(data, "the request", root="stages.0.", hint=FLAGS_HINT), notes
+    return parse_recipe(data, f"recipe {base}"), notes
+
+
+def _only_stage(data: dict[str, Any], base: str | Path | None) -> dict[str, Any]:
+    stages = data.get("stages")
+    if isinstance(stages, list) and len(stages) == 1 and isinstance(stages[0], dict):
+        return stages[0]
+    raise UserError(
+        f"recipe {base} has no single stage that method, scheme and calibration settings could belong to",
+        "name the stage: `compress run RECIPE --set stages.0.scheme.bits=3`",
+    )
+
+
+def _set_stage(stage: dict[str, Any], settings: Settings) -> list[str]:
+    """Writes the given settings into plain stage data, in place; returns notes."""
+    _set_method(stage, settings.method)
+    _set_scheme(stage, settings)
+    if settings.ignore:
+        before = stage.get("ignore") or []
+        stage["ignore"] = [*before, *(name for name in settings.ignore if name not in before)]
+    return _set_calibration(stage, settings)
+
+
+def _set_method(stage: dict[str, Any], method: str | None) -> None:
+    now = stage.get("method")
+    kind = now.get("kind") if isinstance(now, dict) else now
+    if method is not None and method != kind:
+        stage["method"] = {"kind": method}
+    elif now is None:
+        stage["method"] = {"kind": DEFAULT_METHOD}
+
+
+def _set_scheme(stage: dict[str, Any], settings: Settings) -> None:
+    bits, symmetric = settings.bits, settings.symmetric
+    if settings.scheme is not None:
+        named = parse_scheme(settings.scheme)
+        if bits is not None and bits != named.bits:
+            raise UserError(
+                f"scheme {named.name} has {named.bits} bits, which contradicts bits {bits}", "give one of the two"
+            )
+        if symmetric is not None and named.symmetric is not None and symmetric != named.symmetric:
+            raise UserError(f"scheme {named.name} is asymmetric, which contradicts sym", "give one of the two")
+        bits = named.bits
+        symmetric = named.symmetric if symmetric is None else symmetric
+    given = {"bits": bits, "group_size": settings.group_size, "symmetric": symmetric}
+    scheme = stage.get("scheme") or {}
+    if isinstance(scheme, dict):  # anything else is reported with the recipe's other problems
+        stage["scheme"] = {**scheme, **{key: value for key, value in given.items() if value is not None}}
+
+
+def _set_calibration(stage: dict[str, Any], settings: Settings) -> list[str]:
+    given = {"source": settings.calib, "samples": settings.samples, "seq_len": settings.seq_len}
+    given = {key: value for key, value in given.items() if value is not None}
+    now = stage["method"]
+    config = METHODS.get(str(now.get("kind") if isinstance(now, dict) else now))
+    if config is not None and not config.calibrated:
+        dropped = stage.pop("calibration", None) if settings.method is not None else None
+        name = config.model_fields["kind"].default
+        return [f"{name} reads no calibration text: those settings have no effect"] if given or dropped else []
+    before = stage.get("calibration") or {}
+    if given and isinstance(before, dict):
+        stage["calibration"] = {**before, **given}
+    return []

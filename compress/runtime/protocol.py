@@ -1,0 +1,116 @@
+"""What every back end can do: `score` (logits for given tokens) and `generate` (text for prompts).
+
+Evaluation, the command line and the server see models only through `Runtime`, so a faster engine replaces a slower
+one without any of them changing. Free of torch at import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from compress.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+FinishReason = Literal["stop", "length", "context"]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How `generate` chooses tokens. Temperature 0 is greedy; `top_k` 0 and `top_p` 1 switch those filters off.
+
+    `ignore_end` goes on past end tokens (for timing). The same seed, prompt and position in the list of prompts give
+    the same text on the same machine.
+
+    Raises:
+        UserError: a value out of its range.
+    """
+
+    max_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    ignore_end: bool = False
+
+    def __post_init__(self) -> None:
+        rules: tuple[tuple[str, float, bool, str], ...] = (
+            ("max_tokens", self.max_tokens, self.max_tokens >= 1, "at least 1"),
+            ("temperature", self.temperature, 0.0 <= self.temperature <= 100.0, "between 0 (greedy) and 100"),
+            ("top_k", self.top_k, self.top_k >= 0, "0 (off) or more"),
+            ("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "above 0 and at most 1 (off)"),
+            ("seed", self.seed, 0 <= self.seed < 2**63, "0 or more"),
+        )
+        for name, value, allowed, rule in rules:
+            if not allowed:
+                raise UserError(f"{name} is {value}; it must be {rule}", f"choose another {name}")
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One answer. `token_ids` are the new tokens (the end token, where one ended it, not among them).
+
+    `finish_reason` is `stop` (an end token came), `length` (`max_tokens`) or `context` (the model's context is full).
+    `prefill_seconds` is the time to the first token, `decode_seconds` the time for all that follow it.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    prefill_seconds: float
+    decode_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the whole answer."""
+        return self.prefill_seconds + self.decode_seconds
+
+
+class Runtime(Protocol):
+    """A loaded model.
+
+    `context_length` is the number of positions the model was trained for (None: it has no such limit), `prefix_id` the
+    token put before every text (BOS, or EOS where the tokenizer has no BOS; None: neither), `dtype` the compute dtype,
+    `kernel` what multiplies the linears.
+    """
+
+    name: str
+    kernel: str
+    path: Path
+    device: str
+    dtype: str
+    context_length: int | None
+    vocab_size: int
+    prefix_id: int | None
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, no special tokens added."""
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out."""
+
+    def tokenizer_digest(self) -> str:
+        """SHA-256 of the vocabulary and the begin and end tokens: equal digests read text into the same ids."""
+
+    def parameters(self) -> int:
+        """Number of weights, tied ones once, counted as if the model were dense."""
+
+    def score(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Logits (batch, seq, vocab) float32 for token ids (batch, seq) int64, no padding.
+
+        Raises:
+            UserError: a sequence longer than the context, or an id outside the vocabulary.
+        """
+
+    def generate(self, prompts: Sequence[str], params: SamplingParams) -> list[Generation]:
+        """One answer per prompt, in order; each is independent of the others.
+
+        Raises:
+            UserError: a prompt that is empty or fills the context.
+            WorkError: the model's logits are not finite.
+        """

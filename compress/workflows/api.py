@@ -1,0 +1,250 @@
+"""The Python API: the verbs of the command line as functions. Everything heavy is imported on call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compress.recipe_build import Settings, build_recipe
+from compress.workflows.quantize import EVAL_TOKENS
+
+if TYPE_CHECKING:
+    from compress.artifact.reader import Artifact
+    from compress.evaluation.policy import Policy
+    from compress.evaluation.records import EvalRecord
+    from compress.evaluation.verdict import Verdict
+    from compress.pipeline import Plan
+    from compress.progress import Progress
+    from compress.recipe import Recipe
+    from compress.runtime.protocol import Runtime
+
+PathLike = str | Path
+
+
+def quantize(
+    model: PathLike | None = None,
+    method: str | None = None,
+    bits: int | None = None,
+    *,
+    group_size: int | str | None = None,
+    symmetric: bool | None = None,
+    scheme: str | None = None,
+    ignore: Sequence[str] = (),
+    recipe: Recipe | PathLike | None = None,
+    calib: str | None = None,
+    samples: int | None = None,
+    seq_len: int | None = None,
+    seed: int | None = None,
+    output: PathLike | None = None,
+    device: str = "auto",
+    restart: bool = False,
+    evaluate: bool = True,
+    eval_tokens: int = EVAL_TOKENS,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Quantise the linears of a model's decoder blocks and score the result against the model.
+
+    Killed at any moment, the same call resumes and makes the same bytes.
+
+    Args:
+        model: Model directory, hub id or artifact; the packaged model if None.
+        method: `rtn`, `gptq` or `awq` (the default).
+        bits: Bits per weight code, 2 to 8; default 4.
+        group_size: Inputs that share a scale (a divisor of every linear's input width), or `channel`; default 128.
+        symmetric: Whether zero points are absent; default True.
+        scheme: A layout by name, such as `W4A16`, in place of `bits`.
+        ignore: Names or patterns of linears to leave as they are.
+        recipe: A Recipe or a recipe file to start from; the settings above override a file, and exclude a Recipe.
+        calib: Name of a packaged text or path of a UTF-8 file; default `tales`.
+        samples: Calibration windows; default 128.
+        seq_len: Tokens per window; default 512.
+        seed: Seed of the run; default 0.
+        output: The artifact directory; default `artifacts/<model>-<method>-<scheme>/vN`, the next N.
+        device: `auto`, `cpu` or `cuda`.
+        restart: Start over, and replace what `output` holds once the new artifact is complete.
+        evaluate: Whether to score the artifact against its source and attach the scores.
+        eval_tokens: Held-out tokens to score.
+        progress: Where to report; nowhere if None.
+
+    Returns:
+        The finished artifact; `.path` is its directory, `.eval()` its scores, `.layers()` the report per linear.
+
+    Raises:
+        UserError: bad settings, model, calibration text or output.
+        WorkError: NaN in weights, out of memory, disk full.
+        IntegrityError: damaged source files.
+    """
+    from compress.workflows import quantize as workflow
+
+    settings = Settings(
+        method=method,
+        bits=bits,
+        group_size=group_size,
+        symmetric=symmetric,
+        scheme=scheme,
+        ignore=ignore,
+        calib=calib,
+        samples=samples,
+        seq_len=seq_len,
+        seed=seed,
+    )
+    return workflow.quantize(
+        _recipe(recipe, settings),
+        model=model,
+        output=output,
+        device=device,
+        restart=restart,
+        evaluate=evaluate,
+        eval_tokens=eval_tokens,
+        progress=progress,
+    ).artifact
+
+
+def plan(
+    model: PathLike | None = None,
+    method: str | None = None,
+    bits: int | None = None,
+    *,
+    recipe: Recipe | PathLike | None = None,
+    group_size: int | str | None = None,
+    symmetric: bool | None = None,
+    scheme: str | None = None,
+    ignore: Sequence[str] = (),
+    samples: int | None = None,
+    seq_len: int | None = None,
+    output: PathLike | None = None,
+    device: str = "auto",
+) -> Plan:
+    """What `quantize` with the same arguments would make and cost. Writes nothing.
+
+    Returns:
+        The scheme and bits per weight of every linear, bytes of the output, peak memory in bytes, seconds; `problems`
+        holds what would make the run fail, such as a group size that does not divide a linear's input width.
+
+    Raises:
+        UserError, IntegrityError: as `quantize`.
+    """
+    from compress import pipeline
+
+    settings = Settings(
+        method=method,
+        bits=bits,
+        group_size=group_size,
+        symmetric=symmetric,
+        scheme=scheme,
+        ignore=ignore,
+        samples=samples,
+        seq_len=seq_len,
+    )
+    return pipeline.plan(_recipe(recipe, settings), model=model, output=output, device=device)
+
+
+def load(model: PathLike | None = None, *, device: str = "auto", dtype: str = "auto", kernel: str = "auto") -> Runtime:
+    """Load a model directory, hub id or artifact for scoring and generation; the packaged model if None.
+
+    Args:
+        model: What to load.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        dtype: Compute dtype: `auto`, `float32`, `bfloat16` or `float16`.
+        kernel: `auto` or `reference`.
+
+    Returns:
+        A runtime: `.score(token_ids)` gives logits, `.generate(prompts, SamplingParams(...))` texts.
+
+    Raises:
+        UserError: no model there, an unknown architecture, device, dtype or kernel.
+        IntegrityError: damaged files.
+        WorkError: out of memory.
+    """
+    from compress.runtime.transformers_backend import load as load_runtime
+
+    return load_runtime(_model(model), device=device, dtype=dtype, kernel=kernel)
+
+
+def evaluate(
+    model: PathLike | None = None,
+    baseline: PathLike | None = None,
+    *,
+    data: PathLike | None = None,
+    max_tokens: int | None = None,
+    seq_len: int | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    progress: Progress | None = None,
+) -> EvalRecord:
+    """Score a model or artifact on a text: perplexity, and with a `baseline` KL, agreement and the perplexity ratio.
+
+    Args:
+        model: Model directory, hub id or artifact; the packaged model if None.
+        baseline: What to compare with, on the same tokens.
+        data: Name of a packaged text or path of a UTF-8 file; default the packaged held-out text.
+        max_tokens: At most so many tokens, spread evenly over the text; default all.
+        seq_len: Tokens per window; default 512, or the context where that is shorter.
+        device: `auto`, `cpu` or `cuda`.
+        dtype: Compute dtype of both; `auto` is float32 on a CPU.
+        progress: Where to report; nowhere if None.
+
+    Returns:
+        The record: `.summary` holds estimates with 95% intervals, `.blocks` the sums they follow from.
+
+    Raises:
+        UserError, IntegrityError, WorkError: as `compress.evaluation.evaluate.evaluate`.
+    """
+    from compress.evaluation.evaluate import evaluate as run
+    from compress.evaluation.text import DEFAULT
+
+    return run(
+        _model(model),
+        baseline,
+        data=data or DEFAULT,
+        max_tokens=max_tokens,
+        seq_len=seq_len,
+        device=device,
+        dtype=dtype,
+        progress=progress,
+    )
+
+
+def gate(
+    candidate: PathLike,
+    baseline: PathLike | None = None,
+    policy: PathLike | Policy | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    progress: Progress | None = None,
+) -> Verdict:
+    """Decide whether a candidate may be released: PASS, FAIL or INCONCLUSIVE, each gate with its interval.
+
+    Args:
+        candidate: An eval.json, an artifact or a model directory.
+        baseline: The same; not needed where the candidate's scores were taken against one.
+        policy: A policy file or a Policy; the packaged default if None.
+        device: Where to score what has no scores.
+        dtype: Compute dtype of that.
+        progress: Where to report; nowhere if None.
+
+    Raises:
+        UserError, IntegrityError, WorkError: as `compress.evaluation.gate.gate`.
+    """
+    from compress.evaluation.gate import gate as run
+
+    return run(candidate, baseline, policy, device=device, dtype=dtype, progress=progress)
+
+
+def _model(model: PathLike | None) -> PathLike:
+    from compress.content import default_model
+
+    return default_model() if model is None else model
+
+
+def _recipe(recipe: Recipe | PathLike | None, settings: Settings) -> Recipe:
+    from compress.errors import UserError
+    from compress.recipe import Recipe
+
+    if not isinstance(recipe, Recipe):
+        return build_recipe(settings, base=recipe)[0]
+    if settings != Settings(ignore=settings.ignore) or settings.ignore:
+        raise UserError("a Recipe and single settings were both given", "put the settings into the recipe")
+    return recipe

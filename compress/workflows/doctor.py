@@ -1,0 +1,110 @@
+"""What this machine and this installation can do: versions, processor, kernels and their parity, packaged content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Literal
+
+import torch
+
+from compress import content
+from compress.errors import CompressError
+from compress.kernels import dispatch, reference
+from compress.models.checkpoint import Checkpoint
+from compress.workflows.memory import available_memory
+
+PACKAGES = ("compress", "torch", "transformers", "compressed-tensors", "safetensors", "tokenizers", "numpy", "pydantic")
+TOLERANCE = 1e-5  # relative to the largest output: float32 sums of some hundred products in another order
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding. `broken` says what kind of failure it is; None where all is well."""
+
+    name: str
+    detail: str
+    broken: Literal["work", "integrity"] | None = None
+    hint: str = ""
+
+
+def examine() -> list[Check]:
+    """All checks, in the order in which to read them. Takes a second; writes nothing."""
+    return [*_versions(), *_machine(), *_kernels(), *_content()]
+
+
+def _versions() -> Iterator[Check]:
+    yield Check("python", f"{platform.python_version()} ({platform.python_implementation()})")
+    for package in PACKAGES:
+        try:
+            yield Check(package, metadata.version(package))
+        except metadata.PackageNotFoundError:
+            yield Check(package, "not installed", "work", f"pip install {package}")
+
+
+def _machine() -> Iterator[Check]:
+    memory = available_memory("cpu")
+    free = "unknown" if memory is None else f"{memory / 1e9:.1f} GB"
+    yield Check(
+        "machine",
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
+        f"{free} of memory free",
+    )
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        yield Check("gpu", f"{properties.name}, {properties.total_memory / 1e9:.0f} GB, CUDA {torch.version.cuda}")
+    else:
+        yield Check("gpu", "none that torch can use")
+
+
+def _kernels() -> Iterator[Check]:
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    try:
+        for device in devices:
+            for operation in dispatch.OPERATIONS:
+                choice = dispatch.choose(operation, device)
+                yield Check(f"kernel {operation} on {device}", f"{choice.name}: {choice.reason}")
+        yield _parity()
+    except CompressError as error:
+        yield Check("native kernels", error.message, "work", error.hint)
+
+
+def _parity() -> Check:
+    """The product of packed weights against its definition, on a shape with several groups and odd rows."""
+    generator = torch.Generator().manual_seed(0)
+    rows, width, group = 67, 256, 64
+    words = torch.randint(-(2**31), 2**31, (rows, width // 8), dtype=torch.int64, generator=generator).to(torch.int32)
+    scale = torch.rand(rows, width // group, generator=generator) + 0.01
+    zero_point = torch.randint(-8, 8, scale.shape, dtype=torch.int8, generator=generator)
+    x = torch.randn(3, width, generator=generator)
+    exact = reference.gemv_int4(words, scale, zero_point, x, group)
+    found = dispatch.gemv_int4(words, scale, zero_point, x, group).double()
+    error = float((found - exact).abs().max() / exact.abs().max())
+    detail = f"gemv_int4 differs from its definition by {error:.1e} of the largest output"
+    if error <= TOLERANCE:
+        return Check("kernel parity", detail)
+    return Check("kernel parity", detail, "work", "set COMPRESS_ISA=portable, and report this machine's processor")
+
+
+def _content() -> Iterator[Check]:
+    reinstall = "install the package again: it ships these files"
+    try:
+        corpora = json.loads((content.calibration_dir() / "MANIFEST.json").read_text(encoding="utf-8"))["corpora"]
+    except (OSError, ValueError, KeyError) as error:
+        yield Check("calibration texts", f"MANIFEST.json cannot be read: {error}", "integrity", reinstall)
+        corpora = {}
+    for name, corpus in corpora.items():
+        path = content.calibration_dir() / corpus["file"]
+        whole = path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == corpus["sha256"]
+        said = f"{path.name}, sha256 as listed" if whole else f"{path.name} is missing or changed"
+        yield Check(f"calibration text {name}", said, None if whole else "integrity", reinstall)
+    try:
+        model = Checkpoint.open(content.default_model())
+        yield Check("packaged model", f"{model.path.name}, {len(model.index)} tensors, digest {model.digest()[:12]}")
+    except CompressError as error:
+        yield Check("packaged model", error.message, "integrity", reinstall)

@@ -1,0 +1,105 @@
+"""The gate on artifacts: their own scores are used where they fit, and nothing passes that was tampered with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compress.artifact import verify
+from compress.artifact.attach import attach_eval
+from compress.errors import IntegrityError, UserError
+from compress.evaluation import gate as gate_module
+from compress.evaluation.evaluate import evaluate
+from compress.evaluation.gate import gate
+from compress.evaluation.policy import Policy
+from compress.evaluation.records import EvalRecord
+from compress.pipeline import run
+from compress.recipe import Recipe
+
+LOOSE: dict[str, Any] = {"version": 1, "gate": [{"id": "kl", "kind": "kl_mean", "max": 100.0}]}
+
+
+@pytest.fixture
+def bound(text: Path) -> Policy:
+    """Loose limits that hold for the short text only."""
+    return Policy.model_validate({**LOOSE, "data": str(text)})
+
+
+@pytest.fixture
+def scored(artifact: Path, tiny: Path, text: Path) -> Path:
+    """The artifact with its scores against the tiny model."""
+    attach_eval(artifact, evaluate(artifact, tiny, data=text, device="cpu").model_dump(mode="json"))
+    return artifact
+
+
+def forbid_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("scored again")
+
+    monkeypatch.setattr(gate_module, "_evaluate", refuse)
+
+
+def test_the_scores_of_an_artifact_are_used(
+    scored: Path, tiny: Path, bound: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verify.require_sound(scored)
+    forbid_scoring(monkeypatch)
+    verdict = gate(scored, tiny, bound)
+    assert verdict.verdict == "PASS"
+    assert verdict.candidate.quantized
+    assert verdict.candidate.name == "tiny-rtn/v1"
+    assert gate(scored, policy=bound) == verdict
+    with pytest.raises(AssertionError, match="scored again"):
+        gate(scored, tiny, Policy.model_validate({**LOOSE, "data": "tales_heldout"}))
+
+
+def test_an_artifact_is_scored_where_its_scores_do_not_serve(
+    scored: Path, tiny: Path, bound: Policy, rounded: Callable[..., Path]
+) -> None:
+    other = gate(scored, rounded(tiny, 8), bound, device="cpu")
+    assert other.baseline.digest != gate(scored, tiny, bound).baseline.digest
+    assert {g.id: g.estimate for g in other.gates} != {g.id: g.estimate for g in gate(scored, tiny, bound).gates}
+
+
+def test_an_artifact_without_scores_needs_a_baseline(artifact: Path, tiny: Path, bound: Policy) -> None:
+    with pytest.raises(UserError, match="was not scored"):
+        gate(artifact, policy=bound)
+    assert gate(artifact, tiny, bound, device="cpu").verdict == "PASS"
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "eval.json", "compress_manifest.json"])
+def test_a_changed_artifact_is_refused(
+    name: str, scored: Path, tiny: Path, text: Path, bound: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flip(scored / name, -100)
+    for refused in (
+        lambda: evaluate(scored, tiny, data=text, device="cpu"),
+        lambda: evaluate(tiny, scored, data=text, device="cpu"),
+        lambda: gate(scored, tiny, bound, device="cpu"),
+    ):
+        with pytest.raises(IntegrityError):
+            refused()
+
+
+def test_scores_of_another_artifact_are_refused(
+    scored: Path, tiny: Path, text: Path, tmp_path: Path, bound: Policy
+) -> None:
+    recipe = Recipe.model_validate(
+        {"stages": [{"kind": "quantize", "method": "rtn", "scheme": {"bits": 8, "group_size": 32}}]}
+    )
+    other = run(recipe, model=tiny, output=tmp_path / "other").artifact.path
+    taken = json.loads((scored / "eval.json").read_text())
+    foreign = EvalRecord.model_validate_json(json.dumps(taken)).model_copy(update={"artifact_id": None}).sealed()
+    attach_eval(other, foreign.model_dump(mode="json"))
+    with pytest.raises(IntegrityError, match="belongs to another artifact"):
+        gate(other, tiny, bound)

@@ -1,0 +1,254 @@
+"""The native module's edges: it refuses every bad argument instead of reading past an array, and obeys COMPRESS_ISA."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import compress.kernels.cpu
+from compress.errors import UserError
+from compress.kernels import dispatch
+from compress.kernels.cpu import _native
+
+
+def gptq() -> dict[str, Any]:
+    return {
+        "weight": torch.zeros(3, 16),
+        "upper": torch.eye(16),
+        "scale": torch.ones(3, 2),
+        "zero_point": torch.zeros(3, 2),
+        "group_of_column": torch.arange(16, dtype=torch.int32) // 8,
+        "qmin": -8,
+        "qmax": 7,
+        "codes": torch.zeros(3, 16, dtype=torch.int8),
+        "loss": torch.zeros(3),
+        "threads": 1,
+    }
+
+
+def descent() -> dict[str, Any]:
+    arguments = gptq()
+    arguments["gradient"], arguments["hessian"] = arguments.pop("weight"), arguments.pop("upper")
+    del arguments["loss"]
+    return {**arguments, "sweeps": 2}
+
+
+def gemv() -> dict[str, Any]:
+    return {
+        "packed": torch.zeros(3, 2, dtype=torch.int32),
+        "scale": torch.ones(3, 2),
+        "zero_point": torch.zeros(3, 2, dtype=torch.int8),
+        "x": torch.zeros(1, 16),
+        "out": torch.zeros(1, 3),
+        "group_size": 8,
+        "threads": 1,
+    }
+
+
+CALLS = {
+    "gptq_quantize": (_native.gptq_quantize, gptq),
+    "coordinate_descent": (_native.coordinate_descent, descent),
+    "gemv_int4": (_native.gemv_int4, gemv),
+}
+ARRAYS = [
+    (call, name)
+    for call, (_, make) in CALLS.items()
+    for name, value in make().items()
+    if isinstance(value, torch.Tensor)
+]
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_good_arguments_pass(call: str) -> None:
+    function, make = CALLS[call]
+    function(**make())
+
+
+@pytest.mark.parametrize(("call", "name"), ARRAYS)
+def test_wrong_dtype(call: str, name: str) -> None:
+    function, make = CALLS[call]
+    arguments = make()
+    arguments[name] = arguments[name].to(torch.int64)
+    with pytest.raises(TypeError, match=name):
+        function(**arguments)
+
+
+@pytest.mark.parametrize("change", ["row more", "row less", "column more", "flat", "empty"])
+@pytest.mark.parametrize(("call", "name"), ARRAYS)
+def test_wrong_shape(call: str, name: str, change: str) -> None:
+    function, make = CALLS[call]
+    arguments = make()
+    array = arguments[name]
+    shape = list(array.shape)
+    if change == "flat":
+        shape = [1, *shape] if array.dim() == 1 else [array.numel()]
+    elif change == "empty":
+        shape[0] = 0
+    elif change == "column more":
+        shape[-1] += 1
+    else:
+        shape[0] += 1 if change == "row more" else -1
+    arguments[name] = torch.zeros(shape, dtype=array.dtype)
+    with pytest.raises(ValueError, match="must be"):
+        function(**arguments)
+
+
+@pytest.mark.parametrize(("call", "name"), ARRAYS)
+def test_not_contiguous(call: str, name: str) -> None:
+    function, make = CALLS[call]
+    arguments = make()
+    array = arguments[name]
+    arguments[name] = array.repeat_interleave(2, dim=-1)[..., ::2]
+    if array.shape[-1] == 1:
+        pytest.skip("a single column is always contiguous")
+    with pytest.raises(ValueError, match=f"{name} must be contiguous"):
+        function(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("call", "changes", "words"),
+    [
+        ("gptq_quantize", {"qmin": 8}, "qmin"),
+        ("gptq_quantize", {"qmax": 128}, "qmax"),
+        ("gptq_quantize", {"threads": 0}, "threads"),
+        ("gptq_quantize", {"group_of_column": torch.full((16,), 2, dtype=torch.int32)}, "group_of_column"),
+        ("gptq_quantize", {"group_of_column": torch.full((16,), -1, dtype=torch.int32)}, "group_of_column"),
+        ("gptq_quantize", {"zero_point": torch.full((3, 2), 0.5)}, "zero_point"),
+        ("gptq_quantize", {"zero_point": torch.full((3, 2), float("nan"))}, "zero_point"),
+        ("gptq_quantize", {"zero_point": torch.full((3, 2), 1e9)}, "zero_point"),
+        ("coordinate_descent", {"sweeps": -1}, "sweeps"),
+        ("coordinate_descent", {"group_of_column": torch.full((16,), 2, dtype=torch.int32)}, "group_of_column"),
+        ("gemv_int4", {"group_size": 0}, "group_size"),
+        ("gemv_int4", {"group_size": 5}, "group_size"),
+        ("gemv_int4", {"group_size": 4, "scale": torch.ones(3, 4)}, "group_size"),
+        ("gemv_int4", {"group_size": 16}, "scale"),
+        ("gemv_int4", {"threads": -1}, "threads"),
+    ],
+)
+def test_wrong_value(call: str, changes: dict[str, Any], words: str) -> None:
+    function, make = CALLS[call]
+    with pytest.raises(ValueError, match=words):
+        function(**{**make(), **changes})
+
+
+@pytest.mark.parametrize("value", [None, "weight", [[1.0]]])
+def test_not_an_array(value: object) -> None:
+    with pytest.raises(TypeError):
+        _native.gptq_quantize(**{**gptq(), "weight": value})
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        ("gptq_quantize", "codes"),
+        ("gptq_quantize", "loss"),
+        ("coordinate_descent", "gradient"),
+        ("coordinate_descent", "codes"),
+        ("gemv_int4", "out"),
+    ],
+)
+def test_results_are_not_written_to_read_only_memory(call: str, name: str) -> None:
+    function, make = CALLS[call]
+    arguments = make()
+    array = arguments[name].numpy()
+    array.flags.writeable = False
+    with pytest.raises(TypeError):
+        function(**{**arguments, name: array})
+
+
+def test_numpy_arrays_and_bits_of_bfloat16() -> None:
+    arguments = gemv()
+    arguments["packed"] = np.full((3, 2), 0x99999999 - 2**32, dtype=np.int32)  # every code is 1
+    arguments["scale"] = torch.tensor([[0.5, 2.0]] * 3).bfloat16().view(torch.uint16).numpy()
+    arguments["zero_point"] = None
+    arguments["x"] = np.ones((1, 16), dtype=np.float32)
+    out = arguments["out"] = np.zeros((1, 3), dtype=np.float32)
+    _native.gemv_int4(**arguments)
+    assert out.tolist() == [[20.0, 20.0, 20.0]]
+
+
+def test_other_threads_run_meanwhile() -> None:
+    """The GIL is dropped: a Python thread makes progress during one long call."""
+    n = 1024
+    columns = torch.zeros(n, dtype=torch.int32)
+    arguments = (torch.randn(n, n), torch.eye(n), torch.ones(n, 1), torch.zeros(n, 1), columns, -8, 7)
+    codes, loss = torch.empty(n, n, dtype=torch.int8), torch.empty(n)
+    running, ticks, seen = True, 0, 0
+
+    def tick() -> None:
+        nonlocal ticks
+        while running:
+            ticks += 1
+
+    counter = threading.Thread(target=tick)
+    counter.start()
+    try:
+        for _ in range(50):
+            before = ticks
+            _native.gptq_quantize(*arguments, codes, loss, 1)
+            seen = max(seen, ticks - before)
+            if seen > 1000:
+                break
+    finally:
+        running = False
+        counter.join()
+    assert seen > 1000
+
+
+def isa_of_a_new_process(value: str) -> subprocess.CompletedProcess[str]:
+    code = "from compress.kernels.cpu import _native; print(_native.isa())"
+    environment = {**os.environ, "COMPRESS_ISA": value}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("isa", _native.available_isas())
+def test_environment_forces_an_instruction_set(isa: str) -> None:
+    assert isa_of_a_new_process(isa).stdout.strip() == isa
+
+
+def test_empty_environment_means_the_best() -> None:
+    assert isa_of_a_new_process("").stdout.strip() == _native.available_isas()[-1]
+
+
+def test_unknown_instruction_set_is_an_error() -> None:
+    result = isa_of_a_new_process("sse9")
+    assert result.returncode != 0
+    assert "'sse9' is not available here; available: portable" in result.stderr
+    with pytest.raises(ValueError, match="sse9"):
+        _native.set_isa("sse9")
+
+
+def test_dispatch_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> str:
+        raise ValueError("instruction set 'sse9' is not available here; available: portable")
+
+    monkeypatch.setattr(_native, "isa", refuse)
+    with pytest.raises(UserError, match="COMPRESS_ISA"):
+        dispatch.choose("gemv_int4", "cpu")
+
+
+@pytest.mark.parametrize("operation", dispatch.OPERATIONS)
+def test_dispatch_gives_a_reason(operation: str) -> None:
+    assert dispatch.choose(operation, "cpu").name == f"native-{_native.isa()}"
+    on_gpu = dispatch.choose(operation, "cuda")
+    assert on_gpu.name in ("batched", "reference")
+    assert "cuda" in on_gpu.reason
+    with pytest.raises(ValueError, match="unknown operation"):
+        dispatch.choose("gemv_int5", "cpu")
+
+
+def test_stub_lists_what_the_module_has() -> None:
+    stub = Path(compress.kernels.cpu.__file__).with_name("_native.pyi")
+    declared = {node.name for node in ast.parse(stub.read_text()).body if isinstance(node, ast.FunctionDef)}
+    functions: set[str] = {name for name, value in vars(_native).items() if isinstance(value, Callable)}  # type: ignore[arg-type]
+    assert declared == {name for name in functions if not name.startswith("_")}

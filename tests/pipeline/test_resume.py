@@ -1,0 +1,162 @@
+"""A quantisation run killed at any moment goes on where it stopped and ends in the bytes of an undisturbed run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compress import pipeline
+from compress.artifact.output import staging_path
+from compress.errors import WorkError
+from compress.pipeline import run as run_module
+from tests.pipeline import crash_driver, harness
+from tests.pipeline.crash_driver import BLOCKS, CRASHED
+from tests.pipeline.harness import CALIBRATED, recipe
+
+Records = list[dict[str, Any]]
+RESULT = ("artifact_id", "tensors", "ledger", "fallbacks", "layers")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A directory in memory where there is one: the runs fsync thousands of times."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else tmp_path) as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def crash(folder: Path) -> Callable[..., Records]:
+    """crash(method, *words): the records of the crash driver; the first is of an undisturbed run."""
+
+    def crash(*words: object) -> Records:
+        root = Path(__file__).parents[2]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+        command = [sys.executable, "-m", "tests.pipeline.crash_driver", str(folder), *map(str, words)]
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=3000)
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    return crash
+
+
+def check(records: Records) -> Records:
+    """What holds after every crash. Returns the records of the crashes."""
+    undisturbed, *crashes = records
+    assert (undisturbed["resumed"], undisturbed["computed"]) == (0, BLOCKS)
+    for record in crashes:
+        where = (record["step"], record["label"])
+        assert record["status"] == CRASHED, where
+        assert record["seen"] in ("absent", undisturbed["artifact_id"]), where
+        assert not record["locked"], where
+        assert record["rerun"] == 0, where
+        assert {key: record[key] for key in RESULT} == {key: undisturbed[key] for key in RESULT}, where
+        assert record["problems"] == [], where
+        assert record["left"] == [], where
+        if record["seen"] == "absent":
+            # Nothing that was journalled is computed again: a run that begins at zero fails here.
+            assert record["resumed"] == record["journalled"], where
+            assert record["resumed"] + record["computed"] == BLOCKS, where
+        else:
+            assert record["already"], where
+    return crashes
+
+
+@pytest.mark.parametrize(("method", "first"), [("gptq", 2), ("awq", 6)])
+def test_crashes_at_some_steps(method: str, first: int, crash: Callable[..., Records]) -> None:
+    crashes = check(crash(method, first, 8))
+    assert len(crashes) > 20
+    assert {record["journalled"] for record in crashes if record["seen"] == "absent"} == set(range(BLOCKS + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", CALIBRATED)
+def test_crashes_at_every_step(method: str, crash: Callable[..., Records]) -> None:
+    crashes = check(crash(method, 1, 1))
+    assert [record["step"] for record in crashes] == list(range(1, len(crashes) + 1))
+    labels = [record["label"] for record in crashes]
+    for block in range(BLOCKS):
+        for moment in ("before", "during", "after"):
+            assert f"{moment} write block-{block:05d}.safetensors" in labels
+    for step in ("fsync parts", "fsync state", "append to journal.jsonl", "fsync journal.jsonl", "write layers.json"):
+        assert f"before {step}" in labels
+    appeared = [record["seen"] != "absent" for record in crashes]
+    assert labels[appeared.index(True)] == "after rename to out"
+    assert appeared == sorted(appeared), "once there, always there"
+    for count in range(BLOCKS + 1):
+        assert any(record["journalled"] == count for record in crashes if record["seen"] == "absent")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", CALIBRATED)
+def test_ten_random_kills_of_a_longer_run(
+    method: str, crash: Callable[..., Records], packaged_model: Path, text: Path
+) -> None:
+    undisturbed, *attempts = crash(method, "--kill", 10, packaged_model, text)
+    blocks = undisturbed["computed"]
+    kills = [kill for attempt in attempts for kill in attempt["killed"]]
+    assert len(kills) == 10
+    assert all(kill["status"] == -9 for kill in kills)
+    assert all(kill["seen"] in ("absent", undisturbed["artifact_id"]) for kill in kills)
+    assert all(kill["journalled"] >= kill["before"] for kill in kills if kill["staged"]), "nothing finished is lost"
+    assert any(0 < kill["journalled"] < blocks for kill in kills), "some kill must fall between two blocks"
+    for attempt in attempts:
+        assert {key: attempt[key] for key in RESULT} == {key: undisturbed[key] for key in RESULT}
+        assert attempt["problems"] == []
+        assert attempt["left"] == []
+        if not attempt["already"]:
+            assert attempt["resumed"] == attempt["before"]
+            assert attempt["resumed"] + attempt["computed"] == blocks
+
+
+@pytest.mark.parametrize("method", CALIBRATED)
+def test_an_error_between_blocks_is_resumed_too(
+    method: str, tiny: Callable[..., Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, wanted = tiny("llama", **crash_driver.TINY), recipe(method, text, group_size=16)
+    whole = pipeline.run(wanted, model=source, output=tmp_path / "whole").artifact
+    through_block, calls = run_module.through_block, []
+
+    def failing(job: Any, block: int, *rest: Any) -> Any:
+        calls.append(block)
+        if block == 2 and len(calls) == 3:
+            raise WorkError("the disk is full", "free some space")
+        return through_block(job, block, *rest)
+
+    monkeypatch.setattr(run_module, "through_block", failing)
+    output = tmp_path / "out"
+    with pytest.raises(WorkError, match="the disk is full"):
+        pipeline.run(wanted, model=source, output=output)
+    assert not output.exists()
+    assert staging_path(output).is_dir()
+    result = pipeline.run(wanted, model=source, output=output)
+    assert (result.resumed_blocks, result.computed_blocks) == (2, 2)
+    assert calls == [0, 1, 2, 2, 3]
+    assert result.artifact.artifact_id == whole.artifact_id
+    assert harness.tensor_hashes(result.artifact) == harness.tensor_hashes(whole)
+    assert not staging_path(output).exists()
+    again = pipeline.run(wanted, model=source, output=output)
+    assert again.complete_already
+    assert calls == [0, 1, 2, 2, 3]
+
+
+def test_a_changed_source_is_not_resumed(tiny: Callable[..., Path], text: Path, tmp_path: Path) -> None:
+    source = harness.copy_with(tiny("llama", **crash_driver.TINY), tmp_path / "model", lambda tensors: tensors)
+    first = pipeline.run(recipe("gptq", text, group_size=16), model=source, output=tmp_path / "out")
+
+    def change(tensors: dict[str, Any]) -> dict[str, Any]:
+        tensors["model.layers.3.mlp.up_proj.weight"][0, 0] += 1
+        return tensors
+
+    other = harness.copy_with(source, tmp_path / "other", change)
+    second = pipeline.run(recipe("gptq", text, group_size=16), model=other, output=tmp_path / "out", restart=True)
+    assert (second.resumed_blocks, second.computed_blocks) == (0, BLOCKS)
+    assert second.artifact.artifact_id != first.artifact.artifact_id

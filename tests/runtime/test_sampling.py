@@ -1,0 +1,77 @@
+"""The next-token filters against their definitions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from compress.errors import UserError, WorkError
+from compress.runtime.protocol import SamplingParams
+from compress.runtime.sampling import filtered, next_token, seeded
+
+LOGITS = torch.tensor([0.3, 2.0, -1.0, 1.9, 0.0, -4.0])
+
+
+def draws(params: SamplingParams, count: int = 4000) -> torch.Tensor:
+    generator = seeded(params, 0)
+    found = torch.tensor([next_token(LOGITS, params, generator) for _ in range(count)])
+    return torch.bincount(found, minlength=len(LOGITS)) / count
+
+
+def test_greedy_takes_the_first_of_equals() -> None:
+    params = SamplingParams()
+    assert next_token(torch.tensor([1.0, 3.0, 3.0]), params, seeded(params, 0)) == 1
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_draws_follow_the_softmax(temperature: float) -> None:
+    shares = draws(SamplingParams(temperature=temperature))
+    torch.testing.assert_close(shares, (LOGITS / temperature).softmax(0), atol=0.03, rtol=0)
+
+
+def test_top_k_keeps_the_k_likeliest() -> None:
+    probabilities = filtered(LOGITS.double(), SamplingParams(temperature=1.0, top_k=2))
+    expected = LOGITS[[1, 3]].double().softmax(0)
+    assert torch.equal(probabilities.nonzero().flatten(), torch.tensor([1, 3]))
+    torch.testing.assert_close(probabilities[[1, 3]], expected)
+
+
+def test_top_k_beyond_the_vocabulary_changes_nothing() -> None:
+    torch.testing.assert_close(filtered(LOGITS, SamplingParams(temperature=1.0, top_k=99)), LOGITS.softmax(0))
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_p() -> None:
+    probabilities = LOGITS.softmax(0)
+    ordered = probabilities.sort(descending=True).values
+    for count in range(1, len(LOGITS) + 1):
+        share = float(ordered[:count].sum()) - 1e-4
+        kept = filtered(LOGITS, SamplingParams(temperature=1.0, top_p=share))
+        assert int((kept > 0).sum()) == count
+        assert float(kept.sum()) == pytest.approx(1.0)
+        assert set(kept.nonzero().flatten().tolist()) == set(probabilities.topk(count).indices.tolist())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_logits_that_are_not_finite_stop_the_work(value: float, temperature: float) -> None:
+    params = SamplingParams(temperature=temperature)
+    with pytest.raises(WorkError):
+        next_token(torch.tensor([0.0, value]), params, seeded(params, 0))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_tokens": 0},
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"seed": -1},
+    ],
+)
+def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    name, value = next(iter(wrong.items()))
+    with pytest.raises(UserError, match=f"{name} is {value}"):
+        SamplingParams(**wrong)  # type: ignore[arg-type]

@@ -1,0 +1,257 @@
+"""Recipes: parsing, defaults, overrides, canonical form, and what is said about mistakes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from compress.errors import UserError
+from compress.quantization.configs import METHOD_NAMES
+from compress.recipe import CalibrationConfig, Recipe, load_recipe, parse_recipe
+from compress.recipe_build import Settings, build_recipe
+from compress.types import IntScheme
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+AWQ = {"version": 1, "stages": [{"method": "awq"}]}
+
+
+def problem(data: dict) -> str:
+    with pytest.raises(UserError) as caught:
+        parse_recipe(data)
+    assert caught.value.hint
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+def test_defaults_are_written_out() -> None:
+    stage = parse_recipe(AWQ).stages[0]
+    assert stage.method.kind == "awq"
+    assert stage.scheme.to_scheme() == IntScheme(4, 128, True)
+    assert stage.calibration == CalibrationConfig(source="tales", samples=128, seq_len=512)
+
+
+def test_channel_is_one_scale_per_output() -> None:
+    stage = {"method": "rtn", "scheme": {"bits": 8, "group_size": "channel", "symmetric": False}}
+    assert parse_recipe({"stages": [stage]}).stages[0].scheme.to_scheme() == IntScheme(8, None, False)
+
+
+def test_a_method_without_calibration_has_none_and_refuses_one() -> None:
+    assert parse_recipe({"stages": [{"method": "rtn"}]}).stages[0].calibration is None
+    assert "rtn reads no calibration text" in problem({"stages": [{"method": "rtn", "calibration": {"samples": 4}}]})
+
+
+def test_canonical_form_is_sorted_complete_json_and_its_hash_is_sha256() -> None:
+    recipe = parse_recipe(AWQ)
+    data = json.loads(recipe.canonical())
+    assert recipe.canonical() == json.dumps(data, sort_keys=True, separators=(",", ":"))
+    assert data["stages"][0]["scheme"] == {"bits": 4, "group_size": 128, "symmetric": True}
+    assert recipe.hash() == hashlib.sha256(recipe.canonical().encode()).hexdigest()
+
+
+def test_hash_ignores_spelling_and_place_of_the_model_but_nothing_else() -> None:
+    base = parse_recipe(AWQ).hash()
+    spelled_out = {"stages": [{"kind": "quantize", "method": {"grid": 20, "kind": "awq"}, "scheme": {"bits": 4}}]}
+    assert parse_recipe(spelled_out).hash() == base
+    assert parse_recipe({**AWQ, "model": "./somewhere"}).hash() == base
+    for changed in (
+        {**AWQ, "seed": 1},
+        {"stages": [{"method": {"kind": "awq", "clip": False}}]},
+        {"stages": [{"method": "awq", "scheme": {"bits": 3}}]},
+        {"stages": [{"method": "awq", "ignore": ["lm_head"]}]},
+        {"stages": [{"method": "awq", "calibration": {"samples": 127}}]},
+    ):
+        assert parse_recipe(changed).hash() != base, changed
+
+
+def test_yaml_round_trip_keeps_everything_and_its_order() -> None:
+    data = {**AWQ, "model": "m", "seed": 7, "stages": [{"method": "gptq", "ignore": ["a", "b"]}, {"method": "rtn"}]}
+    recipe = parse_recipe(data)
+    text = recipe.to_yaml()
+    assert parse_recipe(yaml.safe_load(text)) == recipe
+    assert list(yaml.safe_load(text)) == ["version", "model", "seed", "stages"]
+    assert text == parse_recipe(yaml.safe_load(text)).to_yaml()
+
+
+def test_all_problems_are_reported_at_once_with_path_and_nearest_name() -> None:
+    message = problem(
+        {
+            "vershun": 1,
+            "seed": -1,
+            "stages": [
+                {"method": {"kind": "gptq", "damp_fra": 0.1}, "scheme": {"bits": 9, "group_sise": 64}},
+                {"method": "awk", "calibration": {"samples": 0}},
+                {"methd": "rtn"},
+            ],
+        }
+    )
+    for expected in (
+        "9 problems",
+        "vershun: unknown key, did you mean `version`?",
+        "seed: -1 ",
+        "stages.0.method.damp_fra: unknown key, did you mean `damp_frac`?",
+        "stages.0.scheme.bits: 9 ",
+        "stages.0.scheme.group_sise: unknown key, did you mean `group_size`?",
+        "stages.1.method: 'awk' is not known, did you mean `awq`?",
+        "stages.1.calibration.samples: 0 ",
+        "stages.2.methd: unknown key, did you mean `method`?",
+    ):
+        assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({"stages": []}, "stages: must be a list with at least one entry"),
+        ({"stages": 3}, "stages: must be a list, not 3"),
+        ({"stages": [3]}, "stages.0: must be a mapping, not 3"),
+        ({}, "stages: missing"),
+        ({**AWQ, "version": 2}, "version: 2 is not known"),
+        ({**AWQ, "seed": "0"}, "seed: must be an integer"),
+        ({"stages": [{"method": {"grid": 4}}]}, "stages.0.method: lacks 'kind'"),
+        ({"stages": [{"method": "awq", "kind": "quantise"}]}, "did you mean `quantize`?"),
+        ({"stages": [{"method": "awq", "scheme": {"group_size": 0}}]}, "0 must be a positive integer or `channel`"),
+        ({"stages": [{"method": "awq", "scheme": {"group_size": True}}]}, "must be a positive integer or `channel`"),
+        ({"stages": [{"method": "awq", "scheme": {"group_size": "chanel"}}]}, "must be a positive integer"),
+        ({"stages": [{"method": "awq", "scheme": {"bits": 1}}]}, "stages.0.scheme.bits: 1 "),
+        ({"stages": [{"method": "awq", "ignore": "lm_head"}]}, "stages.0.ignore: must be a list, not 'lm_head'"),
+    ],
+)
+def test_each_problem_has_its_sentence(data: dict, expected: str) -> None:
+    assert expected in problem(data)
+
+
+def test_files_that_are_no_recipe(tmp_path: Path) -> None:
+    cases = {
+        "missing": None,
+        "binary": b"\xff\xfe\x00\x01",
+        "not YAML": b"stages: [",
+        "a list": b"- 1\n",
+        "empty": b"",
+        "twice": b"seed: 1\nseed: 2\nstages:\n- method: awq\n",
+        "object": b"stages: !!python/object/apply:os.getcwd []\n",
+        "deep": b"[" * 20000,
+    }
+    for name, content in cases.items():
+        path = tmp_path / f"{name}.yaml"
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(UserError) as caught:
+            load_recipe(path)
+        assert str(path) in caught.value.message, name
+    with pytest.raises(UserError):
+        load_recipe(tmp_path)
+
+
+def test_overrides_reach_every_level_with_yaml_types(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("stages:\n- method: awq\n")
+    sets = ["stages.0.scheme.bits=3", "stages.0.method.clip=false", "seed=5", "stages.0.scheme.group_size=channel"]
+    recipe = load_recipe(path, [*sets, "stages.0.ignore=[a, b]"])
+    stage = recipe.stages[0]
+    assert (stage.scheme.to_scheme(), recipe.seed, stage.ignore) == (IntScheme(3, None, True), 5, ["a", "b"])
+    assert stage.method.kind == "awq"
+    assert stage.method.clip is False
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed", "=3", "stages..bits=3", "stages.1.method=awq", "stages.x.method=awq", "seed.bits=3", "seed=[", "sede=1"],
+)
+def test_overrides_that_do_not_fit_are_refused(tmp_path: Path, override: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("seed: 1\nstages:\n- method: awq\n")
+    with pytest.raises(UserError):
+        load_recipe(path, [override])
+
+
+def test_settings_without_a_base_give_the_default_method() -> None:
+    recipe, notes = build_recipe(Settings())
+    assert recipe == parse_recipe(AWQ)
+    assert notes == []
+
+
+def test_settings_override_a_base_recipe_and_only_what_was_given(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("seed: 3\nstages:\n- {method: {kind: gptq, damp_frac: 0.05}, scheme: {bits: 3, group_size: 64}}\n")
+    recipe, _ = build_recipe(Settings(bits=4, ignore=["x"], samples=8), base=path)
+    stage = recipe.stages[0]
+    assert stage.method.model_dump()["damp_frac"] == 0.05
+    assert stage.scheme.to_scheme() == IntScheme(4, 64, True)
+    assert (recipe.seed, stage.ignore, stage.calibration) == (3, ["x"], CalibrationConfig(samples=8))
+    switched, _ = build_recipe(Settings(method="awq"), base=path)
+    assert switched.stages[0].method.kind == "awq"
+
+
+def test_calibration_settings_of_a_method_that_reads_none_are_noted(tmp_path: Path) -> None:
+    recipe, notes = build_recipe(Settings(method="rtn", samples=8))
+    assert recipe.stages[0].calibration is None
+    assert len(notes) == 1
+    assert "rtn" in notes[0]
+    path = tmp_path / "r.yaml"
+    path.write_text("stages:\n- {method: awq, calibration: {samples: 4}}\n")
+    assert build_recipe(Settings(method="rtn"), base=path)[1] == notes
+
+
+def test_stage_settings_over_several_stages_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("stages:\n- method: awq\n- method: rtn\n")
+    assert len(build_recipe(Settings(seed=1), base=path)[0].stages) == 2
+    with pytest.raises(UserError, match="no single stage"):
+        build_recipe(Settings(bits=3), base=path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (Settings(scheme="W8A16"), IntScheme(8, 128, True)),
+        (Settings(scheme="w3a16_asym", group_size=64), IntScheme(3, 64, False)),
+        (Settings(scheme="W4A16", bits=4, symmetric=False), IntScheme(4, 128, False)),
+        (Settings(bits=2, group_size="channel", symmetric=False), IntScheme(2, None, False)),
+    ],
+)
+def test_scheme_names_and_flags_build_the_same_layouts(settings: Settings, expected: IntScheme) -> None:
+    assert build_recipe(settings)[0].stages[0].scheme.to_scheme() == expected
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(scheme="W8A16", bits=4),
+        Settings(scheme="W4A16_ASYM", symmetric=True),
+        Settings(scheme="W9A16"),
+        Settings(scheme="NVFP4"),
+        Settings(method="awk"),
+        Settings(bits=1),
+        Settings(group_size=0),
+        Settings(samples=0),
+        Settings(seed=-1),
+    ],
+)
+def test_contradictions_and_bad_values_are_refused(settings: Settings) -> None:
+    with pytest.raises(UserError):
+        build_recipe(settings)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipes_parse_explain_themselves_and_are_named_for_what_they_do(path: Path) -> None:
+    recipe = load_recipe(path)
+    method, bits, group = path.stem.split("-")
+    stage = recipe.stages[0]
+    assert (stage.method.kind, stage.scheme.bits) == (method, int(bits.removeprefix("w")))
+    assert str(stage.scheme.group_size) == group.removeprefix("g")
+    assert sum(line.lstrip().startswith("#") for line in path.read_text().splitlines()) >= 4
+    assert recipe.model is None
+
+
+def test_there_is_a_recipe_for_every_method() -> None:
+    assert {load_recipe(path).stages[0].method.kind for path in RECIPES} == set(METHOD_NAMES)
+
+
+def test_a_recipe_is_a_value() -> None:
+    recipe = Recipe.model_validate(AWQ)
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.seed = 3  # type: ignore[misc]
