@@ -42,4 +42,6 @@ VARIANTS: dict[str, Variant] = {
     "rtn": Variant("rtn"),
     "gptq": Variant("gptq"),
     "awq": Variant("awq"),
+    # What remains of AWQ without its scales, clipping alone: the difference is what the scales are worth.
+    "awq-identity": Variant("awq", {"scale_search": False}, peer=False),
 }

@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -55,29 +56,16 @@ def model(work: Path, tokenizer: Path, name: str, **shape: int) -> Path:
 def measure(
     model_dir: Path, method: str, threads: int, calibration: Path | None, samples: tuple[int, int]
 ) -> dict[str, Any]:
-    """Peak of one `compress quantize --bits 4 --group-size 128`."""
-    output = model_dir.with_name(f"{model_dir.name}-{method}")
-    shutil.rmtree(output, ignore_errors=True)
+    """Peak of one `compress quantize --bits 4 --group-size 128` into a fresh directory, so that nothing is resumed."""
     options = [] if calibration is None else ["--calib", str(calibration)]
     if calibration is not None:
         options += ["--samples", str(samples[0]), "--seq-len", str(samples[1])]
-    command = [str(Path(sys.executable).with_name("compress")), "quantize", str(model_dir), "--method", method]
-    command += [
-        "--bits",
-        "4",
-        "--group-size",
-        "128",
-        *options,
-        "--output",
-        str(output),
-        "--no-eval",
-        "--json",
-        "--quiet",
-    ]
-    child = machine.run(command, environment(threads), sample_memory=True)
+    with tempfile.TemporaryDirectory(dir=model_dir.parent) as folder:
+        command = [str(Path(sys.executable).with_name("compress")), "quantize", str(model_dir), "--method", method]
+        command += ["--bits", "4", "--group-size", "128", *options, "--output", f"{folder}/artifact"]
+        child = machine.run([*command, "--no-eval", "--json", "--quiet"], environment(threads), sample_memory=True)
     if child.returncode != 0:
         raise SystemExit(f"error: {method} of {model_dir.name} ended with {child.returncode}:\n{child.stderr[-3000:]}")
-    shutil.rmtree(output)
     return {
         "anonymous_peak_bytes": child.anonymous_peak_bytes,
         "resident_peak_bytes": child.resident_peak_bytes,

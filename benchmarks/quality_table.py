@@ -35,13 +35,17 @@ def rows(measured: Mapping[Run, Measured]) -> list[Row]:
         found = groups.get((model, bits, group, variant, tool))
         return None if found is None else np.mean([m.sums.kl for m in found], axis=0)
 
+    def rtn_kl(model: str, bits: int, group: int | str) -> Array | None:
+        peer = kl(model, bits, group, "rtn", "peer")
+        return kl(model, bits, group, "rtn", "ours") if peer is None else peer
+
     table: list[Row] = []
     for (model, bits, group, variant, tool), results in groups.items():
         mine = kl(model, bits, group, variant, tool)
         assert mine is not None
-        rtn = kl(model, bits, group, "rtn", "peer")
+        rtn = rtn_kl(model, bits, group)
         peer = kl(model, bits, group, variant, "peer") if tool == "ours" else None
-        plain = kl(model.removesuffix("-twin"), bits, group, "rtn", "peer") if model.endswith("-twin") else None
+        plain = rtn_kl(model.removesuffix("-twin"), bits, group) if model.endswith("-twin") else None
         seeds = [r.sums.mean_kl for r in results]
         row: Row = {
             "model": model,

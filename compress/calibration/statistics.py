@@ -1,9 +1,9 @@
 """Second moments of the inputs of a linear, summed in a fixed order so that threads do not change a bit of them.
 
-Chunks are added one after the other, in float32. Within a chunk the matrix is cut into panels of fixed width; a panel
-is computed on one thread, and which thread that is does not matter. Products are taken in the dtype of the activations:
-bfloat16 products accumulate in float32 and round once per chunk, an error of 2^-9 that averages out over chunks. The
-drift is a product with the difference of the inputs, so it keeps that relative precision however small it is.
+A matrix is cut into panels of rows by its width alone; a panel is computed on one thread, which adds up the chunks one
+after the other in float32, and which thread that is does not matter. Products are taken in the dtype of the
+activations: bfloat16 products accumulate in float32 and round once per chunk, an error of 2^-9 that averages out over
+chunks. The drift is a product with the difference of the inputs, so it keeps that relative precision however small.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PANEL = 256
+NARROWEST_PANEL, WIDEST_PANEL = 64, 256
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -53,33 +53,27 @@ def collect(chunks: Sequence[Tensor], originals: Sequence[Tensor] | None, pool: 
     width, tokens = chunks[0].shape[-1], sum(chunk.shape[0] for chunk in chunks)
     hessian = torch.zeros(width, width)
     drift = None if originals is None else torch.zeros(width, width)
-    panels = [slice(start, min(start + PANEL, width)) for start in range(0, width, PANEL)]
-    for i, x in enumerate(chunks):
-        rows = x.T.contiguous()
-        shift = None if originals is None else (originals[i] - x).T.contiguous()
+    height = max(NARROWEST_PANEL, min(WIDEST_PANEL, width // 4))
 
-        def add(panel: slice, x: Tensor = x, rows: Tensor = rows, shift: Tensor | None = shift) -> None:
-            columns = x[:, panel].contiguous()
-            # Rows above the panel's last column: the rest of the symmetric matrix is mirrored below.
-            hessian[: panel.stop, panel] += rows[: panel.stop] @ columns
-            if drift is not None and shift is not None:
-                drift[:, panel] += shift @ columns
+    def panel(start: int) -> None:
+        rows = slice(start, min(start + height, width))
+        for i, x in enumerate(chunks):
+            part = x[:, rows].T.contiguous()
+            hessian[rows, start:] += part @ x[:, start:]  # the rest follows by symmetry
+            if drift is not None and originals is not None:
+                drift[rows] += (originals[i][:, rows].T - part) @ x
 
-        list(pool.map(add, panels))
+    list(pool.map(panel, range(0, width, height)))
     upper = torch.triu(hessian) / max(tokens, 1)
-    return LinearStats(
-        upper + torch.triu(upper, 1).T, None if drift is None else drift / max(tokens, 1), tokens
-    )  # fmt: skip
+    drift = None if drift is None else drift / max(tokens, 1)
+    return LinearStats(upper + torch.triu(upper, 1).T, drift, tokens)
 
 
 def collect_groups(chunks: Sequence[Tensor], groups: int, pool: Executor) -> GroupStats:
     """Statistics within `groups` equal groups of inputs, over chunks of inputs (tokens, in) each."""
     width, tokens = chunks[0].shape[-1], sum(chunk.shape[0] for chunk in chunks)
     size = width // groups
-    if groups == 1:
-        blocks = collect(chunks, None, pool).hessian.unsqueeze(0)
-    else:
-        blocks = torch.zeros(groups, size, size)
+    blocks = collect(chunks, None, pool).hessian.unsqueeze(0) if groups == 1 else torch.zeros(groups, size, size)
     absmean = torch.zeros(width)
     for chunk in chunks:
         x = chunk.float()

@@ -51,6 +51,8 @@ def choose(operation: str, device: torch.device | str) -> Choice:
         return Choice(f"native-{module.isa()}", f"C++ kernel; this processor runs {available}")
     if operation == "gemv_int4":
         return Choice("reference", f"no {kind} kernel: the weight is dequantised before the product")
+    if operation == "rounding_loss":
+        return Choice("reference", f"no {kind} kernel: plain torch, one candidate at a time")
     return Choice("batched", f"batched torch: all rows at once on {kind}, columns in chunks of {batched.COLUMN_CHUNK}")
 
 
@@ -155,7 +157,7 @@ def rounding_loss(
     weight (out, in) float32; scales (candidates, in), what the columns are multiplied with; importance (candidates,
     in), what a squared error of a scaled column counts. Groups of `group_size` columns share a min-max grid.
     """
-    if choose("rounding_loss", weight.device).name == "batched":
+    if choose("rounding_loss", weight.device).name == "reference":
         return reference.rounding_loss(weight, scales, importance, group_size, bits, symmetric)
     loss = torch.empty(scales.shape[0])
     native().rounding_loss(

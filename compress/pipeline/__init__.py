@@ -3,7 +3,9 @@
 job.py      what is to be done: source, linears and their schemes, calibration tokens, output
 plan.py     the dry run: sizes, memory and time of a job
 inputs.py   the activations that flow from block to block
-methods.py  each method's way through one block
+source.py   reading tensors, refusing what is not finite
+block.py    what a method gives back for one block; rtn_block.py, gptq_block.py, awq_block.py go through it
+fold.py     moving a scale from a linear into what feeds it, checked on the live block
 linears.py  quantising one linear in row tiles, and measuring the error
 output.py   which tensors a block writes, and the ledger
 run.py      the loop over blocks: journal, resume, publish

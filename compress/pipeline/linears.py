@@ -9,17 +9,23 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from compress.artifact.layers import LayerRecord
 from compress.artifact.manifest import Fallback
 from compress.models.skeleton import LinearSpec
+from compress.pipeline.job import Job
+from compress.quantization.grid import quantize, search_grid
 from compress.types import IntScheme, QuantizedTensor
 
 ROWS_PER_TILE = 128
 SAMPLE_TOKENS = 512
+
+UNSEEN = "no calibration token reached it"
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -90,3 +96,42 @@ def record(
         fallback=fallback,
         details=dict(details or {}),
     )
+
+
+def finished(
+    job: Job,
+    spec: LinearSpec,
+    quantized: QuantizedTensor,
+    weight: Tensor,
+    sample: Tensor | None = None,
+    reference: Tensor | None = None,
+    fallback: tuple[str, str] | None = None,
+    details: dict[str, float | int | str | bool | None] | None = None,
+) -> QuantizedLinear:
+    scheme: IntScheme = job.schemes[spec.name]
+    layer = record(
+        spec, job.method_name, weight, quantized.dequantize().float(), scheme, quantized.scale.element_size() * 8,
+        sample, reference, fallback[0] if fallback else None, details,
+    )  # fmt: skip
+    found = (Fallback(name=spec.name, action=fallback[0], reason=fallback[1]),) if fallback else ()
+    return QuantizedLinear(spec, quantized, layer, found)
+
+
+def rounded(job: Job, spec: LinearSpec, weight: Tensor, reason: str, pool: Executor) -> QuantizedLinear:
+    """A linear without usable statistics: round to nearest with searched scales, recorded as a fallback."""
+    scheme, dtype = job.schemes[spec.name], job.scale_dtype(spec)
+    quantized = in_tiles(weight, lambda rows: quantize(rows, search_grid(rows, scheme, dtype)), pool)
+    return finished(job, spec, quantized, weight, fallback=("rtn", reason))
+
+
+def live_weight(module: nn.Module) -> Tensor:
+    """The live weight as (out, in)."""
+    weight = cast(Tensor, module.weight).data
+    return weight.T.contiguous() if isinstance(module, Conv1D) else weight
+
+
+def put(module: nn.Module, quantized: QuantizedTensor) -> None:
+    """Gives a live linear the weight that its quantised form stands for."""
+    parameter = cast(nn.Parameter, module.weight)
+    dense = quantized.dequantize().to(parameter.dtype)
+    parameter.data = dense.T.contiguous() if isinstance(module, Conv1D) else dense

@@ -11,8 +11,8 @@ from compress.artifact.layers import LayerRecord
 from compress.artifact.ledger import Action, LedgerEntry
 from compress.formats import int_packed
 from compress.formats.compressed_tensors import for_own_reader, quantization_config
+from compress.pipeline.block import BlockResult
 from compress.pipeline.job import Job
-from compress.pipeline.methods import BlockResult
 from compress.pipeline.source import read_finite
 
 Fate = dict[str, tuple[Action, list[str]]]

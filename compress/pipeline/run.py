@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +24,13 @@ from compress.artifact.manifest import CalibrationRecord, Fallback, Parent
 from compress.artifact.publish import Contents
 from compress.artifact.reader import Artifact
 from compress.artifact.staging import Staging
-from compress.pipeline import inputs, output
+from compress.pipeline import awq_block, gptq_block, inputs, output, rtn_block
+from compress.pipeline.block import BlockResult, Workers
 from compress.pipeline.inputs import Activations
 from compress.pipeline.job import Job, environment, needs_blocks, needs_original, resolve
-from compress.pipeline.methods import through_block
+from compress.pipeline.source import read_finite
 from compress.progress import NullProgress, Progress
+from compress.quantization.configs import GptqConfig, RtnConfig
 from compress.recipe import Recipe
 
 OUTER = "outer"
@@ -66,7 +68,7 @@ def run(
             is used by the next run of the same recipe on the same source.
     """
     progress = progress or NullProgress()
-    with _deterministic() as (pool, workers):
+    with _deterministic() as workers:
         job = resolve(recipe, model=model, output=output, device=device)
         job.refuse_problems()
         with _staging(job, restart) as staging:
@@ -74,7 +76,7 @@ def run(
             if done is not None:
                 return RunResult(done, True, 0, 0, 0.0)
             started = time.perf_counter()
-            resumed, computed = _blocks(job, staging, pool, workers, progress)
+            resumed, computed = _blocks(job, staging, workers, progress)
             seconds = time.perf_counter() - started
             artifact = staging.publish(_contents(job, staging.journal()))
             if staging.kept_aside is not None:
@@ -85,16 +87,16 @@ def run(
 
 
 @contextmanager
-def _deterministic() -> Iterator[tuple[Executor, int]]:
+def _deterministic() -> Iterator[Workers]:
     """One thread per operation, as many operations at a time as torch would have used threads."""
-    workers = torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        yield pool, workers
+        yield Workers(pool, threads)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(workers)
+        torch.set_num_threads(threads)
 
 
 def _staging(job: Job, restart: bool) -> Staging:
@@ -104,7 +106,7 @@ def _staging(job: Job, restart: bool) -> Staging:
     return store.open_next(job.family_directory, identity, restart=restart)
 
 
-def _blocks(job: Job, staging: Staging, pool: Executor, workers: int, progress: Progress) -> tuple[int, int]:
+def _blocks(job: Job, staging: Staging, workers: Workers, progress: Progress) -> tuple[int, int]:
     """Does what the journal does not hold yet; returns how many blocks were there and how many were computed."""
     entries = staging.journal()
     done = sum(entry["key"] != OUTER for entry in entries)
@@ -117,7 +119,7 @@ def _blocks(job: Job, staging: Staging, pool: Executor, workers: int, progress: 
     for block in range(done):
         progress.advance(f"block {block}: done before")
     for block in range(done, total):
-        result = through_block(job, block, activations, pool, workers)
+        result = _through_block(job, block, activations, workers)
         tensors, fate = output.block_tensors(job, block, result)
         activations = result.activations
         last = block == total - 1
@@ -130,6 +132,19 @@ def _blocks(job: Job, staging: Staging, pool: Executor, workers: int, progress: 
         progress.advance(f"block {block}")
     progress.end()
     return done, total - done
+
+
+def _through_block(job: Job, block: int, activations: Activations | None, workers: Workers) -> BlockResult:
+    """Takes one block through the job's method; `activations` enter it (None for data-free methods)."""
+    specs = [spec for spec in job.skeleton.linears(block) if spec.name in job.schemes]
+    method = job.stage.method
+    if isinstance(method, RtnConfig):
+        return rtn_block.through_block(job, method, specs, workers)
+    assert activations is not None
+    list(workers.pool.map(lambda name: read_finite(job.checkpoint, name), job.skeleton.block_tensors(block)))
+    if isinstance(method, GptqConfig):
+        return gptq_block.through_block(job, method, specs, block, activations, workers)
+    return awq_block.through_block(job, method, specs, block, activations, workers)
 
 
 def _activations(job: Job, staging: Staging, done: int) -> Activations | None:

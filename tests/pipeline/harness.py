@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from compress.artifact.reader import Artifact
+from compress.errors import WorkError
 from compress.recipe import Recipe
 from compress.recipe_build import Settings, build_recipe
 
@@ -62,7 +63,7 @@ def tensors(directory: Path) -> dict[str, Tensor]:
 
 
 def block_matrices(stored: dict[str, Tensor]) -> set[str]:
-    """The 2-D tensors of decoder blocks that are no router: all that must be quantised, told by name and shape alone."""
+    """The 2-D tensors of decoder blocks that are no router: all that must be quantised, by name and shape alone."""
     inside = re.compile(r"(^|\.)(layers|h)\.\d+\.")
     routers = ("mlp.gate.weight", "block_sparse_moe.gate.weight")
     return {n for n, t in stored.items() if t.ndim == 2 and inside.search(n) and not n.endswith(routers)}
@@ -86,9 +87,7 @@ def dense_model(source: Path, state: dict[str, Tensor], dtype: torch.dtype) -> t
     config = AutoConfig.from_pretrained(source)
     with torch.device("meta"):
         cls = type(AutoModelForCausalLM.from_config(config))
-    model, info = cls.from_pretrained(
-        None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
-    )
+    model, info = cls.from_pretrained(None, config=config, state_dict=state, dtype=dtype, output_loading_info=True)
     assert not any(info.values()), info
     return model.eval()
 
@@ -139,6 +138,16 @@ def distance(found: Tensor, expected: Tensor) -> float:
 def tensor_hashes(artifact: Artifact) -> dict[str, str]:
     """SHA-256 of every output tensor, as the manifest has it."""
     return {name: record.sha256 for name, record in artifact.manifest.tensors.items()}
+
+
+def failing_at(label: str) -> Callable[[str], None]:
+    """A `durable.step` at which writing fails as it does on a full disk."""
+
+    def step(reached: str) -> None:
+        if reached == label:
+            raise WorkError("the disk is full", "free some space")
+
+    return step
 
 
 def snapshot(root: Path) -> dict[str, str]:

@@ -23,7 +23,7 @@ CASES = [("llama", method) for method in METHODS] + [(family, m) for family in (
 def make(
     tiny: Callable[..., Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Artifact]:
-    """make(family, method, threads, **settings): an artifact made with so many threads, from several chunks of tokens."""
+    """make(family, method, threads, **settings): made with so many threads, from several chunks of tokens."""
     monkeypatch.setattr(inputs, "CHUNK_TOKENS", 64)
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     count = 0

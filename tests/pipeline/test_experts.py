@@ -28,7 +28,9 @@ def unreached(source: Path, text: Path, block: int, path: str) -> set[int]:
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     chosen: list[torch.Tensor] = []
     experts = model.get_submodule(path)
-    experts.register_forward_pre_hook(lambda _, args, kwargs: chosen.append([*args, *kwargs.values()][1]), with_kwargs=True)
+    experts.register_forward_pre_hook(
+        lambda _, args, kwargs: chosen.append([*args, *kwargs.values()][1]), with_kwargs=True
+    )
     harness.logits(model, tokens)
     reached = {int(number) for number in chosen[0].flatten()}
     assert 0 < len(reached) < EXPERTS

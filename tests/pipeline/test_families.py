@@ -93,7 +93,11 @@ def test_calibrated_methods_lose_less_than_rounding(family: str, make: Make) -> 
 @pytest.mark.parametrize(("family", "method"), ALL)
 def test_every_tensor_is_accounted_for(family: str, method: str, make: Make) -> None:
     made = make(family, method)
-    ledger, before, after = made.artifact.manifest.ledger, harness.tensors(made.source), harness.tensors(made.artifact.path)
+    ledger, before, after = (
+        made.artifact.manifest.ledger,
+        harness.tensors(made.source),
+        harness.tensors(made.artifact.path),
+    )
     assert set(ledger) == set(before)
     quantized = {name for name, entry in ledger.items() if entry.action == "quantized"}
     assert quantized == harness.block_matrices(before)

@@ -29,7 +29,13 @@ CASES = [
 
 @pytest.mark.parametrize(("method", "bits", "group_size", "symmetric"), CASES)
 def test_every_layout(
-    method: str, bits: int, group_size: int | str, symmetric: bool, tiny: Callable[..., Path], text: Path, tmp_path: Path
+    method: str,
+    bits: int,
+    group_size: int | str,
+    symmetric: bool,
+    tiny: Callable[..., Path],
+    text: Path,
+    tmp_path: Path,
 ) -> None:
     source = tiny("llama", **WIDE)
     wanted = recipe(method, text, bits=bits, group_size=group_size, symmetric=symmetric)

@@ -1,0 +1,126 @@
+"""AWQ: statistics on the float block, scales edge by edge, each checked; then rounding; then a second pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+
+import torch
+from torch import Tensor, nn
+
+from compress.artifact.manifest import Fallback
+from compress.calibration.staged import StagedForward
+from compress.calibration.statistics import GroupStats, collect_groups
+from compress.models.skeleton import LinearSpec
+from compress.pipeline.block import BlockResult, Workers, stages
+from compress.pipeline.fold import Fold, Probe, changed_floats, fold
+from compress.pipeline.inputs import Activations
+from compress.pipeline.job import Job
+from compress.pipeline.linears import UNSEEN, finished, in_tiles, live_weight, put, rounded, sample_of
+from compress.quantization import awq
+from compress.quantization.configs import AwqConfig
+
+
+def through_block(
+    job: Job,
+    method: AwqConfig,
+    specs: Sequence[LinearSpec],
+    block: int,
+    entering: Activations,
+    workers: Workers,
+) -> BlockResult:
+    """Statistics on the float block, then scales edge by edge, each checked; then rounding; then a second pass."""
+    skeleton, result = job.skeleton, BlockResult()
+    module = skeleton.materialise(block)
+    live = skeleton.modules(block, module)
+    by_name = {spec.name: spec for spec in specs}
+    edges = skeleton.edges(block)
+    watched = {name: live[name] for name in live if name in by_name or any(name in edge.consumers for edge in edges)}
+    stats, samples = _float_pass(job, entering, module, watched, workers)
+    module = module.float()  # exact: the compute dtype holds the stored weights without rounding
+    probe = Probe(job, module, entering)
+    details: dict[str, dict[str, float | str | bool]] = {name: {} for name in by_name}
+    for edge in edges if method.scale_search else ():
+        chosen = [name for name in edge.consumers if name in by_name and name in stats]
+        if not chosen:
+            continue
+        scaling = awq.search_scale(
+            {name: live_weight(live[name]) for name in chosen},
+            {name: stats[name].square_mean for name in chosen},
+            max((stats[name] for name in edge.consumers if name in stats), key=lambda s: s.tokens).absmean,
+            job.schemes[chosen[0]],
+            method,
+            workers.pool,
+        )
+        moved = fold(job, edge, live, scaling.scale, probe) if scaling.scale is not None else Fold(None, 0.0)
+        if scaling.scale is not None and moved.scale is None:
+            reason = f"scaling moved the float block's output by {moved.change:.1e} of its norm"
+            result.fallbacks += [Fallback(name=name, action="identity scale", reason=reason) for name in chosen]
+        if moved.scale is not None:
+            for name in edge.consumers:
+                if name in stats:
+                    stats[name] = _rescaled(stats[name], moved.scale)
+                    samples[name] = samples[name] / moved.scale
+        for name in chosen:
+            details[name] |= {
+                "edge": edge.producer,
+                "exponent": scaling.exponent,
+                "duo": scaling.duo,
+                "identity": moved.scale is None,
+                "loss_share": scaling.loss / scaling.identity_loss if scaling.identity_loss > 0 else 1.0,
+                "fold_change": moved.change,
+            }
+    result.changed = changed_floats(job, block, live, set(by_name), edges)
+    for name, spec in by_name.items():
+        weight, dtype, scheme = live_weight(live[name]), job.scale_dtype(spec), job.schemes[name]
+        if name not in stats:
+            linear = rounded(job, spec, weight, UNSEEN, workers.pool)
+        else:
+            importance = stats[name].blocks if method.clip else None
+            quantized = in_tiles(weight, lambda rows: awq.round_clipped(rows, importance, scheme, dtype), workers.pool)  # noqa: B023
+            linear = finished(job, spec, quantized, weight, samples[name], details=dict(details[name]))
+        put(live[name], linear.quantized)
+        result.linears.append(linear)
+    module = module.to(skeleton.dtype)
+    outputs = list(workers.pool.map(_without_gradients, entering.runs(skeleton, module, entering.quantized)))
+    result.activations = entering.advanced(outputs, None)
+    return result
+
+
+def _float_pass(
+    job: Job,
+    entering: Activations,
+    module: nn.Module,
+    watched: dict[str, nn.Module],
+    workers: Workers,
+) -> tuple[dict[str, GroupStats], dict[str, Tensor]]:
+    """Statistics and a sample of the inputs of every watched module, on the float block behind quantised ones."""
+    stats: dict[str, GroupStats] = {}
+    samples: dict[str, Tensor] = {}
+    forward = StagedForward(entering.runs(job.skeleton, module, entering.quantized), watched, workers.count)
+    previous = None
+    with closing(stages(forward)) as reached:
+        for stage in reached:
+            if stage.same_input and previous is not None:
+                stats[stage.name], samples[stage.name] = stats[previous], samples[previous]
+            elif sum(chunk.shape[0] for chunk in stage.inputs):
+                scheme = job.schemes.get(stage.name, job.scheme)
+                width = stage.inputs[0].shape[-1]
+                groups = scheme.groups(width) if scheme.fits(width) else 1
+                stats[stage.name] = collect_groups(stage.inputs, groups, workers.pool)
+                samples[stage.name] = sample_of(stage.inputs)
+            previous = stage.name if stage.name in stats else None
+    return stats, samples
+
+
+def _rescaled(stats: GroupStats, scale: Tensor) -> GroupStats:
+    """Statistics of x / scale."""
+    groups, size, _ = stats.blocks.shape
+    inverse = (1 / scale).reshape(groups, size)
+    blocks = stats.blocks * inverse.unsqueeze(1) * inverse.unsqueeze(2)
+    return GroupStats(blocks, stats.absmean / scale, stats.tokens)
+
+
+def _without_gradients(run: object) -> Tensor:
+    with torch.inference_mode():
+        return run()  # type: ignore[operator]

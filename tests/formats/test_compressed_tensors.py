@@ -1,0 +1,120 @@
+"""The quantization_config, read by the compressed-tensors package and by ourselves."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
+from torch import nn
+
+from compress.errors import IntegrityError
+from compress.formats.compressed_tensors import (
+    for_own_reader,
+    is_for_own_reader,
+    quantization_config,
+    schemes_from_config,
+)
+from compress.types import IntScheme
+
+SCHEMES = [IntScheme(bits, size, sym) for bits in (2, 3, 4, 8) for size in (32, 128, None) for sym in (True, False)]
+NAMES = ["model.layers.1.mlp.down_proj", "model.layers.10.mlp.down_proj", "model.layers.1.mlp.up_proj", "lm_head"]
+
+
+class Tiny(nn.Module):
+    """Linears under the names of `NAMES`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in NAMES:
+            parent: nn.Module = self
+            *path, leaf = name.split(".")
+            for part in path:
+                if not hasattr(parent, part):
+                    parent.add_module(part, nn.Module())
+                parent = parent.get_submodule(part)
+            parent.add_module(leaf, nn.Linear(128, 8))
+
+
+def applied(config: dict) -> dict[str, IntScheme]:
+    """What the package makes of a config: the scheme of every linear that it quantises."""
+    model = Tiny()
+    apply_quantization_config(model, QuantizationConfig.model_validate(config))
+    found = {}
+    for name in NAMES:
+        scheme = getattr(model.get_submodule(name), "quantization_scheme", None)
+        if scheme is not None:
+            assert scheme.input_activations is None
+            args = scheme.weights
+            found[name] = IntScheme(args.num_bits, args.group_size, args.symmetric)
+    return found
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.label)
+def test_one_scheme_for_all(scheme: IntScheme) -> None:
+    wanted = dict.fromkeys(NAMES[:3], scheme)
+    config = json.loads(json.dumps(quantization_config(wanted, ["lm_head"])))
+    assert applied(config) == wanted
+    assert schemes_from_config(config, NAMES) == wanted
+    assert [group["targets"] for group in config["config_groups"].values()] == [["Linear"]]
+    assert config["ignore"] == ["lm_head"]
+    assert config["quant_method"] == "compressed-tensors"
+    # Zero points load packed only where transformers does not keep the weights packed.
+    assert config.get("dequantize", False) == (not scheme.symmetric)
+
+
+def test_several_schemes_and_names_that_contain_each_other() -> None:
+    wanted = {NAMES[0]: IntScheme(4, 32), NAMES[1]: IntScheme(8, None, False), NAMES[2]: IntScheme(2, 64)}
+    config = json.loads(json.dumps(quantization_config(wanted, ["lm_head"])))
+    assert applied(config) == wanted
+    assert schemes_from_config(config, NAMES) == wanted
+    reordered = dict(reversed(wanted.items()))
+    assert quantization_config(reordered, ["lm_head"]) == config
+
+
+def test_ignored_linears_stay() -> None:
+    wanted = {NAMES[1]: IntScheme(4, 32)}
+    config = quantization_config(wanted, [NAMES[0], NAMES[2], "lm_head"])
+    assert applied(config) == wanted
+    assert schemes_from_config(config, NAMES) == wanted
+
+
+def test_names_are_taken_literally() -> None:
+    wanted = {"model.layers.1.mlp": IntScheme(4, 32), "model.layers.1.mlp.up": IntScheme(8, 32)}
+    config = quantization_config(wanted, [])
+    assert schemes_from_config(config, ["modelxlayers.1.mlp", "model.layers.1.mlp.up.more", *wanted]) == wanted
+
+
+def test_what_is_for_our_own_reader_names_no_method() -> None:
+    config = quantization_config({NAMES[0]: IntScheme(4, 32)}, [])
+    ours = for_own_reader(config)
+    assert is_for_own_reader(ours)
+    assert not is_for_own_reader(config)
+    assert not is_for_own_reader(None)
+    assert "quant_method" not in ours, "transformers loads random weights under a method it does not know"
+    assert schemes_from_config(ours, NAMES[:1]) == {NAMES[0]: IntScheme(4, 32)}
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"type": "float", "num_bits": 8, "strategy": "channel", "symmetric": True},
+        {"type": "int", "num_bits": 8, "strategy": "tensor", "symmetric": True},
+        {"type": "int", "num_bits": 8, "strategy": "block", "symmetric": True},
+    ],
+)
+def test_other_weights_are_refused(args: dict) -> None:
+    config = {"config_groups": {"group_0": {"targets": ["Linear"], "weights": args}}}
+    with pytest.raises(IntegrityError, match="cannot be read here"):
+        schemes_from_config(config, NAMES)
+
+
+def test_bits_per_weight_counts_what_is_stored() -> None:
+    # 4 bits, and per group of 32 a 16-bit scale and a 4-bit zero point.
+    assert IntScheme(4, 32).bits_per_weight(128) == 4.5
+    assert IntScheme(4, 32, False).bits_per_weight(128) == 4.625
+    assert IntScheme(3, None).bits_per_weight(64, scale_bits=32) == 3.5
+    assert not IntScheme(4, 128).fits(172)
+    assert IntScheme(4, None).fits(172)
+    assert torch.tensor([IntScheme(3, None).qmin, IntScheme(3, None).qmax]).tolist() == [-4, 3]
