@@ -1,7 +1,7 @@
 """The recipe: everything that decides the bytes of an artifact, typed, with one canonical form and one hash.
 
-Unknown keys are refused, and all problems of a recipe are reported at once. Where the source model lies is not part of
-the hash: the source is identified by its own digest, so a moved directory is still the same work.
+Unknown keys are refused, and all problems of a recipe are reported at once. Where the source model and the calibration
+text lie is not part of the hash: both are identified by their own digests, so a moved directory is still the same work.
 """
 
 from __future__ import annotations
@@ -100,10 +100,16 @@ class Recipe(_Section):
     stages: list[QuantizeStage] = Field(min_length=1)
 
     def canonical(self) -> str:
-        """Canonical JSON of all that decides the result: every default written out, keys sorted, `model` left out."""
-        return json.dumps(
-            self.model_dump(mode="json", exclude={"model"}), sort_keys=True, separators=(",", ":"), ensure_ascii=True
-        )
+        """`placeless` as JSON with sorted keys and no spaces."""
+        return json.dumps(self.placeless(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+    def placeless(self) -> dict[str, Any]:
+        """All that decides the result as plain data, every default written out: no `model`, calibration by name."""
+        data = self.model_dump(mode="json", exclude={"model"})
+        for stage in data["stages"]:
+            if stage["calibration"] is not None:
+                stage["calibration"]["source"] = Path(stage["calibration"]["source"]).stem
+        return data
 
     def hash(self) -> str:
         """sha256 of the canonical form, in hexadecimal."""

@@ -34,8 +34,7 @@ def attach(path: str | Path, files: Mapping[str, bytes]) -> Artifact:
         for name in files:
             if name == MANIFEST_NAME or name in artifact.manifest.files or Path(name).name != name or name[0] == ".":
                 raise UserError(f"{name} cannot be an attachment", "give a file name that the artifact does not use")
-        for entry in directory.glob(".*.tmp"):
-            durable.unlink(entry)
+        _clear(artifact, files)
         _put(artifact, files)
         return Artifact.open(directory)
 
@@ -53,6 +52,15 @@ def attach_eval(path: str | Path, record: Mapping[str, Any], samples: bytes | No
     if samples is not None:
         files[SAMPLES_NAME] = samples
     return attach(path, files)
+
+
+def _clear(artifact: Artifact, files: Mapping[str, bytes]) -> None:
+    """Remove what an interrupted attaching left: unfinished files, and scores that no manifest came to list."""
+    for entry in artifact.path.glob(".*.tmp"):
+        durable.unlink(entry)
+    for name in (EVAL_NAME, SAMPLES_NAME):
+        if name not in artifact.manifest.attachments and name not in files and (artifact.path / name).exists():
+            durable.unlink(artifact.path / name)
 
 
 def _put(artifact: Artifact, files: Mapping[str, bytes]) -> None:

@@ -175,12 +175,15 @@ def unlink(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_tree(path: Path) -> None:
-    """Remove a directory with all it holds, files first, in a fixed order; links are removed, not followed."""
+def remove_tree(path: Path, *, last: str | None = None) -> None:
+    """Remove a directory with all it holds, files first, in a fixed order; links are removed, not followed.
+
+    The file named `last` goes after all others, so that what a crash leaves can still be told by it.
+    """
     if not path.exists():
         return
     with guarded("list", path):
-        entries = sorted(path.iterdir())
+        entries = sorted(path.iterdir(), key=lambda entry: (entry.name == last, entry))
     for entry in entries:
         if entry.is_dir() and not entry.is_symlink():
             remove_tree(entry)

@@ -99,7 +99,7 @@ def existing(output: str | Path, identity: Identity, *, restart: bool = False) -
 
 
 def _existing(path: Path, identity: Identity, restart: bool) -> Artifact | None:
-    _check_path(path)
+    check_path(path)
     if restart or not path.exists() or not any(path.iterdir()):
         return None
     artifact = _finished(path)
@@ -128,8 +128,8 @@ def _finished(path: Path) -> Artifact | None:
         return None
 
 
-def _check_path(path: Path) -> None:
-    """Raise unless `path` is, or could become, an output directory."""
+def check_path(path: Path) -> None:
+    """Raise unless `path` (resolved) is, or could become, an output directory: UserError, WorkError without permission."""
     if path.exists() and not path.is_dir():
         raise UserError(f"output {path} is a file", "give the path of a directory that does not exist yet")
     if os.path.ismount(path):

@@ -53,19 +53,27 @@ def put(new: Path, output: Path, *, allowed: bool) -> Path | None:
         durable.fsync_dir(output.parent)
         return None
     aside = aside_path(output)
+    if aside.exists():
+        raise UserError(f"{aside} is in the way: no run made it", "move it away and run the same command again")
     durable.rename(output, aside)
     _rename_onto(new, output)
-    durable.remove_tree(aside)
+    durable.remove_tree(aside, last=MANIFEST_NAME)
     return None
 
 
 def recover(output: Path) -> None:
-    """Finish or undo a replacement that was cut short between its two renames."""
+    """Finish or undo a replacement that was cut short between its two renames.
+
+    Only an artifact, or what a removal of one left of it, is touched; anything else of that name is somebody's own.
+    """
     aside = aside_path(output)
-    if not aside.exists():
+    if not aside.is_dir() or aside.is_symlink():
         return
-    if output.exists():
-        durable.remove_tree(aside)
+    emptied = not any(aside.iterdir())
+    if not emptied and not _holds_only_an_artifact(aside):
+        return
+    if output.exists() or emptied:
+        durable.remove_tree(aside, last=MANIFEST_NAME)
     else:
         durable.rename(aside, output)
     durable.fsync_dir(output.parent)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from compress.artifact import durable
 from compress.artifact.lock import LockedError, is_locked
-from compress.artifact.output import Identity, lock_path, resolve_output, staging_path
+from compress.artifact.manifest import EVAL_NAME
+from compress.artifact.output import Identity, existing, lock_path, resolve_output, staging_path
 from compress.artifact.reader import LATEST, Artifact, is_artifact
 from compress.artifact.scores import Score, headline_scores
 from compress.artifact.staging import Staging
@@ -29,10 +30,11 @@ def family_directory(model_name: str, method: str, scheme_label: str, root: Path
     return root / (re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model")
 
 
-def next_version(family: Path, identity: Identity, *, restart: bool = False) -> Path:
+def next_version(family: Path, identity: Identity, *, restart: bool = False, scored: bool = False) -> Path:
     """The version directory that a run should make: an unfinished one of the same identity, else the next number.
 
-    Creates nothing. An unfinished version that a live process is writing is left to it.
+    A complete version is unfinished too while `latest` has not come to name it or a newer one, and, where the run is
+    to be `scored`, while it has no scores. Creates nothing. A version that a live process is writing is left to it.
     """
     taken = [0]
     for entry in family.iterdir() if family.is_dir() else ():
@@ -45,7 +47,37 @@ def next_version(family: Path, identity: Identity, *, restart: bool = False) -> 
         for number in sorted(set(taken[1:])):
             if _unfinished(resolve_output(family / f"v{number}"), identity):
                 return family / f"v{number}"
+        for number in sorted(set(taken[1:]), reverse=True):
+            if (complete := _complete(resolve_output(family / f"v{number}"), identity)) is not None:
+                unscored = scored and EVAL_NAME not in complete.manifest.attachments
+                if unscored or _is_behind(family / LATEST, number):
+                    return family / f"v{number}"
+                break
     return family / f"v{max(taken) + 1}"
+
+
+def _complete(output: Path, identity: Identity) -> Artifact | None:
+    """The artifact at `output` if it is this run's result and none of its files is missing."""
+    if not is_artifact(output) or is_locked(lock_path(output)):
+        return None
+    try:
+        return existing(output, identity)
+    except CompressError:
+        return None
+
+
+def _is_behind(latest: Path, number: int) -> bool:
+    """Whether `latest` names an older version than this one, or is missing."""
+    if latest.is_dir() and not latest.is_symlink():
+        return False  # somebody's own directory
+    try:
+        named = os.readlink(latest) if latest.is_symlink() else latest.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return True
+    except (OSError, UnicodeDecodeError):
+        return False
+    match = _VERSION.fullmatch(named)
+    return match is not None and int(match[1]) < number
 
 
 def _unfinished(output: Path, identity: Identity) -> bool:
@@ -58,10 +90,10 @@ def _unfinished(output: Path, identity: Identity) -> bool:
     return all(found.get(key) == value for key, value in identity.to_json().items())
 
 
-def open_next(family: Path, identity: Identity, *, restart: bool = False) -> Staging:
+def open_next(family: Path, identity: Identity, *, restart: bool = False, scored: bool = False) -> Staging:
     """A Staging of the version that `next_version` names; where another process takes that first, of the one after."""
     while True:
-        version = next_version(family, identity, restart=restart)
+        version = next_version(family, identity, restart=restart, scored=scored)
         try:
             return Staging(version, identity)
         except LockedError:

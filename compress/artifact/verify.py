@@ -14,7 +14,15 @@ from pathlib import Path
 
 from compress.artifact.canonical import read_chunks, sha256_file
 from compress.artifact.ledger import ledger_problems
-from compress.artifact.manifest import EVAL_NAME, INDEX_NAME, MANIFEST_NAME, Manifest, TensorRecord
+from compress.artifact.manifest import (
+    CARD_NAME,
+    EVAL_NAME,
+    INDEX_NAME,
+    MANIFEST_NAME,
+    SAMPLES_NAME,
+    Manifest,
+    TensorRecord,
+)
 from compress.artifact.reader import follow_latest, is_artifact
 from compress.artifact.tensorfile import StoredTensor, read_header
 from compress.errors import IntegrityError, UserError
@@ -73,15 +81,24 @@ def verify(path: str | Path) -> Report:
     return report
 
 
-def require_sound(path: str | Path) -> None:
-    """Raise IntegrityError, naming the first problems, unless the artifact at `path` verifies."""
-    report = verify(path)
-    if not report.ok:
-        shown = "; ".join(str(problem) for problem in report.problems[:3])
-        more = f"; and {len(report.problems) - 3} more" if len(report.problems) > 3 else ""
+def require_sound(path: str | Path, *, scores: bool = True) -> None:
+    """Raise IntegrityError, naming the first problems, unless the artifact at `path` verifies.
+
+    With `scores` False, what attaching scores writes may be wrong: an interrupted attaching leaves it so, and no
+    byte of it has a part in what the model computes.
+    """
+    problems = [problem for problem in verify(path).problems if scores or not _of_scores(problem.file)]
+    if problems:
+        shown = "; ".join(str(problem) for problem in problems[:3])
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise IntegrityError(
             f"{path} is damaged: {shown}{more}", f"see `compress verify {path}`; make or fetch it again"
         )
+
+
+def _of_scores(name: str) -> bool:
+    files = (EVAL_NAME, SAMPLES_NAME, CARD_NAME)
+    return name in files or name in {f".{file}.tmp" for file in (*files, MANIFEST_NAME)}
 
 
 def _unknown(directory: Path, listed: Mapping[str, str]) -> Iterator[Problem]:

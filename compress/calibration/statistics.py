@@ -1,9 +1,9 @@
 """Second moments of the inputs of a linear, summed in a fixed order so that threads do not change a bit of them.
 
-A matrix is cut into panels of rows by its width alone; a panel is computed on one thread, which adds up the chunks one
-after the other in float32, and which thread that is does not matter. Products are taken in the dtype of the
-activations: bfloat16 products accumulate in float32 and round once per chunk, an error of 2^-9 that averages out over
-chunks. The drift is a product with the difference of the inputs, so it keeps that relative precision however small.
+Chunks are added one after the other, in float32. A matrix is cut into panels of rows by its width alone; a panel is
+computed on one thread, and which thread that is does not matter. The second moment is taken in float32, because
+rounding it would cost it its positive eigenvalues. The drift is taken in the dtype of the activations: it is a product
+with the difference of the inputs, so bfloat16 (accumulated in float32, rounded once per chunk) keeps 2^-9 of it.
 """
 
 from __future__ import annotations
@@ -55,15 +55,16 @@ def collect(chunks: Sequence[Tensor], originals: Sequence[Tensor] | None, pool: 
     drift = None if originals is None else torch.zeros(width, width)
     height = max(NARROWEST_PANEL, min(WIDEST_PANEL, width // 4))
 
-    def panel(start: int) -> None:
-        rows = slice(start, min(start + height, width))
-        for i, x in enumerate(chunks):
-            part = x[:, rows].T.contiguous()
-            hessian[rows, start:] += part @ x[:, start:]  # the rest follows by symmetry
-            if drift is not None and originals is not None:
-                drift[rows] += (originals[i][:, rows].T - part) @ x
+    for i, x in enumerate(chunks):
+        wide = x.float()
 
-    list(pool.map(panel, range(0, width, height)))
+        def panel(start: int, i: int = i, x: Tensor = x, wide: Tensor = wide) -> None:
+            rows = slice(start, min(start + height, width))
+            hessian[rows, start:] += wide[:, rows].T @ wide[:, start:]  # the rest follows by symmetry
+            if drift is not None and originals is not None:
+                drift[rows] += (originals[i][:, rows] - x[:, rows]).T @ x
+
+        list(pool.map(panel, range(0, width, height)))
     upper = torch.triu(hessian) / max(tokens, 1)
     drift = None if drift is None else drift / max(tokens, 1)
     return LinearStats(upper + torch.triu(upper, 1).T, drift, tokens)

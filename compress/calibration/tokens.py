@@ -58,7 +58,14 @@ def find(source: str) -> Path:
 
 
 def draw(
-    source: str, tokenizer: PreTrainedTokenizerBase, *, samples: int, seq_len: int, seed: int, longest: int
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    samples: int,
+    seq_len: int,
+    seed: int,
+    longest: int,
+    vocabulary: int,
 ) -> CalibrationSet:
     """Draws `samples` windows of `seq_len` tokens (BOS included, where the tokenizer has one) without replacement.
 
@@ -67,9 +74,12 @@ def draw(
 
     Args:
         longest: the context the model was trained for; longer windows are refused.
+        vocabulary: rows of the model's embedding; token ids beyond them are refused.
 
     Raises:
-        UserError: the text is missing, empty, not UTF-8 or too short, or the window is longer than the context.
+        UserError: the text is missing, empty, not UTF-8 or too short, the window is longer than the context, or a token
+            id has no row in the embedding.
+        IntegrityError: a `.safetensors` file cannot be read.
     """
     if seq_len > longest:
         raise UserError(
@@ -81,9 +91,10 @@ def draw(
     name = path.stem
     source_sha256 = hashlib.sha256(raw).hexdigest()
     if path.suffix == ".safetensors":
-        tokens = _read_tokens(path, samples, seq_len, len(tokenizer))
+        tokens = _read_tokens(path, samples, seq_len)
     else:
         tokens = _windows(raw, path, tokenizer, samples, seq_len, seed)
+    _refuse_unknown_ids(tokens, path, vocabulary)
     digest = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
     return CalibrationSet(tokens, name, digest, source_sha256, seed)
 
@@ -114,15 +125,20 @@ def _windows(
     return torch.cat([start, windows[chosen]], 1).contiguous()
 
 
-def _read_tokens(path: Path, samples: int, seq_len: int, vocabulary: int) -> Tensor:
+def _read_tokens(path: Path, samples: int, seq_len: int) -> Tensor:
     try:
         with safe_open(path, framework="pt") as file:
-            tokens = file.get_tensor("tokens").to(torch.int64)
+            stored = file.get_tensor("tokens")
     except (SafetensorError, OSError) as error:
         raise IntegrityError(f"cannot read `tokens` from {path}: {error}", "write it again") from None
-    if tokens.ndim != 2 or tokens.shape[0] < samples or tokens.shape[1] < seq_len:
+    if stored.ndim != 2 or stored.shape[0] < samples or stored.shape[1] < seq_len:
         raise UserError(
-            f"{path} holds tokens of shape {tuple(tokens.shape)}, ({samples}, {seq_len}) are asked for",
+            f"{path} holds tokens of shape {tuple(stored.shape)}, ({samples}, {seq_len}) are asked for",
             "lower --samples or --seq-len",
         )
-    return tokens[:samples, :seq_len].contiguous()
+    if stored.is_floating_point() or int(stored.min()) < 0 or int(stored.max()) >= vocabulary:
+        raise UserError(
+            f"{path} does not hold token ids from 0 to {vocabulary - 1}",
+            "make it with the tokenizer of the model that is to be quantised",
+        )
+    return stored[:samples, :seq_len].to(torch.int64).contiguous()

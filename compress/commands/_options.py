@@ -67,6 +67,12 @@ class Machine(Common):
 class Run(Machine):
     """What every command takes that makes an artifact."""
 
+    device: Annotated[
+        str,
+        typer.Option(
+            help="auto or cpu; quantising runs on the CPU only for now.", metavar="NAME", rich_help_panel=GENERAL
+        ),
+    ] = "auto"
     output: Annotated[
         Path | None,
         typer.Option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -70,6 +71,8 @@ def eval_(options: Eval, view: View) -> None:
     _environment.prepare(options.threads)
     if options.attach:
         _check_attachable(options)
+    if options.output is not None:
+        _check_writable(options.output)
     from compress.workflows import api
 
     record = api.evaluate(
@@ -104,6 +107,16 @@ def eval_(options: Eval, view: View) -> None:
     view.result(plain, facts(pairs))
     if record.baseline is None:
         view.note("no --baseline given: KL and agreement were not measured")
+
+
+def _check_writable(output: Path) -> None:
+    """Before the work: --output must be a file that can be written."""
+    if output.is_dir():
+        raise UserError(f"--output {output} is a directory", "give the path of a file")
+    if not output.parent.is_dir():
+        raise UserError(f"--output {output}: there is no directory {output.parent}", "make it, or give another path")
+    if not os.access(output if output.exists() else output.parent, os.W_OK):
+        raise UserError(f"--output {output} cannot be written: permission denied", "give another path")
 
 
 def _check_attachable(options: Eval) -> None:

@@ -72,7 +72,7 @@ def show_plan(recipe: Recipe, options: Run, view: View) -> None:
     view.result(_document(plan, recipe), _lines(plan))
     if plan.problems:
         count = "a problem" if len(plan.problems) == 1 else f"{len(plan.problems)} problems"
-        raise UserError(f"the plan has {count}: " + "; ".join(plan.problems), "change the settings named above")
+        raise UserError(f"the plan has {count}: " + "; ".join(plan.problems), plan.hint)
 
 
 def _document(plan: Plan, recipe: Recipe) -> dict[str, Any]:

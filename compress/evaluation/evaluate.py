@@ -38,12 +38,12 @@ def evaluate(
         WorkError: logits that are not finite, out of memory.
     """
     text = read_text(data)
-    check_artifact(model)
+    check_artifact(model, scores=False)
     candidate = load(model, device=device, dtype=dtype)
     windows = cut(text.text, candidate, seq_len=seq_len, max_tokens=max_tokens)
     reference = None
     if baseline is not None:
-        check_artifact(baseline)
+        check_artifact(baseline, scores=False)
         reference = load(baseline, device=device, dtype=dtype)
         _check_tokenizers(candidate, reference, text, windows, seq_len, max_tokens)
     scores = score(candidate, reference, windows, progress)

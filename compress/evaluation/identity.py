@@ -19,11 +19,14 @@ from compress.runtime.protocol import Runtime
 _PACKAGES = ("torch", "transformers", "compressed-tensors", "tokenizers", "numpy")
 
 
-def check_artifact(path: str | Path) -> None:
-    """Raises IntegrityError if `path` is one of our artifacts and any byte of it is not as it was made."""
+def check_artifact(path: str | Path, *, scores: bool = True) -> None:
+    """Raises IntegrityError if `path` is one of our artifacts and any byte of it is not as it was made.
+
+    With `scores` False, earlier scores and the card that shows them are not looked at: they are about to be replaced.
+    """
     checkpoint = Checkpoint.open(path)
     if checkpoint.is_artifact:
-        require_sound(checkpoint.path)
+        require_sound(checkpoint.path, scores=scores)
 
 
 def artifact_id(path: Path) -> str | None:

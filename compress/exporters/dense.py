@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from compress.artifact import durable
 from compress.artifact.canonical import read_chunks
 from compress.artifact.lock import FileLock
 from compress.artifact.manifest import CONFIG_NAME, INDEX_NAME, RECIPE_NAME
-from compress.artifact.output import lock_path, resolve_output
+from compress.artifact.output import check_path, lock_path, resolve_output
 from compress.artifact.publish import DEFAULT_SHARD_BYTES
 from compress.artifact.reader import Artifact
 from compress.artifact.tensorfile import dtype_name, encode_header, file_order, natural_key, tensor_bytes
@@ -32,6 +33,7 @@ from compress.progress import NullProgress, Progress
 from compress.runtime.native_reader import LazyWeight, conv1d_linears, dense_state
 
 PROVENANCE_NAME = "compress_export.json"
+_SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 _NOT_COPIED = {CONFIG_NAME, RECIPE_NAME, INDEX_NAME}
 
 
@@ -70,6 +72,7 @@ def export_dense(
     """
     source = Artifact.open(artifact)
     target = resolve_output(output)
+    check_path(target)
     _refuse_occupied(target, output)
     require_sound(source.path)
     checkpoint = Checkpoint.open(source.path)
@@ -85,8 +88,9 @@ def export_dense(
     lock = FileLock(lock_path(target), target)
     try:
         beside = target.with_name(f".{target.name}.export")
-        durable.remove_tree(beside)
+        _remove_unfinished(beside, source)
         durable.make_directory(beside)
+        _write_provenance(beside, source)
         size = _write_weights(beside, rows, weights, max_shard_bytes, progress or NullProgress())
         _write_rest(beside, source, config)
         durable.fsync_dir(beside)
@@ -100,6 +104,21 @@ def export_dense(
 def _refuse_occupied(target: Path, output: str | Path) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"output {output} already holds something", "give another --output, or move that away")
+
+
+def _remove_unfinished(beside: Path, source: Artifact) -> None:
+    """Removes what an interrupted export left, told by its first file, compress_export.json, and by its names.
+
+    Raises UserError, having removed nothing, where anything else is there.
+    """
+    if not beside.exists() and not beside.is_symlink():
+        return
+    names = {entry.name for entry in beside.iterdir() if entry.is_file()} if beside.is_dir() else set()
+    ours = {PROVENANCE_NAME, CONFIG_NAME, INDEX_NAME, *source.manifest.files}
+    known = beside.is_dir() and not beside.is_symlink() and len(names) == len(list(beside.iterdir()))
+    if not known or (names and PROVENANCE_NAME not in names) or not all(n in ours or _SHARD.fullmatch(n) for n in names):
+        raise UserError(f"{beside} is in the way: no export wrote it", "move it away, or give another --output")
+    durable.remove_tree(beside, last=PROVENANCE_NAME)
 
 
 def _row(checkpoint: Checkpoint, name: str, conv1d: Collection[str]) -> _Row:
@@ -147,12 +166,16 @@ def _bytes(rows: Sequence[_Row], weights: Mapping[str, LazyWeight], progress: Pr
 
 
 def _write_rest(directory: Path, source: Artifact, config: Mapping[str, Any]) -> None:
-    """config.json without the quantisation, the source's other files, and where the weights came from."""
+    """config.json without the quantisation, and the source's other files."""
     text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     durable.write_bytes(directory / CONFIG_NAME, text.encode())
     for name in source.manifest.files:
         if name not in _NOT_COPIED and not name.endswith(".safetensors"):
             durable.write_stream(directory / name, read_chunks(source.path / name))
+
+
+def _write_provenance(directory: Path, source: Artifact) -> None:
+    """Where the weights come from; written first, because an unfinished export is known by it."""
     provenance = {
         "format": "dense",
         "artifact_id": source.artifact_id,

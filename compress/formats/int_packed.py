@@ -8,56 +8,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from compress.errors import IntegrityError
 from compress.types import IntScheme, QuantizedTensor
 
-SLICE_CODES = 1 << 21  # codes worked on at a time: packing widens each to eight bytes
+ROWS_AT_A_TIME = 256  # packing spells every bit as a byte for a moment
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
     """Packs signed codes (rows, n) int8 into int32 words (rows, ceil(n * bits / 32)), little-endian, without gaps."""
-    return torch.cat([_pack_slice(part, bits) for part in codes.split(_rows_per_slice(codes.shape[1]))])
+    n = codes.shape[1]
+    words = -(-n * bits // 32)
+    packed = np.zeros((codes.shape[0], words * 4), np.uint8)
+    places = np.arange(bits, dtype=np.uint8)
+    unsigned = (codes.numpy().astype(np.int16) + (1 << (bits - 1))).astype(np.uint8)
+    for start in range(0, len(unsigned), ROWS_AT_A_TIME):
+        part = unsigned[start : start + ROWS_AT_A_TIME]
+        stream = (part[..., None] >> places & 1).reshape(len(part), n * bits)
+        packed[start : start + len(part), : -(-n * bits // 8)] = np.packbits(stream, axis=1, bitorder="little")
+    return torch.from_numpy(packed.view("<i4").astype(np.int32, copy=False))
 
 
 def unpack_bits(words: Tensor, bits: int, n: int) -> Tensor:
     """Inverse of `pack_bits`: int32 words (rows, ceil(n * bits / 32)) to signed codes (rows, n) int8."""
-    return torch.cat([_unpack_slice(part, bits, n) for part in words.split(_rows_per_slice(n))])
-
-
-def _rows_per_slice(n: int) -> int:
-    return max(1, SLICE_CODES // max(n, 1))
-
-
-def _pack_slice(codes: Tensor, bits: int) -> Tensor:
-    rows, n = codes.shape
-    words = -(-n * bits // 32)
-    unsigned = codes.to(torch.int64) + (1 << (bits - 1))
-    unsigned = torch.nn.functional.pad(unsigned, (0, -n % 32)).reshape(rows, -1, 32)
-    packed = torch.zeros(rows, unsigned.shape[1], bits, dtype=torch.int64)
-    for i in range(32):
-        word, offset = divmod(i * bits, 32)
-        packed[..., word] |= (unsigned[..., i] << offset) & 0xFFFFFFFF
-        if offset + bits > 32:
-            packed[..., word + 1] |= unsigned[..., i] >> (32 - offset)
-    return packed.reshape(rows, -1)[:, :words].to(torch.int32).contiguous()
-
-
-def _unpack_slice(words: Tensor, bits: int, n: int) -> Tensor:
-    rows = words.shape[0]
-    groups = -(-n // 32)
-    stream = words.to(torch.int64) & 0xFFFFFFFF
-    stream = torch.nn.functional.pad(stream, (0, groups * bits - words.shape[1])).reshape(rows, groups, bits)
-    codes = torch.empty(rows, groups, 32, dtype=torch.int64)
-    for i in range(32):
-        word, offset = divmod(i * bits, 32)
-        value = stream[..., word] >> offset
-        if offset + bits > 32:
-            value = value | (stream[..., word + 1] << (32 - offset))
-        codes[..., i] = value & ((1 << bits) - 1)
-    return (codes.reshape(rows, -1)[:, :n] - (1 << (bits - 1))).to(torch.int8)
+    stored = words.contiguous().numpy().astype("<i4", copy=False).view(np.uint8)
+    codes = np.empty((len(stored), n), np.int8)
+    values = 1 << np.arange(bits, dtype=np.int16)
+    for start in range(0, len(stored), ROWS_AT_A_TIME):
+        part = stored[start : start + ROWS_AT_A_TIME]
+        stream = np.unpackbits(part, axis=1, count=n * bits, bitorder="little").reshape(len(part), n, bits)
+        codes[start : start + len(part)] = stream @ values - (1 << (bits - 1))
+    return torch.from_numpy(codes)
 
 
 def pack(quantized: QuantizedTensor) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ Shapes follow the legend in `types.py`. Every CPU result is the same whatever `t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -147,6 +148,7 @@ def rounding_loss(
     weight: Tensor,
     scales: Tensor,
     importance: Tensor,
+    shares: Sequence[float],
     group_size: int,
     bits: int,
     symmetric: bool,
@@ -155,15 +157,17 @@ def rounding_loss(
     """What rounding to nearest costs under candidate column scales: (candidates) float32.
 
     weight (out, in) float32; scales (candidates, in), what the columns are multiplied with; importance (candidates,
-    in), what a squared error of a scaled column counts. Groups of `group_size` columns share a min-max grid.
+    in), what a squared error of a scaled column counts. Each group of `group_size` columns takes the best of the grids
+    that cover `shares` of its range.
     """
     if choose("rounding_loss", weight.device).name == "reference":
-        return reference.rounding_loss(weight, scales, importance, group_size, bits, symmetric)
+        return reference.rounding_loss(weight, scales, importance, shares, group_size, bits, symmetric)
     loss = torch.empty(scales.shape[0])
     native().rounding_loss(
         weight.contiguous(),
         scales.contiguous(),
         importance.contiguous(),
+        torch.tensor(shares, dtype=torch.float32),
         group_size,
         bits,
         symmetric,

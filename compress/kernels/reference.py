@@ -5,6 +5,8 @@ Plain loops in the dtype of the arguments (use float64 for an oracle). Shapes fo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -87,26 +89,36 @@ def coordinate_descent(
 
 
 def rounding_loss(
-    weight: Tensor, scales: Tensor, importance: Tensor, group_size: int, bits: int, symmetric: bool
+    weight: Tensor,
+    scales: Tensor,
+    importance: Tensor,
+    shares: Sequence[float],
+    group_size: int,
+    bits: int,
+    symmetric: bool,
 ) -> Tensor:
     """What rounding to nearest costs under candidate column scales: (candidates).
 
     weight (out, in); scales (candidates, in), what the columns are multiplied with; importance (candidates, in), what
-    a squared error of a scaled column counts. Every group of `group_size` columns of a row gets the grid that covers
-    its range: amax / ((2^bits - 1) / 2) when symmetric, else (max - min) / (2^bits - 1) with zero inside the range.
+    a squared error of a scaled column counts. Every group of `group_size` columns of a row takes the best of the grids
+    that cover `shares` of its range: share * amax / ((2^bits - 1) / 2) when symmetric, else share * (max - min) /
+    (2^bits - 1) with zero inside the range.
     """
     losses = []
     levels = 2**bits - 1
     for scale, counts in zip(scales, importance, strict=True):
         groups = (weight * scale).reshape(weight.shape[0], -1, group_size)
-        if symmetric:
-            step = (groups.abs().amax(-1, keepdim=True) / (levels / 2)).clamp(min=1e-8)
-            rounded = torch.round(groups / step).clamp(-(levels + 1) / 2, (levels - 1) / 2)
-        else:
-            low, high = groups.amin(-1, keepdim=True).clamp(max=0), groups.amax(-1, keepdim=True).clamp(min=0)
-            step = ((high - low) / levels).clamp(min=1e-8)
-            zero = torch.round(-low / step).clamp(0, levels)
-            rounded = (torch.round(groups / step) + zero).clamp(0, levels) - zero
-        error = (rounded * step - groups).reshape(weight.shape)
-        losses.append((error.square() * counts).sum())
+        costs = []
+        for share in shares:
+            if symmetric:
+                step = (share * groups.abs().amax(-1, keepdim=True) / (levels / 2)).clamp(min=1e-8)
+                rounded = torch.round(groups / step).clamp(-(levels + 1) / 2, (levels - 1) / 2)
+            else:
+                low = share * groups.amin(-1, keepdim=True).clamp(max=0)
+                high = share * groups.amax(-1, keepdim=True).clamp(min=0)
+                step = ((high - low) / levels).clamp(min=1e-8)
+                zero = torch.round(-low / step).clamp(0, levels)
+                rounded = (torch.round(groups / step) + zero).clamp(0, levels) - zero
+            costs.append(((rounded * step - groups).square() * counts.reshape(-1, group_size)).sum(-1))
+        losses.append(torch.stack(costs).amin(0).sum())
     return torch.stack(losses)

@@ -142,6 +142,9 @@ def canonical_json(value: Any) -> bytes:
 
 def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG
+    if (directory / MANIFEST).is_file():  # we wrote it, so it was whole once
+        hint = f"see `compress verify {directory}`; make or fetch the artifact again"
+        return _json_object(path, IntegrityError, hint)
     if not path.is_file():
         raise UserError(
             f"{directory} is not a model directory: it holds no {CONFIG}",

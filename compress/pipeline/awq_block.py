@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from compress.artifact.manifest import Fallback
 from compress.calibration.staged import StagedForward
 from compress.calibration.statistics import GroupStats, collect_groups
+from compress.models.families import Edge
 from compress.models.skeleton import LinearSpec
 from compress.pipeline.block import BlockResult, Workers, stages
 from compress.pipeline.fold import Fold, Probe, changed_floats, fold
@@ -34,7 +35,7 @@ def through_block(
     module = skeleton.materialise(block)
     live = skeleton.modules(block, module)
     by_name = {spec.name: spec for spec in specs}
-    edges = skeleton.edges(block)
+    edges = [edge for edge in skeleton.edges(block) if not _touches_ignored(job, edge)]
     watched = {name: live[name] for name in live if name in by_name or any(name in edge.consumers for edge in edges)}
     stats, samples = _float_pass(job, entering, module, watched, workers)
     module = module.float()  # exact: the compute dtype holds the stored weights without rounding
@@ -51,6 +52,7 @@ def through_block(
             job.schemes[chosen[0]],
             method,
             workers.pool,
+            powers_of_two=any(name not in by_name for name in edge.consumers),  # so that routers stay exact
         )
         moved = fold(job, edge, live, scaling.scale, probe) if scaling.scale is not None else Fold(None, 0.0)
         if scaling.scale is not None and moved.scale is None:
@@ -70,7 +72,7 @@ def through_block(
                 "loss_share": scaling.loss / scaling.identity_loss if scaling.identity_loss > 0 else 1.0,
                 "fold_change": moved.change,
             }
-    result.changed = changed_floats(job, block, live, set(by_name), edges)
+    result.changed = changed_floats(job, live, set(by_name), edges)
     for name, spec in by_name.items():
         weight, dtype, scheme = live_weight(live[name]), job.scale_dtype(spec), job.schemes[name]
         if name not in stats:
@@ -85,6 +87,12 @@ def through_block(
     outputs = list(workers.pool.map(_without_gradients, entering.runs(skeleton, module, entering.quantized)))
     result.activations = entering.advanced(outputs, None)
     return result
+
+
+def _touches_ignored(job: Job, edge: Edge) -> bool:
+    """Whether moving a scale along this edge would change a linear that is to stay as it is."""
+    linears = edge.consumers if edge.kind == "norm" else (edge.producer, *edge.consumers)
+    return any(name in job.reasons for name in linears)
 
 
 def _float_pass(

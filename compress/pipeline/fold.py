@@ -47,24 +47,33 @@ class Probe:
 
 
 def fold(job: Job, edge: Edge, live: dict[str, nn.Module], wanted: Tensor, probe: Probe) -> Fold:
-    """Folds the nearest scale that the producer's stored dtype can express; undoes it if the block's output moves."""
+    """Folds the nearest scale that a norm's stored dtype can express; undoes it if the block's output moves.
+
+    What is stored as a float (norms, biases, routers) is rounded to its stored dtype before the output is looked at.
+    """
     names = (edge.producer, *edge.consumers)
     before = {name: {key: value.clone() for key, value in live[name].state_dict().items()} for name in names}
     scale = _expressible(job, edge, live[edge.producer], wanted) if edge.kind == "norm" else wanted
     fold_scale(edge, live, scale)
+    for name in names:
+        _round_as_stored(job, name, live[name])
     tolerance = FOLD_TOLERANCE
-    if edge.kind == "norm":
-        dtype = job.checkpoint.index[f"{edge.producer}.weight"].dtype
-        for parameter in live[edge.producer].parameters(recurse=False):
-            parameter.data = parameter.data.to(dtype).float()
-        if edge.has_bias:  # the bias is rounded to its stored dtype on its own
-            tolerance += 4 * torch.finfo(dtype).eps
+    if edge.has_bias:  # a bias has no counterpart that could take up what its rounding loses
+        tolerance += 4 * torch.finfo(job.checkpoint.index[f"{edge.producer}.bias"].dtype).eps
     change = probe.change()
     if change <= tolerance:
         return Fold(scale, change)
     for name, state in before.items():
         live[name].load_state_dict(state)
     return Fold(None, change)
+
+
+def _round_as_stored(job: Job, name: str, module: nn.Module) -> None:
+    """Rounds the parameters that will be stored as floats to the dtype in which they will be."""
+    for key, parameter in module.named_parameters(recurse=False):
+        stored = job.checkpoint.index.get(f"{name}.{key}")
+        if stored is not None and not (name in job.schemes and key == "weight"):
+            parameter.data = parameter.data.to(stored.dtype).float()
 
 
 def _expressible(job: Job, edge: Edge, norm: nn.Module, wanted: Tensor) -> Tensor:
@@ -78,9 +87,9 @@ def _expressible(job: Job, edge: Edge, norm: nn.Module, wanted: Tensor) -> Tenso
 
 
 def changed_floats(
-    job: Job, block: int, live: dict[str, nn.Module], quantized: set[str], edges: Sequence[Edge]
+    job: Job, live: dict[str, nn.Module], quantized: set[str], edges: Sequence[Edge]
 ) -> dict[str, Tensor]:
-    """Float tensors that folding touched and that are stored as floats: norms, biases, routers, ignored linears."""
+    """Float tensors that folding touched and that are stored as floats: norms, biases, routers."""
     changed = {}
     for name in sorted({name for edge in edges for name in (edge.producer, *edge.consumers)}):
         for key, value in live[name].state_dict().items():

@@ -32,6 +32,14 @@ if TYPE_CHECKING:
 NARROWEST_GROUP = 8
 
 
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that forbids a run, and what to do about it."""
+
+    message: str
+    hint: str
+
+
 @dataclass(frozen=True)
 class Job:
     """Everything a plan or a run needs. Nothing is read from the weights yet."""
@@ -46,8 +54,8 @@ class Job:
     """Scheme of every linear that will be quantised, by checkpoint name."""
     reasons: dict[str, str]
     """Why each of the other linears stays as it is."""
-    problems: list[str] = field(default_factory=list)
-    """What forbids the run, in words; a plan shows them, a run refuses."""
+    problems: list[Problem] = field(default_factory=list)
+    """What forbids the run; a plan shows them, a run refuses."""
 
     @property
     def scheme(self) -> IntScheme:
@@ -114,14 +122,7 @@ class Job:
         if self.problems:
             first, *rest = self.problems
             more = f" (and {len(rest)} more: `compress plan` lists them)" if rest else ""
-            raise UserError(first + more, self._hint())
-
-    def _hint(self) -> str:
-        widths = sorted({spec.in_features for spec in self.skeleton.linears() if spec.name not in self.reasons})
-        nearest = nearest_group_size(widths, self.scheme.group_size or 1)
-        if nearest is None:
-            return "use --group-size channel, or leave those linears out with --ignore"
-        return f"use --group-size {nearest} (the nearest that divides every width), or --group-size channel"
+            raise UserError(first.message + more, first.hint)
 
 
 def resolve(recipe: Recipe, *, model: str | Path | None, output: str | Path | None, device: str) -> Job:
@@ -141,13 +142,34 @@ def resolve(recipe: Recipe, *, model: str | Path | None, output: str | Path | No
             "keep one stage per recipe",
         )
     stage = recipe.stages[0]
-    checkpoint = Checkpoint.open(local_directory(model or recipe.model or content.default_model()))
+    source = model or recipe.model or content.default_model()
+    checkpoint = Checkpoint.open(local_directory(source))
     if checkpoint.is_artifact:
         _refuse_damaged(checkpoint)
     skeleton = Skeleton(checkpoint, compute_dtype(checkpoint))
     schemes, reasons, problems = _assign(stage, skeleton)
     where = None if output is None else Path(output)
-    return Job(recipe, stage, checkpoint, skeleton, where, schemes, reasons, problems)
+    recipe = _anchored(recipe, source)
+    return Job(recipe, recipe.stages[0], checkpoint, skeleton, where, schemes, reasons, problems)
+
+
+def _anchored(recipe: Recipe, source: str | Path) -> Recipe:
+    """The recipe with the source that is used, and with paths that hold from any working directory.
+
+    The packaged model is what a recipe without a `model` means; hub ids and packaged texts keep their names.
+    """
+    directory = Path(source).expanduser()
+    model: str | None = str(source)
+    if directory.is_dir():
+        model = None if directory.samefile(content.default_model()) else str(directory.resolve())
+    stages = []
+    for stage in recipe.stages:
+        if stage.calibration is not None and not (content.calibration_dir() / f"{stage.calibration.source}.txt").is_file():
+            absolute = str(Path(stage.calibration.source).resolve())
+            calibration = stage.calibration.model_copy(update={"source": absolute})
+            stage = stage.model_copy(update={"calibration": calibration})
+        stages.append(stage)
+    return recipe.model_copy(update={"model": model, "stages": stages})
 
 
 def compute_dtype(checkpoint: Checkpoint) -> torch.dtype:
@@ -192,34 +214,46 @@ def nearest_group_size(widths: Sequence[int], wanted: int) -> int | None:
     return min(divisors, key=lambda d: (abs(math.log(d / wanted)), d), default=None)
 
 
-def _assign(stage: QuantizeStage, skeleton: Skeleton) -> tuple[dict[str, IntScheme], dict[str, str], list[str]]:
+def _assign(stage: QuantizeStage, skeleton: Skeleton) -> tuple[dict[str, IntScheme], dict[str, str], list[Problem]]:
+    """The scheme of every linear that gets one, the reason of every other, and what forbids the run."""
     scheme = stage.scheme.to_scheme()
     specs = skeleton.linears()
     reasons: dict[str, str] = {}
-    problems: list[str] = []
+    problems: list[Problem] = []
     for pattern in stage.ignore:
         hit = [spec.name for spec in specs if matches(pattern, spec.name)]
         if not hit and pattern != "lm_head":
-            problems.append(f"ignore pattern {pattern!r} matches no linear")
+            names = f"names look like {specs[0].name}; give one, a glob, or re: and a regular expression"
+            problems.append(Problem(f"ignore pattern {pattern!r} matches no linear", names))
         reasons.update(dict.fromkeys(hit, f"ignored by {pattern!r}"))
-    misfits = [spec for spec in specs if spec.name not in reasons and not scheme.fits(spec.in_features)]
-    for width in sorted({spec.in_features for spec in misfits}):
-        names = [spec.name for spec in misfits if spec.in_features == width]
-        problems.append(
-            f"group size {scheme.group_size} does not divide the width {width} of {names[0]}"
-            + (f" and {len(names) - 1} others" if len(names) > 1 else "")
-        )
+    wanted = [spec for spec in specs if spec.name not in reasons]
+    problems += _misfits(scheme, wanted)
     for block in range(skeleton.num_blocks):
         for group in skeleton.fusion_groups(block):
             kept = [name for name in group if name in reasons]
             if kept and len(kept) < len(group):
-                problems.append(
-                    f"{kept[0]} is ignored but {next(n for n in group if n not in reasons)} is not: "
-                    "engines load them as one matrix"
-                )
-    if len(reasons) == len(specs):
-        problems.append("every linear is ignored: nothing is left to quantise")
-    return {spec.name: scheme for spec in specs if spec.name not in reasons}, reasons, problems
+                other = next(name for name in group if name not in reasons)
+                said = f"{kept[0]} is ignored but {other} is not: engines load them as one matrix"
+                problems.append(Problem(said, f"ignore all of {', '.join(group)}, or none"))
+    if not wanted:
+        problems.append(Problem("every linear is ignored: nothing is left to quantise", "ignore fewer linears"))
+    return {spec.name: scheme for spec in wanted}, reasons, problems
+
+
+def _misfits(scheme: IntScheme, wanted: Sequence[LinearSpec]) -> list[Problem]:
+    """One problem for every width that the group size does not divide."""
+    nearest = nearest_group_size(sorted({spec.in_features for spec in wanted}), scheme.group_size or 1)
+    hint = "use --group-size channel, or leave those linears out with --ignore"
+    if nearest is not None:
+        hint = f"use --group-size {nearest} (the nearest that divides every width), or --group-size channel"
+    problems = []
+    misfits = [spec for spec in wanted if not scheme.fits(spec.in_features)]
+    for width in sorted({spec.in_features for spec in misfits}):
+        names = [spec.name for spec in misfits if spec.in_features == width]
+        others = f" and {len(names) - 1} others" if len(names) > 1 else ""
+        said = f"group size {scheme.group_size} does not divide the width {width} of {names[0]}{others}"
+        problems.append(Problem(said, hint))
+    return problems
 
 
 def matches(pattern: str, name: str) -> bool:

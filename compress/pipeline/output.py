@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Executor
 from typing import Any
 
 from torch import Tensor
@@ -19,12 +20,13 @@ Fate = dict[str, tuple[Action, list[str]]]
 """What became of each source tensor: the action, and the names of the output tensors that hold it now."""
 
 
-def block_tensors(job: Job, block: int, result: BlockResult) -> tuple[dict[str, Tensor], Fate]:
+def block_tensors(job: Job, block: int, result: BlockResult, pool: Executor) -> tuple[dict[str, Tensor], Fate]:
     """The output tensors of one block, and the fate of each of its source tensors."""
     tensors: dict[str, Tensor] = {}
     fate: Fate = {}
-    for linear in result.linears:
-        stored = {f"{linear.spec.name}.{local}": tensor for local, tensor in int_packed.pack(linear.quantized).items()}
+    packed = pool.map(lambda linear: int_packed.pack(linear.quantized), result.linears)
+    for linear, local_tensors in zip(result.linears, packed, strict=True):
+        stored = {f"{linear.spec.name}.{local}": tensor for local, tensor in local_tensors.items()}
         tensors |= stored
         fate[linear.spec.weight] = ("quantized", list(stored))
     for name, tensor in result.changed.items():

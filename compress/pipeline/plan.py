@@ -35,7 +35,8 @@ class PlannedLinear:
 class Plan:
     """bits_per_weight counts codes, scales and zero points of the quantised linears; file_bits_per_weight everything.
 
-    peak_memory_bytes is anonymous memory above the interpreter and its libraries. problems forbid the run.
+    peak_memory_bytes is anonymous memory above the interpreter and its libraries. problems forbid the run;
+    hint says what to do about the first of them.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Plan:
     seconds_estimate: float
     problems: list[str]
     output: Path
+    hint: str = ""
 
 
 def plan(
@@ -77,8 +79,9 @@ def plan(
         source_bytes=source_bytes,
         peak_memory_bytes=_peak_memory(job),
         seconds_estimate=_seconds(job),
-        problems=job.problems,
+        problems=[problem.message for problem in job.problems],
         output=_output(job),
+        hint=job.problems[0].hint if job.problems else "",
     )
 
 

@@ -54,6 +54,7 @@ def run(
     output: str | Path | None = None,
     device: str = "auto",
     restart: bool = False,
+    scored: bool = False,
     progress: Progress | None = None,
 ) -> RunResult:
     """Carries out a recipe and publishes the artifact.
@@ -62,6 +63,8 @@ def run(
         model: directory or hub id; overrides the recipe's; the packaged model if neither is given.
         output: the artifact's directory; the next version under `artifacts/` if not given.
         restart: replace whatever the output holds, at the end and in one step.
+        scored: whether the caller will score the artifact; without `output`, a complete version that was not scored
+            is then taken up instead of making the next.
 
     Raises:
         UserError, WorkError, IntegrityError: nothing is published, and what was there stays. Work that was journalled
@@ -71,9 +74,11 @@ def run(
     with _deterministic() as workers:
         job = resolve(recipe, model=model, output=output, device=device)
         job.refuse_problems()
-        with _staging(job, restart) as staging:
+        with _staging(job, restart, scored) as staging:
             done = staging.completed()
             if done is not None:
+                if output is None:
+                    store.update_latest(done.path)
                 return RunResult(done, True, 0, 0, 0.0)
             started = time.perf_counter()
             resumed, computed = _blocks(job, staging, workers, progress)
@@ -99,11 +104,11 @@ def _deterministic() -> Iterator[Workers]:
         torch.set_num_threads(threads)
 
 
-def _staging(job: Job, restart: bool) -> Staging:
+def _staging(job: Job, restart: bool, scored: bool) -> Staging:
     identity = job.identity()
     if job.output is not None:
         return Staging(job.output, identity, restart=restart)
-    return store.open_next(job.family_directory, identity, restart=restart)
+    return store.open_next(job.family_directory, identity, restart=restart, scored=scored)
 
 
 def _blocks(job: Job, staging: Staging, workers: Workers, progress: Progress) -> tuple[int, int]:
@@ -120,7 +125,7 @@ def _blocks(job: Job, staging: Staging, workers: Workers, progress: Progress) ->
         progress.advance(f"block {block}: done before")
     for block in range(done, total):
         result = _through_block(job, block, activations, workers)
-        tensors, fate = output.block_tensors(job, block, result)
+        tensors, fate = output.block_tensors(job, block, result, workers.pool)
         activations = result.activations
         last = block == total - 1
         _commit(
@@ -187,7 +192,7 @@ def _contents(job: Job, entries: list[dict[str, Any]]) -> Contents:
     return Contents(
         config=output.config(job),
         aux_files=checkpoint.aux_files(),
-        recipe=recipe.model_dump(mode="json", exclude={"model"}),
+        recipe=recipe.placeless(),
         recipe_hash=recipe.hash(),
         recipe_yaml=recipe.to_yaml(),
         parents=[

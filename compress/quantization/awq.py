@@ -25,6 +25,7 @@ from compress.quantization.grid import min_max_grid, quantize, search_grid
 from compress.types import IntScheme, QuantizedTensor
 
 ROWS_PER_TASK = 256
+CLIPPED_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -45,6 +46,8 @@ def search_scale(
     scheme: IntScheme,
     config: AwqConfig,
     pool: Executor,
+    *,
+    powers_of_two: bool = False,
 ) -> Scaling:
     """Searches the scale of one edge.
 
@@ -52,15 +55,18 @@ def search_scale(
         weights: the consumers that will be quantised, (out, in) float32 each.
         square_means: E[x_j^2] (in,) of each consumer's inputs.
         absmean: mean |x_j| (in,) of the inputs that the consumers share.
+        powers_of_two: search only scales that move through floats without rounding them.
     """
-    candidates = _candidates(list(weights.values()), absmean, scheme, config)
+    candidates = _candidates(list(weights.values()), absmean, scheme, config, powers_of_two)
     scales = torch.stack([scale for _, _, scale in candidates])
+    # Where clipping follows, a scale must be worth it on clipped grids, or it only does what clipping does anyway.
+    shares = CLIPPED_SHARES if config.clip else (1.0,)
 
     def loss(task: tuple[Tensor, Tensor]) -> Tensor:
         rows, importance = task
         group_size = scheme.group_size or rows.shape[1]
         return dispatch.rounding_loss(
-            rows, scales, importance, group_size, scheme.bits, scheme.symmetric, threads=1
+            rows, scales, importance, shares, group_size, scheme.bits, scheme.symmetric, threads=1
         )  # fmt: skip
 
     tasks = []
@@ -76,7 +82,7 @@ def search_scale(
 
 
 def _candidates(
-    weights: list[Tensor], absmean: Tensor, scheme: IntScheme, config: AwqConfig
+    weights: list[Tensor], absmean: Tensor, scheme: IntScheme, config: AwqConfig, powers_of_two: bool
 ) -> list[tuple[float, bool, Tensor]]:
     """(exponent, duo, scale) of every grid point, the identity first."""
     found = [(0.0, False, torch.ones_like(absmean))]
@@ -91,6 +97,8 @@ def _candidates(
                 continue
             scale = scale.clamp(1e-4, 1e4)
             scale = scale / (scale.max() * scale.min()).sqrt()
+            if powers_of_two:
+                scale = scale.log2().round().exp2()
             found.append((exponent, duo, torch.where(torch.isfinite(scale), scale, 1.0)))
     return found
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from compress.types import IntScheme, QuantizedTensor
 
-SMALLEST_SCALE = 1e-8
+SMALLEST_SCALE = 2.0**-24  # the smallest that float16 holds
 COARSE_STEP = 0.06
 FINE_STEP = 0.02
 # The coarser the grid, the more range it pays to give up for finer steps.

@@ -61,7 +61,7 @@ def quantize(
         seq_len: Tokens per window; default 512.
         seed: Seed of the run; default 0.
         output: The artifact directory; default `artifacts/<model>-<method>-<scheme>/vN`, the next N.
-        device: `auto`, `cpu` or `cuda`.
+        device: `auto` or `cpu`; the block loop runs on the CPU only for now.
         restart: Start over, and replace what `output` holds once the new artifact is complete.
         evaluate: Whether to score the artifact against its source and attach the scores.
         eval_tokens: Held-out tokens to score.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.errors import UserError
+from compress.errors import IntegrityError, UserError
 from compress.workflows.memory import available_memory, scoring_memory
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def quantize(
 ) -> QuantizeResult:
     """Runs a recipe and scores the artifact against its source on `eval_tokens` packaged held-out tokens.
 
-    An artifact that is complete already is neither made nor scored again. One that cannot be scored here (no
+    An artifact that is complete already is neither made nor scored again, unless its scores are damaged. One that cannot be scored here (no
     tokenizer, not enough memory for two dense models) is left unscored, and the result says so.
 
     Raises:
@@ -56,10 +56,12 @@ def quantize(
     """
     from compress import pipeline
 
-    run = pipeline.run(recipe, model=model, output=output, device=device, restart=restart, progress=progress)
+    run = pipeline.run(
+        recipe, model=model, output=output, device=device, restart=restart, scored=evaluate, progress=progress
+    )
     if not evaluate:
         return _result(run, run.artifact, "not asked for")
-    if run.complete_already and run.artifact.eval() is not None:
+    if run.complete_already and _scores(run.artifact) is not None:
         return _result(run, run.artifact, None)
     from compress.content import default_model
 
@@ -95,6 +97,14 @@ def score(
     return attach_eval(artifact.path, record.model_dump(mode="json"))
 
 
+def _scores(artifact: Artifact) -> dict[str, Any] | None:
+    """The eval record; None without one, or with one that replacing it, cut short, left unlike its hash."""
+    try:
+        return artifact.eval()
+    except IntegrityError:
+        return None
+
+
 def _result(run: RunResult, artifact: Artifact, not_scored: str | None) -> QuantizeResult:
     return QuantizeResult(
         artifact=artifact,
@@ -102,6 +112,6 @@ def _result(run: RunResult, artifact: Artifact, not_scored: str | None) -> Quant
         resumed_blocks=run.resumed_blocks,
         computed_blocks=run.computed_blocks,
         seconds=run.seconds,
-        evaluation=artifact.eval(),
+        evaluation=_scores(artifact),
         not_scored=not_scored,
     )

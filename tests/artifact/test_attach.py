@@ -245,8 +245,8 @@ def test_a_version_taken_between_look_and_lock_is_left_alone(tmp_path: Path, mon
     looked = []
     held = []
 
-    def late(family: Path, identity: Any, *, restart: bool = False) -> Path:
-        path = next_version(family, identity, restart=restart)
+    def late(family: Path, identity: Any, **options: bool) -> Path:
+        path = next_version(family, identity, **options)
         if not looked:
             held.append(FileLock(family / f".{path.name}.lock", path))
         looked.append(path.name)

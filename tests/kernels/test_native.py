@@ -59,6 +59,7 @@ def rounding() -> dict[str, Any]:
     return {
         "weight": torch.zeros(3, 16),
         "scales": torch.ones(2, 16),
+        "shares": torch.ones(2),
         "importance": torch.ones(2, 16),
         "group_size": 8,
         "bits": 4,
@@ -101,7 +102,9 @@ WRONG_SHAPES = [
     (call, name, change)
     for call, name in ARRAYS
     for change in ("row more", "row less", "column more", "flat", "empty")
-    if (call, name) != ("rounding_loss", "weight") or "row" not in change  # no other array has as many rows
+    # any number of rows and of shares is right: nothing else has as many
+    if (call, name) != ("rounding_loss", "weight") or "row" not in change
+    if (call, name) != ("rounding_loss", "shares") or change in ("flat", "empty")
 ]
 
 

@@ -22,11 +22,15 @@ def make(
 
 
 def assert_exact(
-    arguments: tuple[torch.Tensor, torch.Tensor, torch.Tensor], group_size: int, bits: int, symmetric: bool
+    arguments: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    group_size: int,
+    bits: int,
+    symmetric: bool,
+    shares: tuple[float, ...] = (1.0, 0.85, 0.6),
 ) -> None:
     """Equal but for float32's rounding, which now and then puts a value on the other side of a boundary."""
-    found = dispatch.rounding_loss(*arguments, group_size, bits, symmetric)
-    wanted = reference.rounding_loss(*(t.double() for t in arguments), group_size, bits, symmetric)
+    found = dispatch.rounding_loss(*arguments, shares, group_size, bits, symmetric)
+    wanted = reference.rounding_loss(*(t.double() for t in arguments), shares, group_size, bits, symmetric)
     torch.testing.assert_close(found.double(), wanted, rtol=2e-4, atol=1e-12)
 
 
@@ -62,25 +66,34 @@ def test_random_shapes(
 def test_zeros_lose_nothing(isa: str) -> None:
     _, scales, importance = make(4, 64, 3)
     for symmetric in (True, False):
-        assert dispatch.rounding_loss(torch.zeros(4, 64), scales, importance, 32, 4, symmetric).tolist() == [0, 0, 0]
+        assert dispatch.rounding_loss(
+            torch.zeros(4, 64), scales, importance, (1.0, 0.8), 32, 4, symmetric
+        ).tolist() == [0, 0, 0]
 
 
 def test_nan_shows(isa: str) -> None:
     weight, scales, importance = make(4, 64, 2)
     weight[1, 5] = float("nan")
-    assert dispatch.rounding_loss(weight, scales, importance, 32, 4, True).isnan().all()
+    assert dispatch.rounding_loss(weight, scales, importance, (1.0, 0.8), 32, 4, True).isnan().all()
 
 
 def test_threads_change_no_bit(isa: str) -> None:
     arguments = make(150, 256, 5)
-    one = dispatch.rounding_loss(*arguments, 64, 4, False, threads=1)
+    one = dispatch.rounding_loss(*arguments, (1.0, 0.8), 64, 4, False, threads=1)
     for threads in (2, 3, 16):
-        assert torch.equal(one, dispatch.rounding_loss(*arguments, 64, 4, False, threads=threads))
+        assert torch.equal(one, dispatch.rounding_loss(*arguments, (1.0, 0.8), 64, 4, False, threads=threads))
 
 
 @pytest.mark.gpu
 def test_on_a_gpu() -> None:
     arguments = make(33, 256, 4)
-    found = dispatch.rounding_loss(*(t.cuda() for t in arguments), 64, 4, True)
-    wanted = reference.rounding_loss(*(t.double() for t in arguments), 64, 4, True)
+    found = dispatch.rounding_loss(*(t.cuda() for t in arguments), (1.0, 0.8), 64, 4, True)
+    wanted = reference.rounding_loss(*(t.double() for t in arguments), (1.0, 0.8), 64, 4, True)
     torch.testing.assert_close(found.cpu().double(), wanted, rtol=2e-4, atol=1e-12)
+
+
+def test_more_shares_cost_no_more(isa: str) -> None:
+    arguments = make(33, 256, 4)
+    whole = dispatch.rounding_loss(*arguments, (1.0,), 64, 3, True)
+    clipped = dispatch.rounding_loss(*arguments, (1.0, 0.9, 0.8, 0.7), 64, 3, True)
+    assert (clipped < whole).all()

@@ -140,12 +140,12 @@ def tensor_hashes(artifact: Artifact) -> dict[str, str]:
     return {name: record.sha256 for name, record in artifact.manifest.tensors.items()}
 
 
-def failing_at(label: str) -> Callable[[str], None]:
-    """A `durable.step` at which writing fails as it does on a full disk."""
+def failing_at(label: str, error: BaseException | None = None) -> Callable[[str], None]:
+    """A `durable.step` at which writing fails as it does on a full disk, or as `error` says."""
 
     def step(reached: str) -> None:
         if reached == label:
-            raise WorkError("the disk is full", "free some space")
+            raise error or WorkError("the disk is full", "free some space")
 
     return step
 

@@ -205,6 +205,7 @@ def test_a_group_that_does_not_divide_names_one_that_does(
             f"group size {group_size} does",
         )
     assert error.message.startswith(planned.problems[0])
+    assert error.hint == planned.hint
     offered = re.search(r"--group-size (\d+)", error.hint)
     assert offered is not None
     artifact = pipeline.run(
@@ -232,12 +233,14 @@ def test_172_takes_no_group_beside_64(shared: Path, place: Path) -> None:
 @pytest.mark.parametrize("pattern", ["model.layers.9.*", "re:.*expert", "re:("])
 def test_an_ignore_pattern_that_means_nothing(pattern: str, tiny: Callable[..., Path], place: Path) -> None:
     with untouched(place):
-        refused(UserError, recipe("rtn", ignore=[pattern]), tiny("llama"), place / "out", "ignore pattern")
+        error = refused(UserError, recipe("rtn", ignore=[pattern]), tiny("llama"), place / "out", "ignore pattern")
+    assert "--group-size" not in error.hint
 
 
 def test_half_of_what_engines_fuse_cannot_be_ignored(tiny: Callable[..., Path], place: Path) -> None:
     with untouched(place):
-        refused(UserError, recipe("rtn", ignore=["*.up_proj"]), tiny("llama"), place / "out", "as one matrix")
+        error = refused(UserError, recipe("rtn", ignore=["*.up_proj"]), tiny("llama"), place / "out", "as one matrix")
+        assert "mlp.gate_proj" in error.hint
         refused(UserError, recipe("rtn", ignore=["*_proj"]), tiny("llama"), place / "out", "every linear is ignored")
 
 
@@ -320,3 +323,13 @@ def test_a_full_disk(
     whole = pipeline.run(wanted, model=model, output=tmp_path / "whole").artifact
     assert result.artifact.artifact_id == whole.artifact_id
     assert sorted(path.name for path in disk.iterdir()) == ["notes.txt", "out"]
+
+
+@pytest.mark.parametrize("carry", [pipeline.plan, pipeline.run])
+def test_what_the_block_loop_does_not_do(carry: Carry, tiny: Callable[..., Path], place: Path) -> None:
+    wanted = recipe("rtn")
+    twice = wanted.model_copy(update={"stages": [*wanted.stages, *wanted.stages]})
+    with untouched(place):
+        refused(UserError, twice, tiny("llama"), place / "out", "2 stages", carry)
+        with pytest.raises(UserError, match="cuda"):
+            carry(wanted, model=tiny("llama"), output=place / "out", device="cuda")

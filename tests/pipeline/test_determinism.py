@@ -11,12 +11,14 @@ import torch
 from compress import pipeline
 from compress.artifact.reader import Artifact
 from compress.pipeline import inputs
+from compress.recipe import load_recipe
 from tests.pipeline import harness
 from tests.pipeline.harness import CALIBRATED, METHODS, recipe
 
 # Wider than a tile of rows and a panel of columns, so that there is work to share out.
 WIDE = {"hidden_size": 160, "intermediate_size": 288, "num_attention_heads": 10, "num_key_value_heads": 5}
-CASES = [("llama", method) for method in METHODS] + [(family, m) for family in ("gpt2", "mixtral") for m in CALIBRATED]
+CASES = [("llama", method) for method in METHODS]
+CASES += [(family, method) for family in ("llama in bfloat16", "gpt2", "mixtral") for method in CALIBRATED]
 
 
 @pytest.fixture
@@ -31,7 +33,8 @@ def make(
     def made(family: str, method: str, threads: int = 1, **settings: object) -> Artifact:
         nonlocal count
         count += 1
-        source = tiny(family, **WIDE) if family == "llama" else tiny(family)
+        wide = {**WIDE, "dtype": torch.bfloat16 if "bfloat16" in family else torch.float32}
+        source = tiny("llama", **wide) if family.startswith("llama") else tiny(family)
         torch.set_num_threads(threads)
         wanted = recipe(method, text, samples=12, **settings)
         artifact = pipeline.run(wanted, model=source, output=tmp_path / str(count) / "out").artifact
@@ -73,3 +76,14 @@ def test_another_seed_draws_other_tokens(method: str, make: Callable[..., Artifa
 def test_more_tokens_change_the_result(make: Callable[..., Artifact]) -> None:
     short, long = make("llama", "gptq", seq_len=16), make("llama", "gptq", seq_len=24)
     assert harness.tensor_hashes(short) != harness.tensor_hashes(long)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_recipe_in_an_artifact_makes_it_again(
+    method: str, make: Callable[..., Artifact], tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    first = make("gpt2", method, symmetric=False, ignore=["*.mlp.c_fc"])
+    wanted = load_recipe(first.path / "recipe.yaml")
+    again = pipeline.run(wanted, model=tiny("gpt2"), output=tmp_path / "again").artifact
+    assert again.artifact_id == first.artifact_id
+    assert harness.snapshot(again.path) == harness.snapshot(first.path)

@@ -148,3 +148,18 @@ def test_a_source_of_several_shards_gives_the_same(method: str, make: Make, text
     assert harness.tensor_hashes(artifact) == harness.tensor_hashes(made.artifact)
     assert artifact.manifest.ledger == made.artifact.manifest.ledger
     torch.testing.assert_close(harness.loaded_logits(artifact.path, made.tokens), made.expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_packaged_model(method: str, packaged_model: Path, tmp_path: Path) -> None:
+    wanted = recipe(method, "tales", group_size=128, samples=4, seq_len=128)
+    artifact = pipeline.run(wanted, model=packaged_model, output=tmp_path / "out").artifact
+    tokens = torch.randint(0, 4096, (2, 40), generator=torch.Generator().manual_seed(0))
+    expected = harness.fake_quantized_logits(packaged_model, artifact, tokens, torch.bfloat16)
+    torch.testing.assert_close(harness.loaded_logits(artifact.path, tokens, dtype="auto"), expected)
+    expected = harness.fake_quantized_logits(packaged_model, artifact, tokens)
+    torch.testing.assert_close(load(artifact.path, device="cpu").score(tokens), expected, rtol=1e-4, atol=1e-4)
+    assert 0.02 < harness.distance(expected, source_logits(packaged_model, tokens)) < 0.5
+    # So few tokens span fewer directions than the widest inputs have, so damping may have to be raised.
+    assert {fallback.action for fallback in artifact.manifest.fallbacks} <= {"damping raised"}
+    assert verify(artifact.path).ok

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from compress import pipeline
 from compress.artifact import durable
 from compress.artifact.output import staging_path
 from compress.errors import WorkError
+from compress.progress import NullProgress
 from tests.pipeline import crash_driver, harness
 from tests.pipeline.crash_driver import BLOCKS, CRASHED
 from tests.pipeline.harness import CALIBRATED, recipe
@@ -117,20 +119,28 @@ def test_ten_random_kills_of_a_longer_run(
             assert attempt["resumed"] + attempt["computed"] == blocks
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("method", CALIBRATED)
 def test_an_error_between_blocks_is_resumed_too(
-    method: str, tiny: Callable[..., Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str,
+    dtype: torch.dtype,
+    tiny: Callable[..., Path],
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    source, wanted = tiny("llama", **crash_driver.TINY), recipe(method, text, group_size=16)
+    source, wanted = tiny("llama", **crash_driver.TINY, dtype=dtype), recipe(method, text, group_size=16)
     whole = pipeline.run(wanted, model=source, output=tmp_path / "whole").artifact
     steps: list[str] = []
     output = tmp_path / "out"
-    with monkeypatch.context() as patched, pytest.raises(WorkError, match="the disk is full"):
+    with monkeypatch.context() as patched:
         patched.setattr(durable, "step", harness.failing_at("before write block-00002.safetensors"))
-        pipeline.run(wanted, model=source, output=output)
+        with pytest.raises(WorkError, match="the disk is full"):
+            pipeline.run(wanted, model=source, output=output)
     assert not output.exists()
     assert staging_path(output).is_dir()
     monkeypatch.setattr(durable, "step", steps.append)
+    torch.set_num_threads(2)  # the rest of the work may be shared out in another way
     result = pipeline.run(wanted, model=source, output=output)
     assert (result.resumed_blocks, result.computed_blocks) == (2, 2)
     written = [step for step in steps if step.startswith("before write block-")]
@@ -153,3 +163,42 @@ def test_a_changed_source_is_not_resumed(tiny: Callable[..., Path], text: Path, 
     second = pipeline.run(recipe("gptq", text, group_size=16), model=other, output=tmp_path / "out", restart=True)
     assert (second.resumed_blocks, second.computed_blocks) == (0, BLOCKS)
     assert second.artifact.artifact_id != first.artifact.artifact_id
+
+
+def test_a_source_that_was_moved_is_the_same_source(
+    tiny: Callable[..., Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, wanted = tiny("llama", **crash_driver.TINY), recipe("awq", text, group_size=16)
+    moved, output = harness.copy_with(source, tmp_path / "moved", lambda tensors: tensors), tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            durable, "step", harness.failing_at("before write block-00001.safetensors", KeyboardInterrupt())
+        )
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.run(wanted, model=source, output=output)
+    progress = Recorder()
+    result = pipeline.run(wanted, model=moved, output=output, progress=progress)
+    assert (result.resumed_blocks, result.computed_blocks) == (1, BLOCKS - 1)
+    assert progress.total == len(progress.notes) == BLOCKS
+    assert progress.ended
+    assert "done before" in progress.notes[0]
+    whole = pipeline.run(wanted, model=source, output=tmp_path / "whole").artifact
+    assert result.artifact.artifact_id == whole.artifact_id
+
+
+class Recorder(NullProgress):
+    """What a run says of its progress."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.total = 0
+        self.ended = False
+
+    def begin(self, what: str, total: int) -> None:
+        self.total = total
+
+    def advance(self, note: str = "") -> None:
+        self.notes.append(note)
+
+    def end(self) -> None:
+        self.ended = True

@@ -51,6 +51,14 @@ def coordinate_descent(
     """As `reference.coordinate_descent`; updates gradient float32 (out, in) and codes int8 (out, in)."""
 
 def rounding_loss(
-    weight: Any, scales: Any, importance: Any, group_size: int, bits: int, symmetric: bool, loss: Any, threads: int
+    weight: Any,
+    scales: Any,
+    importance: Any,
+    shares: Any,
+    group_size: int,
+    bits: int,
+    symmetric: bool,
+    loss: Any,
+    threads: int,
 ) -> None:
-    """As `reference.rounding_loss`; writes loss float32 (candidates). All arrays float32."""
+    """As `reference.rounding_loss`; shares float32 (n), loss float32 (candidates), written. All arrays float32."""

@@ -43,8 +43,9 @@ struct RoundingArgs {
     const float* weight;      // (out, in)
     const float* scales;      // (candidates, in)
     const float* importance;  // (candidates, in)
+    const float* shares;      // (share_count), the shares of a group's range to try
     double* loss;             // (out, candidates), written
-    int64_t rows, columns, candidates, group_size;
+    int64_t rows, columns, candidates, share_count, group_size;
     float levels;  // 2^bits - 1
     bool symmetric;
 };

@@ -70,10 +70,12 @@ int64_t coordinate_descent(const Output& gradient, const Input& hessian, const I
     return changed;
 }
 
-void rounding_loss(const Input& weight, const Input& scales, const Input& importance, int64_t group_size, int bits,
-                   bool symmetric, const Output& loss, int threads) {
+void rounding_loss(const Input& weight, const Input& scales, const Input& importance, const Input& shares,
+                   int64_t group_size, int bits, bool symmetric, const Output& loss, int threads) {
     const auto [rows, columns] = extents(weight, "weight");
     const int64_t candidates = extents(scales, "scales").first;
+    if (shares.ndim() != 1 || shares.shape(0) == 0) bad_value("shares", "a vector of at least one share");
+    const int64_t share_count = int64_t(shares.shape(0));
     if (group_size < 1 || columns % group_size != 0)
         bad_value("group_size", "a divisor of " + std::to_string(columns));
     if (bits < 2 || bits > 8) bad_value("bits", "from 2 to 8");
@@ -81,7 +83,8 @@ void rounding_loss(const Input& weight, const Input& scales, const Input& import
     const RoundingArgs args{input<float>(weight, "weight", {rows, columns}),
                             input<float>(scales, "scales", {candidates, columns}),
                             input<float>(importance, "importance", {candidates, columns}),
-                            losses.data(), rows, columns, candidates, group_size,
+                            input<float>(shares, "shares", {share_count}), losses.data(), rows, columns, candidates,
+                            share_count, group_size,
                             float((1 << bits) - 1), symmetric};
     float* loss_out = output<float>(loss, "loss", {candidates});
     const int count = checked_threads(threads);
@@ -192,6 +195,6 @@ NB_MODULE(_native, m) {
           nb::arg("scale").noconvert(), nb::arg("zero_point").noconvert(), nb::arg("group_of_column").noconvert(),
           nb::arg("qmin"), nb::arg("qmax"), nb::arg("codes").noconvert(), nb::arg("sweeps"), nb::arg("threads"));
     m.def("rounding_loss", &rounding_loss, nb::arg("weight").noconvert(), nb::arg("scales").noconvert(),
-          nb::arg("importance").noconvert(), nb::arg("group_size"), nb::arg("bits"), nb::arg("symmetric"),
+          nb::arg("importance").noconvert(), nb::arg("shares").noconvert(), nb::arg("group_size"), nb::arg("bits"), nb::arg("symmetric"),
           nb::arg("loss").noconvert(), nb::arg("threads"));
 }

@@ -1,7 +1,8 @@
 // What rounding to nearest would cost for many candidate column scales at once: the inner loop of AWQ's search.
 //
 // A row's group stays in the first-level cache while every candidate is tried on it: scale the columns, find the
-// range, round on the grid that covers it, and add up the squared errors by the columns' importance.
+// range, round on the grids that cover shares of it, and add up the squared errors by the columns' importance. The
+// best share counts.
 #include "tile.h"
 
 namespace compress {
@@ -30,16 +31,9 @@ float largest(vf v) {
     return best;
 }
 
-float group_loss(const RoundingArgs& a, const Group& g, float* scaled) {
+// The loss of `scaled` on the grid from -bottom to top.
+float grid_loss(const RoundingArgs& a, const Group& g, const float* scaled, float bottom, float top) {
     const float smallest = 1e-8f;
-    vf high = {}, low = {};
-    for (int64_t c = 0; c < g.count; c += LANES) {
-        const vf x = part(g.weight, c, g.count) * part(g.scale, c, g.count);
-        store(scaled + c, x);
-        high = x > high ? x : high;
-        low = -x > low ? -x : low;  // the lower end of the range, its sign turned
-    }
-    const float top = largest(high), bottom = largest(low);
     float step, zero = 0, qmin, qmax;
     if (a.symmetric) {
         const float span = top > bottom ? top : bottom;
@@ -62,6 +56,23 @@ float group_loss(const RoundingArgs& a, const Group& g, float* scaled) {
         total += error * error * part(g.importance, c, g.count);
     }
     return sum(total);
+}
+
+float group_loss(const RoundingArgs& a, const Group& g, float* scaled) {
+    vf high = {}, low = {};
+    for (int64_t c = 0; c < g.count; c += LANES) {
+        const vf x = part(g.weight, c, g.count) * part(g.scale, c, g.count);
+        store(scaled + c, x);
+        high = x > high ? x : high;
+        low = -x > low ? -x : low;  // the lower end of the range, its sign turned
+    }
+    const float top = largest(high), bottom = largest(low);
+    float best = grid_loss(a, g, scaled, bottom * a.shares[0], top * a.shares[0]);
+    for (int64_t i = 1; i < a.share_count; ++i) {
+        const float loss = grid_loss(a, g, scaled, bottom * a.shares[i], top * a.shares[i]);
+        best = loss < best ? loss : best;
+    }
+    return best;
 }
 
 }  // namespace
