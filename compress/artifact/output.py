@@ -38,11 +38,12 @@ class Identity:
 
     `recipe_hash`, `source` (digest of the source model: model hash or artifact_id) and `calibration` (sha256 of the
     calibration tokens, None without) decide whether a finished artifact is this run's result. `environment` holds
-    what else must be equal for blocks of a killed run to be used (package versions, device, dtype ...).
+    what else must be equal for blocks of a killed run to be used (package versions, device, dtype ...). A plan that
+    does not hash the source leaves `source` None, and then any source counts as the same; no run may do that.
     """
 
     recipe_hash: str
-    source: str
+    source: str | None
     calibration: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -50,7 +51,7 @@ class Identity:
         """As plain data."""
         return {
             "recipe_hash": self.recipe_hash,
-            "source": self.source,
+            **({} if self.source is None else {"source": self.source}),
             "calibration": self.calibration,
             "environment": dict(self.environment),
         }
@@ -62,8 +63,9 @@ class Identity:
     def made(self, result: Made) -> bool:
         """Whether a manifest (or what is to become one) tells of the result of this recipe, source and calibration."""
         calibration = result.calibration.sha256 if result.calibration else None
-        mine = (self.recipe_hash, self.source, self.calibration)
-        return mine == (result.recipe_hash, result.parents[-1].digest, calibration)
+        source = result.parents[-1].digest
+        mine = (self.recipe_hash, source if self.source is None else self.source, self.calibration)
+        return mine == (result.recipe_hash, source, calibration)
 
 
 def resolve_output(output: str | Path) -> Path:
@@ -129,7 +131,10 @@ def _finished(path: Path) -> Artifact | None:
 
 
 def check_path(path: Path) -> None:
-    """Raise unless `path` (resolved) is, or could become, an output directory: UserError, WorkError without permission."""
+    """Raise unless `path` (resolved) is, or could become, an output directory.
+
+    UserError if not; WorkError without permission to write there.
+    """
     if path.exists() and not path.is_dir():
         raise UserError(f"output {path} is a file", "give the path of a directory that does not exist yet")
     if os.path.ismount(path):

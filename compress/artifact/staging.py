@@ -188,10 +188,6 @@ class Staging:
             if (state := old.get("state")) and not (new and new["file"] == state["file"]):
                 durable.unlink(self.path / state["file"])
 
-    def drop_state(self, key: str) -> None:
-        """Remove a state file that no committed entry needs any more."""
-        durable.unlink(self.path / "state" / f"{key}.safetensors")
-
     def publish(self, contents: Contents, *, max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> Artifact:
         """Assemble the artifact from all committed parts and make it appear at the output in one step.
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from compress.errors import WorkError
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Stage:
@@ -33,6 +35,17 @@ class Stage:
 
 class _Aborted(BaseException):
     """Raised inside a chunk's thread to end it when another part of the run failed."""
+
+
+def _start(threads: Sequence[threading.Thread]) -> None:
+    for number, thread in enumerate(threads):
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise WorkError(
+                f"the system started {number} of the {len(threads)} threads that the calibration text needs: {error}",
+                "lower --samples, or raise the limit on processes (ulimit -u)",
+            ) from error
 
 
 class StagedForward:
@@ -71,8 +84,7 @@ class StagedForward:
         self._running = len(threads)
         previous: Tensor | None = None
         try:
-            for thread in threads:
-                thread.start()
+            _start(threads)
             while (stage := self._next_stage(previous)) is not None:
                 previous = stage.inputs[0]
                 yield stage

@@ -45,8 +45,8 @@ class CalibrationSet:
 def find(source: str) -> Path:
     """The file of a packaged text's name, or of a path. Raises UserError when neither exists."""
     packaged = content.calibration_dir() / f"{source}.txt"
-    if packaged.is_file():
-        return Path(str(packaged))
+    if Path(source).name == source and packaged.is_file():
+        return packaged
     path = Path(source)
     if path.is_file():
         return path
@@ -136,9 +136,15 @@ def _read_tokens(path: Path, samples: int, seq_len: int) -> Tensor:
             f"{path} holds tokens of shape {tuple(stored.shape)}, ({samples}, {seq_len}) are asked for",
             "lower --samples or --seq-len",
         )
-    if stored.is_floating_point() or int(stored.min()) < 0 or int(stored.max()) >= vocabulary:
-        raise UserError(
-            f"{path} does not hold token ids from 0 to {vocabulary - 1}",
-            "make it with the tokenizer of the model that is to be quantised",
-        )
+    if stored.is_floating_point():
+        raise UserError(f"{path} holds tokens of dtype {stored.dtype}", "write token ids as integers")
     return stored[:samples, :seq_len].to(torch.int64).contiguous()
+
+
+def _refuse_unknown_ids(tokens: Tensor, path: Path, vocabulary: int) -> None:
+    lowest, highest = int(tokens.min()), int(tokens.max())
+    if lowest < 0 or highest >= vocabulary:
+        raise UserError(
+            f"{path} has the token id {lowest if lowest < 0 else highest}, and the model knows 0 to {vocabulary - 1}",
+            "use the tokenizer that belongs to the model",
+        )

@@ -115,7 +115,7 @@ def _check_writable(output: Path) -> None:
         raise UserError(f"--output {output} is a directory", "give the path of a file")
     if not output.parent.is_dir():
         raise UserError(f"--output {output}: there is no directory {output.parent}", "make it, or give another path")
-    if not os.access(output if output.exists() else output.parent, os.W_OK):
+    if not os.access(output.parent, os.W_OK | os.X_OK):
         raise UserError(f"--output {output} cannot be written: permission denied", "give another path")
 
 

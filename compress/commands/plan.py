@@ -67,7 +67,7 @@ def show_plan(recipe: Recipe, options: Run, view: View) -> None:
     _environment.prepare(options.threads)
     from compress import pipeline
 
-    plan = pipeline.plan(recipe, output=options.output, device=options.device)
+    plan = pipeline.plan(recipe, output=options.output, device=options.device, restart=options.restart)
     view.table("Linears", ("LINEARS", ">COUNT", ">IN", ">OUT", "SCHEME", ">BITS/WEIGHT", "NOTE"), _rows(plan))
     view.result(_document(plan, recipe), _lines(plan))
     if plan.problems:

@@ -113,10 +113,12 @@ def _remove_unfinished(beside: Path, source: Artifact) -> None:
     """
     if not beside.exists() and not beside.is_symlink():
         return
-    names = {entry.name for entry in beside.iterdir() if entry.is_file()} if beside.is_dir() else set()
-    ours = {PROVENANCE_NAME, CONFIG_NAME, INDEX_NAME, *source.manifest.files}
-    known = beside.is_dir() and not beside.is_symlink() and len(names) == len(list(beside.iterdir()))
-    if not known or (names and PROVENANCE_NAME not in names) or not all(n in ours or _SHARD.fullmatch(n) for n in names):
+    written = {PROVENANCE_NAME, CONFIG_NAME, INDEX_NAME, *source.manifest.files}
+    ours = beside.is_dir() and not beside.is_symlink()
+    if ours and (entries := list(beside.iterdir())):
+        ours = any(entry.name == PROVENANCE_NAME for entry in entries)
+        ours &= all(entry.is_file() and (entry.name in written or _SHARD.fullmatch(entry.name)) for entry in entries)
+    if not ours:
         raise UserError(f"{beside} is in the way: no export wrote it", "move it away, or give another --output")
     durable.remove_tree(beside, last=PROVENANCE_NAME)
 

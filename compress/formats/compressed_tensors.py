@@ -1,7 +1,7 @@
 """The `quantization_config` of a compressed-tensors checkpoint, written and read.
 
-Targets are exact module names in one regex per group, never a class name: class-name targets are refused or misread by
-some engines once a model holds several groups. Fused experts are matched by the names of the on-disk experts.
+A single scheme targets the class `Linear`; several target exact module names, one regex each, because class-name
+targets are refused or misread by some engines once there are several groups. Fused experts go by their on-disk names.
 """
 
 from __future__ import annotations

@@ -73,6 +73,11 @@ class Skeleton:
         """The longest sequence, in tokens, that the model was made for."""
         return int(self._model.config.max_position_embeddings)
 
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids the embedding has rows for."""
+        return int(self.checkpoint.index[self._embedding_name].shape[0])
+
     def linears(self, block: int | None = None) -> list[LinearSpec]:
         """The quantisable linears of one block, or of all, in the order the block defines them; no routers, no head."""
         if block is None:
@@ -112,11 +117,17 @@ class Skeleton:
         return [name for name in self.checkpoint.index if name not in inside]
 
     def outer_linears(self) -> list[str]:
-        """Checkpoint names of the linears outside all blocks: the head, and projections around the blocks."""
-        inside = self.family.blocks + "."
-        found = [name for name, module in self._model.named_modules() if isinstance(module, nn.Linear)]
-        outside = {self._names.disk(name) for name in found if not name.startswith(inside)}
-        return sorted(outside | {self._head_name})
+        """Checkpoint names of the linears outside all blocks: the head, and projections around the blocks.
+
+        Those that only the checkpoint knows count too, such as a multi-token-prediction layer's: any stored matrix
+        that is not called what the model's embeddings are called.
+        """
+        modules = self._model.named_modules()
+        embeddings = {self._names.disk(name).rpartition(".")[2] for name, m in modules if isinstance(m, nn.Embedding)}
+        index = self.checkpoint.index
+        matrices = [name for name in self.outer_tensors() if name.endswith(".weight") and len(index[name].shape) == 2]
+        found = {name.removesuffix(".weight") for name in matrices}
+        return sorted({name for name in found if name.rpartition(".")[2] not in embeddings} | {self._head_name})
 
     def materialise(self, block: int) -> nn.Module:
         """A new copy of the block with its weights in `dtype`, in eval mode, without gradients.

@@ -2,6 +2,7 @@
 
 job.py      what is to be done: source, linears and their schemes, calibration tokens, output
 plan.py     the dry run: sizes, memory and time of a job
+duration.py how long it takes on this machine
 inputs.py   the activations that flow from block to block
 source.py   reading tensors, refusing what is not finite
 block.py    what a method gives back for one block; rtn_block.py, gptq_block.py, awq_block.py go through it

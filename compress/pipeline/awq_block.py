@@ -38,6 +38,7 @@ def through_block(
     edges = [edge for edge in skeleton.edges(block) if not _touches_ignored(job, edge)]
     watched = {name: live[name] for name in live if name in by_name or any(name in edge.consumers for edge in edges)}
     stats, samples = _float_pass(job, entering, module, watched, workers)
+    dtypes = {name: tensor.dtype for name, tensor in module.state_dict().items()}
     module = module.float()  # exact: the compute dtype holds the stored weights without rounding
     probe = Probe(job, module, entering)
     details: dict[str, dict[str, float | str | bool]] = {name: {} for name in by_name}
@@ -83,7 +84,8 @@ def through_block(
             linear = finished(job, spec, quantized, weight, samples[name], details=dict(details[name]))
         put(live[name], linear.quantized)
         result.linears.append(linear)
-    module = module.to(skeleton.dtype)
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        tensor.data = tensor.data.to(dtypes.get(name, tensor.dtype))
     outputs = list(workers.pool.map(_without_gradients, entering.runs(skeleton, module, entering.quantized)))
     result.activations = entering.advanced(outputs, None)
     return result

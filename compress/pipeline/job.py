@@ -74,12 +74,12 @@ class Job:
         """Where versions go when no output was named."""
         return store.family_directory(self.model_name, self.method_name, self.scheme.label)
 
-    def identity(self) -> Identity:
-        """What this run is a run of; reads and hashes the whole source."""
+    def identity(self, *, hashed: bool = True) -> Identity:
+        """What this run is a run of; reads and hashes the whole source, or leaves it open if not `hashed`."""
         calibration = self.calibration
         return Identity(
             recipe_hash=self.recipe.hash(),
-            source=self.checkpoint.digest(),
+            source=self.checkpoint.digest() if hashed else None,
             calibration=None if calibration is None else calibration.sha256,
             environment=environment(self.skeleton.dtype),
         )
@@ -115,6 +115,7 @@ class Job:
             seq_len=wanted.seq_len,
             seed=self.recipe.seed,
             longest=self.skeleton.max_positions,
+            vocabulary=self.skeleton.vocabulary,
         )
 
     def refuse_problems(self) -> None:
@@ -162,14 +163,18 @@ def _anchored(recipe: Recipe, source: str | Path) -> Recipe:
     model: str | None = str(source)
     if directory.is_dir():
         model = None if directory.samefile(content.default_model()) else str(directory.resolve())
-    stages = []
-    for stage in recipe.stages:
-        if stage.calibration is not None and not (content.calibration_dir() / f"{stage.calibration.source}.txt").is_file():
-            absolute = str(Path(stage.calibration.source).resolve())
-            calibration = stage.calibration.model_copy(update={"source": absolute})
-            stage = stage.model_copy(update={"calibration": calibration})
-        stages.append(stage)
-    return recipe.model_copy(update={"model": model, "stages": stages})
+    return recipe.model_copy(update={"model": model, "stages": [_stage_anchored(stage) for stage in recipe.stages]})
+
+
+def _stage_anchored(stage: QuantizeStage) -> QuantizeStage:
+    if stage.calibration is None:
+        return stage
+    packaged = content.calibration_dir() / f"{stage.calibration.source}.txt"
+    text = Path(stage.calibration.source)
+    if packaged.is_file() or not text.is_file():  # a text that is not there is refused when it is read, as it was named
+        return stage
+    calibration = stage.calibration.model_copy(update={"source": str(text.resolve())})
+    return stage.model_copy(update={"calibration": calibration})
 
 
 def compute_dtype(checkpoint: Checkpoint) -> torch.dtype:
@@ -218,6 +223,8 @@ def _assign(stage: QuantizeStage, skeleton: Skeleton) -> tuple[dict[str, IntSche
     """The scheme of every linear that gets one, the reason of every other, and what forbids the run."""
     scheme = stage.scheme.to_scheme()
     specs = skeleton.linears()
+    if not specs:
+        raise UserError("the model has no linear in any decoder block", "check num_hidden_layers in its config.json")
     reasons: dict[str, str] = {}
     problems: list[Problem] = []
     for pattern in stage.ignore:

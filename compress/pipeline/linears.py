@@ -84,7 +84,7 @@ def record(
     if sample is not None and sample.shape[0]:
         wanted = (sample if reference is None else reference) @ weight.T
         total = float(wanted.square().sum())
-        error = float((wanted - sample @ dequantized.T).square().sum()) / total if total > 0 else None
+        error = _ratio(float((wanted - sample @ dequantized.T).square().sum()), total)
     return LayerRecord(
         name=spec.name,
         block=spec.block,
@@ -92,10 +92,15 @@ def record(
         scheme=scheme.label,
         bits_per_weight=scheme.bits_per_weight(spec.in_features, scale_bits),
         output_error=error,
-        weight_sqnr_db=10 * math.log10(signal / noise) if noise > 0 and signal > 0 else None,
+        weight_sqnr_db=10 * math.log10(ratio) if (ratio := _ratio(signal, noise)) else None,
         fallback=fallback,
         details=dict(details or {}),
     )
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    """part / whole; None where squares were too large or too small for that."""
+    return part / whole if whole > 0 and math.isfinite(part) and math.isfinite(whole) else None
 
 
 def finished(

@@ -1,19 +1,19 @@
-"""plan(): what a run would make and cost, without reading a weight or writing a file."""
+"""plan(): what a run would make and cost, without hashing the source or writing a file."""
 
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from compress.artifact import store
+from compress.artifact.output import existing
+from compress.errors import UserError
 from compress.models.skeleton import LinearSpec
+from compress.pipeline.duration import seconds_estimate
 from compress.pipeline.inputs import CHUNK_TOKENS
-from compress.pipeline.job import Job, needs_blocks, needs_original, resolve
-from compress.quantization.configs import AwqConfig, GptqConfig
+from compress.pipeline.job import Job, Problem, needs_blocks, needs_original, resolve
+from compress.quantization.configs import GptqConfig
 from compress.recipe import Recipe
 from compress.types import IntScheme
 
@@ -54,9 +54,17 @@ class Plan:
 
 
 def plan(
-    recipe: Recipe, *, model: str | Path | None = None, output: str | Path | None = None, device: str = "auto"
+    recipe: Recipe,
+    *,
+    model: str | Path | None = None,
+    output: str | Path | None = None,
+    device: str = "auto",
+    restart: bool = False,
 ) -> Plan:
-    """Lays out a run. Its `problems` are what `run` would refuse; other user errors are raised as in `run`."""
+    """Lays out a run. Its `problems` are what `run` would refuse; other user errors are raised as in `run`.
+
+    Whether an artifact in the output is of the same source is left to the run, which hashes it.
+    """
     job = resolve(recipe, model=model, output=output, device=device)
     specs = job.skeleton.linears()
     linears = [_planned(job, spec) for spec in specs]
@@ -64,11 +72,11 @@ def plan(
     stored = {spec.name: _stored_bits(job, spec) for spec in quantized}
     weights = sum(spec.in_features * spec.out_features for spec in quantized)
     replaced = sum(job.checkpoint.index[spec.weight].nbytes for spec in quantized)
+    copies, index = _copies(job), job.checkpoint.index
     source_bytes = job.checkpoint.nbytes
-    output_bytes = source_bytes - replaced - _copies(job) + sum(stored.values()) // 8
-    parameters = sum(math.prod(info.shape) for info in job.checkpoint.index.values())
-    if not job.problems:
-        _ = job.calibration  # raises what `run` would raise about the text
+    output_bytes = source_bytes - replaced - sum(index[name].nbytes for name in copies) + sum(stored.values()) // 8
+    parameters = sum(math.prod(info.shape) for name, info in index.items() if name not in copies)
+    problems = job.problems or _output_problems(job, restart)
     return Plan(
         model=job.model_name,
         method=job.method_name,
@@ -78,19 +86,30 @@ def plan(
         output_bytes=output_bytes,
         source_bytes=source_bytes,
         peak_memory_bytes=_peak_memory(job),
-        seconds_estimate=_seconds(job),
-        problems=[problem.message for problem in job.problems],
-        output=_output(job),
-        hint=job.problems[0].hint if job.problems else "",
+        seconds_estimate=seconds_estimate(job),
+        problems=[problem.message for problem in problems],
+        output=_output(job, restart),
+        hint=problems[0].hint if problems else "",
     )
 
 
-def _output(job: Job) -> Path:
+def _output_problems(job: Job, restart: bool) -> list[Problem]:
+    """What forbids the named output. Raises what `run` would raise about the calibration text."""
+    identity = job.identity(hashed=False)
+    if job.output is not None:
+        try:
+            existing(job.output, identity, restart=restart)
+        except UserError as error:
+            return [Problem(error.message, error.hint)]
+    return []
+
+
+def _output(job: Job, restart: bool) -> Path:
     if job.output is not None:
         return job.output
     if job.problems or not job.family_directory.is_dir():
         return job.family_directory / "v1"
-    return store.next_version(job.family_directory, job.identity())
+    return store.next_version(job.family_directory, job.identity(hashed=False), restart=restart)
 
 
 def _planned(job: Job, spec: LinearSpec) -> PlannedLinear:
@@ -110,10 +129,10 @@ def _stored_bits(job: Job, spec: LinearSpec) -> int:
     return round(bits_per_weight * spec.in_features * spec.out_features)
 
 
-def _copies(job: Job) -> int:
-    """Bytes of stored copies of tied tensors, which are not written again."""
+def _copies(job: Job) -> set[str]:
+    """Stored copies of tied tensors, which are not written again."""
     index, tied = job.checkpoint.index, job.skeleton.tied()
-    return sum(index[alias].nbytes for alias, target in tied.items() if alias in index and target in index)
+    return {alias for alias, target in tied.items() if alias != target and alias in index and target in index}
 
 
 def _peak_memory(job: Job) -> int:
@@ -138,38 +157,3 @@ def _peak_memory(job: Job) -> int:
     weights = block * (itemsize * streams if isinstance(job.stage.method, GptqConfig) else itemsize + 4)
     statistics = widest * widest * 4 * (5 if isinstance(job.stage.method, GptqConfig) else 1)
     return one_linear + activations + weights + statistics
-
-
-def _seconds(job: Job) -> float:
-    """Work over a rate measured now: floating-point work for calibrated methods, weight traffic for data-free ones."""
-    threads = torch.get_num_threads()
-    rate = _measured_flops() * threads
-    weights = sum(spec.in_features * spec.out_features for spec in job.skeleton.linears())
-    rounding = weights * 60e-9 / threads
-    wanted = job.stage.calibration
-    if wanted is None:
-        return rounding
-    tokens = wanted.samples * wanted.seq_len
-    shared = ("k_proj", "v_proj", "up_proj")
-    squares = sum(spec.in_features**2 for spec in job.skeleton.linears() if not spec.name.endswith(shared))
-    forward = 2.0 * weights * tokens
-    cubes = sum(float(spec.out_features) * spec.in_features**2 for spec in job.skeleton.linears())
-    if isinstance(job.stage.method, AwqConfig):
-        grid = 2 * job.stage.method.grid * weights * 10e-9 / threads
-        return 2 * forward / rate + rounding * 4 + grid
-    return (2 * forward + 3.0 * squares * tokens + 16 * cubes) / rate + rounding * 10
-
-
-def _measured_flops() -> float:
-    """Floating-point operations per second of one thread on a float32 matrix product, measured in milliseconds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        a = torch.ones(384, 384)
-        a @ a
-        started = time.perf_counter()
-        for _ in range(4):
-            a @ a
-        return 4 * 2 * 384.0**3 / max(time.perf_counter() - started, 1e-6)
-    finally:
-        torch.set_num_threads(threads)

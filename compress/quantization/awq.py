@@ -98,7 +98,7 @@ def _candidates(
             scale = scale.clamp(1e-4, 1e4)
             scale = scale / (scale.max() * scale.min()).sqrt()
             if powers_of_two:
-                scale = scale.log2().round().exp2()
+                scale = (scale / scale.median()).log2().round().exp2()  # most channels stay as they are
             found.append((exponent, duo, torch.where(torch.isfinite(scale), scale, 1.0)))
     return found
 

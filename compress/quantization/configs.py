@@ -1,7 +1,7 @@
 """Settings of every quantisation method, free of torch so that recipes parse and help answers at once.
 
 `MethodConfig` is the registry: the tagged union parses recipes, lists choices in errors and types the dispatch.
-A new method costs one class here, one file beside it, one line in the union and one in `methods.py`.
+A new method costs one class here, one file beside it, one line in the union.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ class _Rows:
         solution, info = torch.linalg.solve_ex(normal, right.unsqueeze(-1))
         usable = (info == 0) & torch.isfinite(solution).all(dim=(1, 2))
         wanted = torch.where(usable.unsqueeze(1), solution.squeeze(-1), self.scale.float())
-        scale = stored_scale(wanted, self.scale.dtype)
+        scale = stored_scale(wanted, self.scale.dtype, self.grid.reach)
         return scale, self.pull - torch.einsum("goj,og->oj", through, scale.float())
 
 

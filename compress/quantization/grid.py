@@ -29,6 +29,11 @@ class Grid:
     zero_point: Tensor | None
     scheme: IntScheme
 
+    @property
+    def reach(self) -> Tensor | int:
+        """The largest |code - zero point|: (out, groups), or one number for all when symmetric."""
+        return -self.scheme.qmin if self.zero_point is None else _reach(self.zero_point, self.scheme)
+
     def encode(self, weight: Tensor) -> Tensor:
         """Nearest codes (out, in) int8 of weight (out, in) float32."""
         groups = grouped(weight, self.scheme)
@@ -52,10 +57,16 @@ def grouped(weight: Tensor, scheme: IntScheme) -> Tensor:
     return weight.reshape(out, scheme.groups(width), -1)
 
 
-def stored_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """`scale` rounded to the dtype it is stored in, kept away from zero so that division is safe."""
+def stored_scale(scale: Tensor, dtype: torch.dtype, reach: Tensor | int) -> Tensor:
+    """`scale` rounded to the dtype it is stored in, kept where codes can be divided by it and decoded to numbers.
+
+    reach: the largest |code - zero point|; its product with the scale stays finite in the dtype.
+    """
+    limits = torch.finfo(dtype)
+    largest = torch.as_tensor(limits.max * (1 - limits.eps) / reach)  # eps, because rounding may go up
     floor = torch.where(scale < 0, -SMALLEST_SCALE, SMALLEST_SCALE)
-    return torch.where(scale.abs() < SMALLEST_SCALE, floor, scale).to(dtype)
+    kept = torch.where(scale.abs() < SMALLEST_SCALE, floor, scale)
+    return torch.minimum(torch.maximum(kept, -largest), largest).to(dtype)
 
 
 def min_max_grid(weight: Tensor, scheme: IntScheme, dtype: torch.dtype) -> Grid:
@@ -115,12 +126,17 @@ def _grid(groups: Tensor, scheme: IntScheme, dtype: torch.dtype, shrink: Tensor,
     levels = 2**scheme.bits - 1
     if scheme.symmetric:
         span = groups.abs().amax(-1) * shrink
-        return Grid(stored_scale(span / (levels / 2) * sign, dtype), None, scheme)
+        return Grid(stored_scale(span / (levels / 2) * sign, dtype, -scheme.qmin), None, scheme)
     low = groups.amin(-1).clamp(max=0) * shrink
     high = groups.amax(-1).clamp(min=0) * shrink
-    scale = stored_scale((high - low) / levels, dtype)
-    zero = torch.round(-low / scale.float()).clamp_(0, levels) + scheme.qmin
-    return Grid(scale, zero.to(torch.int8), scheme)
+    scale = stored_scale((high - low) / levels, dtype, -scheme.qmin)
+    zero = (torch.round(-low / scale.float()).clamp_(0, levels) + scheme.qmin).to(torch.int8)
+    return Grid(stored_scale(scale.float(), dtype, _reach(zero, scheme)), zero, scheme)
+
+
+def _reach(zero_point: Tensor, scheme: IntScheme) -> Tensor:
+    zero = zero_point.float()
+    return torch.maximum(zero - scheme.qmin, scheme.qmax - zero)
 
 
 def quantize(weight: Tensor, grid: Grid) -> QuantizedTensor:

@@ -13,9 +13,8 @@ DAMPING_LADDER = (0.03, 0.1, 0.3, 1.0)
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Factored:
-    """damped: (in, in) float32, H + damping I; upper: U (in, in), upper triangular with inverse(damped) = U^T U."""
+    """upper: U (in, in) float32, upper triangular with inverse(damped(H, damp_frac)) = U^T U."""
 
-    damped: Tensor
     upper: Tensor
     damp_frac: float
 
@@ -44,5 +43,5 @@ def factor(hessian: Tensor, damp_frac: float) -> Factored | None:
             identity = torch.eye(matrix.shape[0], dtype=matrix.dtype)
             upper = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
             if torch.isfinite(upper).all():
-                return Factored(matrix, upper.contiguous(), frac)
+                return Factored(upper.contiguous(), frac)
     return None

@@ -48,8 +48,9 @@ def quantize(
 ) -> QuantizeResult:
     """Runs a recipe and scores the artifact against its source on `eval_tokens` packaged held-out tokens.
 
-    An artifact that is complete already is neither made nor scored again, unless its scores are damaged. One that cannot be scored here (no
-    tokenizer, not enough memory for two dense models) is left unscored, and the result says so.
+    An artifact that is complete already is neither made nor scored again, unless its scores are damaged. One that
+    cannot be scored here (no tokenizer, not enough memory for two dense models) is left unscored, and the result says
+    so.
 
     Raises:
         UserError, WorkError, IntegrityError: as `pipeline.run` and `evaluation.evaluate` do.

@@ -236,6 +236,33 @@ def test_an_unfinished_version_of_the_same_run_is_the_next(tmp_path: Path, produ
         assert len(staging.journal()) == 2
 
 
+def test_a_complete_version_without_scores_is_the_next_of_a_run_that_scores(tmp_path: Path, produce: Produce) -> None:
+    for number in (1, 2, 3):
+        who = producer.identity(recipe_hash="1" * 64) if number == 3 else producer.identity()
+        update_latest(produce(tmp_path / f"v{number}", who=who).artifact.path)
+    assert next_version(tmp_path, producer.identity()) == tmp_path / "v4"
+    assert next_version(tmp_path, producer.identity(), scored=True) == tmp_path / "v2"
+    assert next_version(tmp_path, producer.identity(), scored=True, restart=True) == tmp_path / "v4"
+    with open_next(tmp_path, producer.identity(), scored=True) as staging:
+        assert staging.completed() is not None
+    attach_eval(tmp_path / "v2", RECORD)
+    assert next_version(tmp_path, producer.identity(), scored=True) == tmp_path / "v4", "only the newest counts"
+    (tmp_path / "v3" / "tokenizer.json").unlink()
+    other = producer.identity(recipe_hash="1" * 64)
+    assert next_version(tmp_path, other, scored=True) == tmp_path / "v4", "a damaged one is not taken up"
+
+
+def test_a_complete_version_that_latest_does_not_name_yet_is_the_next(tmp_path: Path, produce: Produce) -> None:
+    update_latest(produce(tmp_path / "v1").artifact.path)
+    produce(tmp_path / "v2")
+    assert next_version(tmp_path, producer.identity()) == tmp_path / "v2"
+    update_latest(tmp_path / "v2")
+    assert next_version(tmp_path, producer.identity()) == tmp_path / "v3"
+    (tmp_path / "latest").unlink()
+    (tmp_path / "latest").mkdir()
+    assert next_version(tmp_path, producer.identity()) == tmp_path / "v3", "somebody's own directory says nothing"
+
+
 def test_two_writers_get_two_versions(tmp_path: Path) -> None:
     with open_next(tmp_path, producer.identity()) as one, open_next(tmp_path, producer.identity()) as two:
         assert [one.output.name, two.output.name] == ["v1", "v2"]

@@ -566,3 +566,22 @@ def test_journal_lines_are_json_with_their_own_hash(tmp_path: Path, produce: Pro
     assert [line["entry"]["block"] for line in lines] == [None, 0, 1]
     assert all(len(line["sha256"]) == 64 for line in lines)
     assert [line["previous"] for line in lines] == [None, lines[0]["sha256"], lines[1]["sha256"]]
+
+
+@pytest.mark.parametrize("output_exists", [True, False])
+@pytest.mark.parametrize("with_artifact", [True, False])
+def test_somebodys_directory_named_like_a_replaced_artifact_stays(
+    tmp_path: Path, produce: Callable[..., producer.Outcome], output_exists: bool, with_artifact: bool
+) -> None:
+    aside = tmp_path / ".out.old"
+    if output_exists:
+        produce(tmp_path / "out")
+    if with_artifact:
+        produce(aside)
+    else:
+        aside.mkdir()
+    (aside / "mine.txt").write_text("mine")
+    before = sorted(aside.iterdir())
+    produce(tmp_path / "out")
+    assert (aside / "mine.txt").read_text() == "mine"
+    assert sorted(aside.iterdir()) == before

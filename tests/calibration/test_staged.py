@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.calibration.staged import Stage, StagedForward
+from compress.errors import WorkError
 
 pytestmark = pytest.mark.timeout(60)  # a hang is a failure, and soon
 
@@ -242,3 +243,23 @@ def test_nothing_to_watch_just_runs() -> None:
     assert list(forward) == []
     for output, x in zip(forward.outputs, chunks, strict=True):
         assert torch.equal(output, block(x))
+
+
+@pytest.mark.parametrize("started", [0, 2])
+def test_threads_that_cannot_be_started_are_a_work_error(started: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, count = threading.Thread.start, 0
+
+    def start(thread: threading.Thread) -> None:
+        nonlocal count
+        if count == started:
+            raise RuntimeError("can't start new thread")
+        count += 1
+        begin(thread)
+
+    block = Block()
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        with pytest.raises(WorkError, match=f"started {started} of the 5 threads") as caught:
+            list(staged(block, inputs(5)))
+    assert "--samples" in caught.value.hint
+    assert not block.a._forward_pre_hooks

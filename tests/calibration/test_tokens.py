@@ -37,7 +37,7 @@ def take(text: Path) -> Callable[..., CalibrationSet]:
     """take(samples, seq_len, seed): windows of the letters."""
 
     def take(samples: int = 6, seq_len: int = 11, seed: int = 0, bos: bool = True) -> CalibrationSet:
-        return draw(str(text), tokenizer(bos), samples=samples, seq_len=seq_len, seed=seed, longest=64)
+        return draw(str(text), tokenizer(bos), samples=samples, seq_len=seq_len, seed=seed, longest=64, vocabulary=27)
 
     return take
 
@@ -128,7 +128,7 @@ def test_bad_texts(content: bytes | None, match: str, hint: str, tmp_path: Path)
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=match) as caught:
-        draw(str(path), tokenizer(), samples=6, seq_len=11, seed=0, longest=64)
+        draw(str(path), tokenizer(), samples=6, seq_len=11, seed=0, longest=64, vocabulary=27)
     assert hint in caught.value.hint
 
 
@@ -141,26 +141,39 @@ def test_windows_longer_than_the_context_are_refused(take: Callable[..., Calibra
 
 def test_a_directory_is_no_text(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="neither a packaged name nor a file"):
-        draw(str(tmp_path), tokenizer(), samples=1, seq_len=4, seed=0, longest=64)
+        draw(str(tmp_path), tokenizer(), samples=1, seq_len=4, seed=0, longest=64, vocabulary=27)
 
 
 def test_tokens_of_another_tool_are_taken_as_they_are(tmp_path: Path) -> None:
     given = torch.arange(24).reshape(4, 6)
     path = tmp_path / "given.safetensors"
     save_file({"tokens": given.to(torch.int32)}, path)
-    drawn = draw(str(path), tokenizer(), samples=3, seq_len=5, seed=7, longest=64)
+    drawn = draw(str(path), tokenizer(), samples=3, seq_len=5, seed=7, longest=64, vocabulary=27)
     assert torch.equal(drawn.tokens, given[:3, :5])
     assert drawn.tokens.dtype == torch.int64
     for options in ({"samples": 5, "seq_len": 6}, {"samples": 4, "seq_len": 7}):
         with pytest.raises(UserError, match="are asked for"):
-            draw(str(path), tokenizer(), **options, seed=0, longest=64)
+            draw(str(path), tokenizer(), **options, seed=0, longest=64, vocabulary=27)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(IntegrityError, match="cannot read"):
-        draw(str(path), tokenizer(), samples=3, seq_len=5, seed=0, longest=64)
+        draw(str(path), tokenizer(), samples=3, seq_len=5, seed=0, longest=64, vocabulary=27)
 
 
 @pytest.mark.parametrize("bad", [torch.tensor([[0, 27]]), torch.tensor([[-1, 2]]), torch.rand(1, 2), torch.arange(4)])
 def test_token_ids_that_the_model_does_not_know_are_refused(bad: torch.Tensor, tmp_path: Path) -> None:
     save_file({"tokens": bad}, tmp_path / "bad.safetensors")
     with pytest.raises(UserError):
-        draw(str(tmp_path / "bad.safetensors"), tokenizer(), samples=1, seq_len=2, seed=0, longest=64)
+        draw(str(tmp_path / "bad.safetensors"), tokenizer(), samples=1, seq_len=2, seed=0, longest=64, vocabulary=27)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_ids_beyond_the_embedding_are_refused_wherever_they_come_from(stored: bool, text: Path, tmp_path: Path) -> None:
+    """A tokenizer that grew, or belongs to another model: the embedding has rows for 20 of its 27 ids."""
+    source = text
+    if stored:
+        source = tmp_path / "given.safetensors"
+        save_file({"tokens": torch.arange(26).reshape(1, 26)}, source)
+    options = {"samples": 1, "seq_len": 26, "seed": 0, "longest": 64}
+    assert draw(str(source), tokenizer(False), **options, vocabulary=26).tokens.max() == 25
+    with pytest.raises(UserError, match="has the token id 25, and the model knows 0 to 19"):
+        draw(str(source), tokenizer(False), **options, vocabulary=20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,12 @@ from pathlib import Path
 import pytest
 
 import compress
+import compress.cli
+import compress.content
+import compress.recipe
+from compress.artifact import durable
 from compress.artifact.reader import Artifact
+from compress.artifact.verify import verify
 from compress.commands import _progress
 
 EVAL = ("--eval-tokens", 2600)  # the fewest that two blocks of windows need
@@ -55,6 +61,85 @@ def test_a_complete_artifact_without_scores_is_scored_by_the_same_command(run: C
     assert second.json["complete_already"] is True
     assert second.json["summary"] is not None
     assert second.json["artifact_id"] == first.json["artifact_id"]
+
+
+class Killed(BaseException):
+    """Stands for the end of the process at a durable step."""
+
+
+def killed_at(label: str, patched: pytest.MonkeyPatch, *words: object) -> None:
+    """Runs a command that dies at the first durable step of this name."""
+
+    def step(reached: str) -> None:
+        if reached == label:
+            raise Killed
+
+    with patched.context() as inner:
+        inner.setattr(durable, "step", step)
+        with pytest.raises(Killed):
+            compress.cli.main([str(word) for word in words])
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("file", ["eval.json", "README.md", "compress_manifest.json"])
+def test_a_run_killed_while_its_scores_are_attached_is_healed_by_the_same_command(
+    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Path, moment: str, file: str
+) -> None:
+    words = ("quantize", "--method", "rtn", "--output", tmp_path / "out", *EVAL)
+    shutil.copytree(made, tmp_path / "scored")
+    assert run(*words, "--no-eval").code == 0
+    monkeypatch.setattr("compress.workflows.quantize.score", attach_only(tmp_path / "scored"))
+    killed_at(f"{moment} rename to {file}", monkeypatch, *words)
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    if (moment, file) != ("after", "compress_manifest.json"):
+        assert not verify(tmp_path / "out").ok
+    document = run(*words, "--json").json
+    assert document["complete_already"] is True
+    assert document["summary"]["kl_mean"]["estimate"] > 0
+    assert verify(tmp_path / "out").problems == []
+
+
+def attach_only(scored: Path) -> Callable:
+    """The scoring step without its work: it attaches the record of an artifact that was scored."""
+    from compress.artifact.attach import attach_eval
+
+    record = Artifact.open(scored).eval()
+    assert record is not None
+    return lambda artifact, *_, **__: attach_eval(artifact.path, record)
+
+
+def test_new_scores_killed_halfway_are_made_again(run: Callable, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (copy / "eval.json").write_text('{"summary": null}')
+    (copy / ".README.md.tmp").write_text("half")
+    document = run("quantize", "--method", "rtn", "--output", copy, *EVAL, "--json").json
+    assert document["summary"]["kl_mean"]["estimate"] > 0
+    assert verify(copy).problems == []
+
+
+def test_without_an_output_a_version_killed_before_its_scores_is_only_scored(
+    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = tmp_path / "artifacts/tales-6m-rtn-w4a16-g128"
+    words = ("quantize", "--method", "rtn", *EVAL)
+    killed_at("before write .eval.json.tmp", monkeypatch, *words)
+    assert Artifact.open(family / "v1").eval() is None
+    again = run(*words, "--json").json
+    assert (again["artifact"], again["complete_already"]) == (str(family / "v1"), True)
+    assert again["summary"] is not None
+    assert run(*words, "--no-eval", "--json").json["artifact"] == str(family / "v2"), "finished and scored: a new one"
+
+
+def test_without_an_output_a_version_killed_before_latest_is_taken_up(
+    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = tmp_path / "artifacts/tales-6m-rtn-w4a16-g128"
+    words = ("quantize", "--method", "rtn", "--no-eval")
+    killed_at("before link latest", monkeypatch, *words)
+    assert not (family / "latest").exists()
+    again = run(*words, "--json").json
+    assert (again["artifact"], again["complete_already"]) == (str(family / "v1"), True)
+    assert os.readlink(family / "latest") == "v1"
 
 
 def test_what_cannot_be_scored_here_is_made_and_says_so(
@@ -130,6 +215,37 @@ def test_the_recipe_of_an_artifact_makes_the_same_bytes(run: Callable, tmp_path:
     same = run("diff", "a", "b", "--json")
     assert (same.code, same.json["same"], same.json["tensors"]) == (0, True, [])
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+
+
+def test_the_recipe_of_an_artifact_names_its_source_and_text(
+    run: Callable, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = model / "config.json"
+    config.write_text(config.read_text().replace("{", '{"mark": 1,', 1))
+    text = (compress.content.calibration_dir() / "tales.txt").read_text(encoding="utf-8")[:60_000]
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "mine.txt").write_text(text, encoding="utf-8")
+    first = compress.quantize(
+        "model", "gptq", 4, calib="one/mine.txt", samples=4, seq_len=64, output="a", evaluate=False
+    )
+    kept = compress.recipe.load_recipe("a/recipe.yaml")
+    assert kept.model == str(model.resolve())
+    assert kept.stages[0].calibration.source == str((tmp_path / "one/mine.txt").resolve())  # type: ignore[union-attr]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = run("run", "../a/recipe.yaml", "--output", "b", "--no-eval", "--json").json
+    assert again["artifact_id"] == first.artifact_id
+    assert again["parent"]["digest"] == first.manifest.parents[0].digest
+    moved = ("--set", "stages.0.calibration.source=../two/mine.txt")
+    other = run("run", "../a/recipe.yaml", *moved, "--output", "c", "--no-eval", "--json").json
+    assert (other["artifact_id"], other["recipe_hash"]) == (first.artifact_id, first.manifest.recipe_hash)
+
+
+def test_the_recipe_of_an_artifact_of_the_packaged_model_names_no_path(made: Path) -> None:
+    text = (made / "recipe.yaml").read_text()
+    assert "model:" not in text
+    assert str(compress.default_model()) not in text
 
 
 def test_a_shipped_recipe_runs_by_name_with_overrides(run: Callable, tmp_path: Path) -> None:

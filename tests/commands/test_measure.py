@@ -53,6 +53,37 @@ def test_eval_writes_the_record_that_gate_reads(run: Callable, copy: Path, tmp_p
     assert (alone.json["baseline"], alone.json["model"]["quantized"]) == (None, False)
 
 
+@pytest.mark.parametrize("output", ["nowhere/dir/x.json", "directory", "file/x.json"])
+def test_eval_refuses_an_output_before_it_scores(
+    run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "file").write_text("")
+
+    def scored(*_: object, **__: object) -> None:
+        raise AssertionError("it was scored")
+
+    monkeypatch.setattr("compress.workflows.api.evaluate", scored)
+    assert f"--output {output}" in run("eval", "--output", output).refused(2)
+
+
+def test_a_damaged_config_of_an_artifact_is_no_usage_error(run: Callable, copy: Path) -> None:
+    data = bytearray((copy / "config.json").read_bytes())
+    data[0] ^= 1
+    (copy / "config.json").write_bytes(data)
+    for words in (("quantize", copy, "--method", "rtn"), ("eval", copy), ("generate", copy, "--prompt", "a")):
+        assert "config.json" in run(*words).refused(5)
+    (copy / "config.json").unlink()
+    assert "config.json" in run("eval", copy).refused(5)
+
+
+def test_a_damaged_weight_is_not_scored(run: Callable, copy: Path) -> None:
+    data = bytearray((copy / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(data)
+    assert "is damaged" in run("eval", copy, "--attach").refused(5)
+
+
 def test_eval_attach_renews_scores_and_card(run: Callable, copy: Path) -> None:
     before = Artifact.open(copy)
     tokens = before.eval()["data"]["tokens"]  # type: ignore[index]

@@ -77,7 +77,7 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "eval.json", "compress_manifest.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "recipe.yaml", "compress_manifest.json"])
 def test_a_changed_artifact_is_refused(
     name: str, scored: Path, tiny: Path, text: Path, bound: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +89,17 @@ def test_a_changed_artifact_is_refused(
     ):
         with pytest.raises(IntegrityError):
             refused()
+
+
+def test_changed_scores_are_not_judged_and_can_be_made_again(
+    scored: Path, tiny: Path, text: Path, bound: Policy
+) -> None:
+    flip(scored / "eval.json", -100)
+    with pytest.raises(IntegrityError):
+        gate(scored, tiny, bound, device="cpu")
+    record = evaluate(scored, tiny, data=text, device="cpu")
+    attach_eval(scored, record.model_dump(mode="json"))
+    verify.require_sound(scored)
 
 
 def test_scores_of_another_artifact_are_refused(

@@ -102,4 +102,25 @@ def test_an_export_that_fails_leaves_no_output_and_can_be_repeated(
         with pytest.raises(WorkError, match="disk is full"):
             export_dense(artifact.path, tmp_path / "dense")
     assert not (tmp_path / "dense").exists()
+    assert (tmp_path / ".dense.export/model.safetensors").exists()
     assert export_dense(artifact.path, tmp_path / "dense").tensors > 0
+    assert not (tmp_path / ".dense.export").exists()
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "config.json", "model.safetensors"])
+def test_a_directory_that_only_has_the_name_of_an_unfinished_export_stays(name: str, tmp_path: Path) -> None:
+    artifact = artifact_of("llama", tmp_path)
+    mine = tmp_path / ".dense.export"
+    mine.mkdir()
+    (mine / name).write_text("mine")
+    with pytest.raises(UserError, match="is in the way"):
+        export_dense(artifact.path, tmp_path / "dense")
+    assert (mine / name).read_text() == "mine"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".dense.export", "artifact", "source"]
+
+
+def test_an_output_below_a_file_is_refused(tmp_path: Path) -> None:
+    artifact = artifact_of("llama", tmp_path)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="which is a file"):
+        export_dense(artifact.path, tmp_path / "file/sub")

@@ -49,6 +49,13 @@ def recipe(method: str, text: Path | None = None, **settings: Any) -> Recipe:
     return build_recipe(Settings(**given))[0]
 
 
+def with_options(wanted: Recipe, **options: Any) -> Recipe:
+    """The recipe with settings of its method changed."""
+    stage = wanted.stages[0]
+    method = type(stage.method).model_validate({**stage.method.model_dump(), **options})
+    return wanted.model_copy(update={"stages": [stage.model_copy(update={"method": method})]})
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))

@@ -15,7 +15,7 @@ from compress.errors import WorkError
 from compress.pipeline import inputs
 from tests.pipeline import harness
 from tests.pipeline.harness import CALIBRATED, recipe
-from tests.tiny_models import EXPERTS, POSITIONS, tiny_tokens
+from tests.tiny_models import EXPERTS, POSITIONS, VOCABULARY, tiny_tokens
 
 FEW = {"samples": 1, "seq_len": 3}
 PARTS = {"mixtral": ("w1", "w2", "w3"), "qwen3_moe": ("gate_proj", "up_proj", "down_proj")}
@@ -24,7 +24,9 @@ MIXTURES = ("mixtral", "qwen3_moe", "deepseek_v3")
 
 def unreached(source: Path, text: Path, block: int, path: str) -> set[int]:
     """The experts of a block that transformers' own model sends no calibration token to."""
-    tokens = draw(str(text), AutoTokenizer.from_pretrained(source), **FEW, seed=0, longest=POSITIONS).tokens
+    tokens = draw(
+        str(text), AutoTokenizer.from_pretrained(source), **FEW, seed=0, longest=POSITIONS, vocabulary=VOCABULARY
+    ).tokens
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     chosen: list[torch.Tensor] = []
     experts = model.get_submodule(path)

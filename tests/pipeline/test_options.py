@@ -13,10 +13,9 @@ from torch import Tensor
 from compress import pipeline
 from compress.artifact.reader import Artifact
 from compress.pipeline import fold
-from compress.recipe import Recipe
 from compress.runtime.transformers_backend import load
 from tests.pipeline import harness
-from tests.pipeline.harness import METHODS, recipe
+from tests.pipeline.harness import METHODS, recipe, with_options
 from tests.tiny_models import tiny_tokens
 
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
@@ -32,13 +31,6 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("awq", {"scale_search": False}),
     ("awq", {"grid": 3}),
 ]
-
-
-def with_options(wanted: Recipe, **options: Any) -> Recipe:
-    """The recipe with settings of its method changed."""
-    stage = wanted.stages[0]
-    method = type(stage.method).model_validate({**stage.method.model_dump(), **options})
-    return wanted.model_copy(update={"stages": [stage.model_copy(update={"method": method})]})
 
 
 @pytest.fixture
@@ -74,6 +66,11 @@ def test_every_option_changes_the_weights(
     assert changed.manifest.fallbacks == []
     folded = any(entry.action == "folded" for entry in changed.manifest.ledger.values())
     assert folded == (method == "awq" and options != {"scale_search": False})
+
+
+def ignored(artifact: Artifact) -> set[str]:
+    """The linears that the config names as not quantised."""
+    return set(artifact.config["quantization_config"]["ignore"])
 
 
 def errors(artifact: Artifact) -> float:
@@ -136,6 +133,8 @@ def test_tensors_that_no_module_uses_are_kept(
     extra = {
         "model.layers.61.eh_proj.weight": torch.randn(96, 192),
         "model.layers.61.mlp.experts.0.up_proj.weight": torch.randn(32, 96),
+        "model.layers.61.embed_tokens.weight": torch.randn(259, 96),
+        "model.layers.61.enorm.weight": torch.randn(96),
         "model.layers.0.self_attn.rotary_emb.inv_freq": torch.randn(8),
     }
 
@@ -149,6 +148,32 @@ def test_tensors_that_no_module_uses_are_kept(
         entry = artifact.manifest.ledger[name]
         assert (entry.action, entry.into) == ("kept", [name])
         assert torch.equal(stored[name], tensor)
+    assert {name.removesuffix(".weight") for name in extra if name.endswith("proj.weight")} <= ignored(artifact)
+    assert not any("embed_tokens" in name or "norm" in name for name in ignored(artifact))
     alone = make(method, tiny("deepseek_v3"))
     assert harness.tensor_hashes(alone).items() < harness.tensor_hashes(artifact).items()
     check_loads(artifact, source)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_largest_half_precision_weights(
+    method: str, tiny: Callable[..., Path], make: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    name = "model.layers.0.self_attn.q_proj.weight"
+
+    def enlarge(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        tensors[name][:, ::7] = torch.where(tensors[name][:, ::7] > 0, 60000.0, -60000.0)
+        tensors[name][3] = 0
+        return tensors
+
+    artifact = make(method, harness.copy_with(tiny("qwen2", dtype=torch.float16), tmp_path / "large", enlarge))
+    assert all(torch.isfinite(t).all() for t in harness.decoded(artifact).values())
+    (layer,) = [layer for layer in artifact.layers() if f"{layer['name']}.weight" == name]
+    assert layer["weight_sqnr_db"] > 5
+
+
+def test_an_ample_calibration_text_needs_no_fallback(packaged_model: Path, tmp_path: Path) -> None:
+    """Inputs collected in bfloat16 must not cost the Hessian its definiteness."""
+    wanted = recipe("gptq", "tales", group_size=128, samples=12, seq_len=256)
+    artifact = pipeline.run(wanted, model=packaged_model, output=tmp_path / "out").artifact
+    assert artifact.manifest.fallbacks == []

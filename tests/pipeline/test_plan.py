@@ -12,7 +12,8 @@ from compress import pipeline
 from compress.artifact import durable
 from compress.artifact.output import staging_path
 from compress.artifact.verify import verify
-from compress.errors import WorkError
+from compress.errors import UserError, WorkError
+from compress.models.checkpoint import Checkpoint
 from tests.pipeline import harness
 from tests.pipeline.harness import METHODS, recipe
 from tests.tiny_models import FAMILIES
@@ -123,3 +124,65 @@ def test_a_mixture_is_planned_by_its_largest_block(tiny: Callable[..., Path], te
 
     experts = 24 - 8
     assert peak(n_routed_experts=24) - peak() >= experts * 3 * 96 * 32 * torch.float32.itemsize
+
+
+def test_an_output_that_a_run_would_refuse_is_a_problem(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    source, wanted = tiny("llama"), recipe("rtn")
+    file, other, mine = tmp_path / "file", tmp_path / "other", tmp_path / "mine"
+    file.write_text("x")
+    other.mkdir()
+    (other / "notes.txt").write_text("x")
+    pipeline.run(recipe("rtn", bits=3), model=source, output=mine)
+    before = harness.snapshot(tmp_path)
+    for output, match in ((file, "is a file"), (other, "holds something else"), (mine, "another recipe")):
+        planned = pipeline.plan(wanted, model=source, output=output)
+        with pytest.raises(UserError, match=match) as caught:
+            pipeline.run(wanted, model=source, output=output)
+        assert (planned.problems, planned.hint) == ([caught.value.message], caught.value.hint)
+    assert harness.snapshot(tmp_path) == before
+    assert pipeline.plan(wanted, model=source, output=other, restart=True).problems == []
+    assert pipeline.plan(recipe("rtn", bits=3), model=source, output=mine).problems == [], "it is done already"
+    # What forbids the run for another reason is told first.
+    assert "does not divide" in pipeline.plan(recipe("rtn", group_size=96 * 5), model=source, output=file).problems[0]
+
+
+def test_the_source_is_not_hashed(tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source, wanted = tiny("llama"), recipe("rtn")
+    pipeline.run(wanted, model=source)
+
+    def refuse(*args: object) -> str:
+        raise AssertionError("a plan must answer at once, whatever the size of the model")
+
+    monkeypatch.setattr(Checkpoint, "digest", refuse)
+    monkeypatch.setattr(Checkpoint, "sha256", refuse)
+    assert pipeline.plan(wanted, model=source).output.name == "v2"
+    assert pipeline.plan(wanted, model=source, output="out").problems == []
+
+
+def test_a_stored_copy_is_not_counted_as_parameters(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    def with_head(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+
+    source = harness.copy_with(tiny("llama"), tmp_path / "copied", with_head)
+    planned = pipeline.plan(recipe("rtn"), model=source, output=tmp_path / "out")
+    artifact = pipeline.run(recipe("rtn"), model=source, output=tmp_path / "out").artifact
+    assert planned.file_bits_per_weight == pytest.approx(artifact.manifest.sizes.file_bits_per_weight, rel=0.01)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_time_is_measured_and_grows_with_the_work(
+    method: str, tiny: Callable[..., Path], text: Path, tmp_path: Path
+) -> None:
+    def seconds(**overrides: int) -> float:
+        source = tiny("llama", **overrides)
+        return pipeline.plan(recipe(method, text), model=source, output=tmp_path / "out").seconds_estimate
+
+    assert 0 < seconds() < 60
+    assert seconds(num_hidden_layers=60) > seconds(), "thirty times the blocks"
+
+
+def test_a_model_without_blocks_is_a_user_error(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    source = tiny("llama", num_hidden_layers=0)
+    with pytest.raises(UserError, match="no linear in any decoder block"):
+        pipeline.plan(recipe("rtn"), model=source, output=tmp_path / "out")

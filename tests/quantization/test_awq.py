@@ -175,3 +175,15 @@ def test_clipping_lowers_the_weighted_error(scheme: IntScheme) -> None:
     assert torch.equal(unclipped.scale, grid.scale)
     assert (loss(values(clipped)) <= loss(values(unclipped)) * (1 + 1e-4)).all()
     assert loss(values(clipped)).sum() < 0.9 * loss(values(unclipped)).sum()
+
+
+def test_powers_of_two_serve_a_salient_channel(pool: Executor) -> None:
+    x, weight = salient(channels=(3,)), normal(64, 96)
+    square_mean, config = x.square().mean(0), AwqConfig(clip=False)
+    found = awq.search_scale(
+        {"a": weight}, {"a": square_mean}, x.abs().mean(0), IntScheme(4, 32), config, pool, powers_of_two=True
+    )
+    assert found.scale is not None
+    assert torch.equal(found.scale.log2(), found.scale.log2().round())
+    assert found.scale[3] == found.scale.max() > found.scale.median()
+    assert found.loss == pytest.approx(expected_loss(weight, found.scale, square_mean, IntScheme(4, 32)), rel=1e-3)

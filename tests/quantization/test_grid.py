@@ -155,7 +155,7 @@ def test_the_step_is_a_share_of_the_whole_range() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_stored_scales_can_be_divided_by(dtype: torch.dtype) -> None:
-    scale = stored_scale(torch.tensor([0.0, -0.0, 1e-12, -1e-12, 3e-8, 1.0, -1.0]), dtype)
+    scale = stored_scale(torch.tensor([0.0, -0.0, 1e-12, -1e-12, 3e-8, 1.0, -1.0]), dtype, 8)
     assert scale.dtype == dtype
     assert (scale != 0).all()
     assert torch.isfinite(1 / scale.float()).all()
@@ -174,3 +174,32 @@ def test_rtn_is_rounding_on_those_grids() -> None:
         assert torch.equal(found.scale, grid.scale)
     unit = torch.eye(96)
     assert objective(weight, searched, unit).sum() < objective(weight, plain, unit).sum()
+
+
+@pytest.mark.parametrize("searched", [False, True])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("size", [60000.0, 65504.0, 1e-4, 1e-7, 0.0])
+def test_half_precision_grids_decode_to_numbers(size: float, bits: int, symmetric: bool, searched: bool) -> None:
+    """The largest weights of float16, and groups so small that their step is below what it can hold."""
+    weight = torch.stack([normal(64).clamp(-1, 1), normal(64, seed=1).abs().clamp(max=1)])
+    weight = (weight / weight.abs().amax(1, keepdim=True) * size).half().float()
+    weight[0, :32] *= -1
+    scheme = IntScheme(bits, 32, symmetric)
+    build = search_grid if searched else min_max_grid
+    quantized = quantize(weight, build(weight, scheme, torch.float16))
+    assert in_range(quantized)
+    dense = quantized.dequantize()
+    assert dense.dtype == torch.float16
+    assert torch.isfinite(dense).all()
+    if not searched and size > 1:
+        step = 2 * size / (2**bits - 1) if symmetric else (weight.max() - weight.min()) / (2**bits - 1)
+        assert (dense.float() - weight).abs().max() <= step * 1.2 + size * 0.01, "hardly anything is clipped"
+
+
+def test_scales_never_decode_to_infinity_whatever_the_refit_wants() -> None:
+    for reach in range(1, 256):
+        scale = stored_scale(torch.tensor([1e9, -1e9]), torch.float16, reach)
+        product = scale * torch.tensor(reach, dtype=torch.float16)
+        assert torch.isfinite(product).all()
+        assert (product.abs() > 65000).all()

@@ -1,0 +1,96 @@
+"""How long a run will take: its work over rates that are measured here and now, on one thread, in milliseconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from compress.kernels import dispatch
+from compress.pipeline.job import Job
+from compress.quantization import awq, rtn
+from compress.quantization.configs import AwqConfig, RtnConfig
+from compress.quantization.grid import quantize, search_grid
+
+TILE_ROWS = 64
+TILE_WIDTH = 256
+CANDIDATES = 8
+# k, v and up see the inputs of q and gate, whose statistics serve them too.
+SHARING = ("k_proj", "v_proj", "up_proj")
+
+
+def seconds_estimate(job: Job) -> float:
+    """Seconds that the blocks of this job take on this machine, with as many threads as torch uses now."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _single_threaded(job) / threads
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _single_threaded(job: Job) -> float:
+    specs = [spec for spec in job.skeleton.linears() if spec.name in job.schemes]
+    weights = sum(spec.in_features * spec.out_features for spec in specs)
+    rounding = weights * _rounding_rate(job)
+    wanted = job.stage.calibration
+    if wanted is None:
+        return rounding
+    tokens = wanted.samples * wanted.seq_len
+    forwards = 2 * 2.0 * tokens * sum(spec.in_features * spec.out_features for spec in job.skeleton.linears())
+    product = _product_rate()
+    method = job.stage.method
+    if isinstance(method, AwqConfig):
+        tried = (method.grid * (2 if method.duo_scaling else 1)) if method.scale_search else 0
+        return forwards * product + rounding + tried * weights * _candidate_rate(job, method)
+    squares = sum(spec.in_features**2 for spec in specs if not spec.name.endswith(SHARING))
+    cubes = sum(float(spec.out_features) * spec.in_features**2 for spec in specs)
+    return (forwards + 3.0 * squares * tokens + 16 * cubes) * product + rounding
+
+
+def _rounding_rate(job: Job) -> float:
+    """Seconds per weight of choosing its grid and rounding to it, as the method does."""
+    tile, scheme, method = _tile(job), job.scheme, job.stage.method
+    if isinstance(method, RtnConfig):
+        return _seconds(lambda: rtn.transform(tile, scheme, method, torch.float32)) / tile.numel()
+    groups = scheme.groups(tile.shape[1])
+    size = tile.shape[1] // groups
+    importance = torch.eye(size).repeat(groups, 1, 1)
+    return _seconds(lambda: quantize(tile, search_grid(tile, scheme, torch.float32, importance))) / tile.numel()
+
+
+def _candidate_rate(job: Job, method: AwqConfig) -> float:
+    """Seconds per weight and scale of AWQ's search."""
+    tile, scheme = _tile(job), job.scheme
+    ones = torch.ones(CANDIDATES, tile.shape[1])
+    shares = awq.CLIPPED_SHARES if method.clip else (1.0,)
+    size = scheme.group_size or tile.shape[1]
+    taken = _seconds(
+        lambda: dispatch.rounding_loss(tile, ones, ones, shares, size, scheme.bits, scheme.symmetric, threads=1)
+    )
+    return taken / (tile.numel() * CANDIDATES)
+
+
+def _product_rate() -> float:
+    """Seconds per floating-point operation of a float32 matrix product."""
+    a = torch.ones(384, 384)
+    return _seconds(lambda: a @ a) / (2 * 384.0**3)
+
+
+def _tile(job: Job) -> torch.Tensor:
+    """A weight (out, in) of a size that is quick to work on and a width that the scheme's groups divide."""
+    size = job.scheme.group_size or TILE_WIDTH
+    width = size * max(1, TILE_WIDTH // size)
+    return torch.randn(TILE_ROWS, width, generator=torch.Generator().manual_seed(0))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """The shorter of two runs, after one that warms up."""
+    work()
+    taken = []
+    for _ in range(2):
+        started = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - started)
+    return max(min(taken), 1e-9)
