@@ -96,6 +96,10 @@ class StagedForward:
         if self._failure is not None:
             raise self._failure
 
+    def resume(self, stage: Stage) -> None:
+        """Lets the chunks go on behind this stage while the caller still works; otherwise the next step does it."""
+        self._release(stage.name)
+
     def _next_stage(self, previous: Tensor | None) -> Stage | None:
         with self._changed:
             self._changed.wait_for(lambda: self._failure is not None or self._running == 0)

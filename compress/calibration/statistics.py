@@ -1,33 +1,44 @@
 """Second moments of the inputs of a linear, summed in a fixed order so that threads do not change a bit of them.
 
-Chunks are added one after the other, in float32. A matrix is cut into panels of rows by its width alone; a panel is
-computed on one thread, and which thread that is does not matter. The second moment is taken in float32, because
-rounding it would cost it its positive eigenvalues. The drift is taken in the dtype of the activations: it is a product
-with the difference of the inputs, so bfloat16 (accumulated in float32, rounded once per chunk) keeps 2^-9 of it.
+A matrix is cut into panels of rows by its width alone. A panel is summed on one thread, chunk after chunk, in float32;
+which thread that is does not matter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from compress.kernels import dispatch
+
 NARROWEST_PANEL, WIDEST_PANEL = 64, 256
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Drift:
+    """How far the inputs x of a linear are from x', which the original model has for the same tokens.
+
+    difference: mean (x' - x) x^T, hessian: mean x x^T, both (in, in) float32 over the same `tokens` tokens.
+    """
+
+    difference: Tensor
+    hessian: Tensor
+    tokens: int
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class LinearStats:
     """Statistics of the inputs x of one linear, or of several that share the input.
 
-    hessian: (in, in) float32, mean x x^T. drift: (in, in) float32, mean (x' - x) x^T, where x' is the input that the
-    original model has for the same token; None where it was not asked for. tokens: how many were seen.
+    hessian: (in, in) float32, mean x x^T over `tokens` tokens. drift: None where it was not asked for.
     """
 
     hessian: Tensor
-    drift: Tensor | None
+    drift: Drift | None
     tokens: int
 
 
@@ -45,36 +56,63 @@ class GroupStats:
         return self.blocks.diagonal(dim1=1, dim2=2).reshape(-1)
 
 
-def collect(chunks: Sequence[Tensor], originals: Sequence[Tensor] | None, pool: Executor) -> LinearStats:
-    """Full statistics over chunks of inputs (tokens, in) each; `originals` holds the x' of the same tokens.
+def collect(chunks: Sequence[Tensor], originals: Mapping[int, Tensor], pool: Executor) -> LinearStats:
+    """Full statistics over chunks of inputs (tokens, in) each.
 
+    originals: the x' of some of the chunks, by their place; the drift is taken over these, and is None without any.
     Zero tokens (an expert that no token reached) give zero matrices.
     """
-    width, tokens = chunks[0].shape[-1], sum(chunk.shape[0] for chunk in chunks)
-    hessian = torch.zeros(width, width)
-    drift = None if originals is None else torch.zeros(width, width)
+    width = chunks[0].shape[-1]
+    compared = [chunks[place] for place in sorted(originals)]
+    total, drift = torch.zeros(width, width), None
+    add_second_moment(total, compared, compared, pool)
+    if originals:
+        seen = _tokens(compared)
+        cross = torch.zeros(width, width)
+        add_second_moment(cross, [originals[place] for place in sorted(originals)], compared, pool)
+        hessian = _mirrored(total) / max(seen, 1)
+        drift = Drift(cross / max(seen, 1) - hessian, hessian, seen)
+    others = [chunk for place, chunk in enumerate(chunks) if place not in originals]
+    add_second_moment(total, others, others, pool)
+    tokens = _tokens(chunks)
+    return LinearStats(_mirrored(total) / max(tokens, 1), drift, tokens)
+
+
+def add_second_moment(total: Tensor, left: Sequence[Tensor], right: Sequence[Tensor], pool: Executor) -> None:
+    """Adds the sum of l r^T over chunks of tokens (tokens, in) each to total (in, in) float32.
+
+    Where both are the same list, only the upper triangle is summed.
+    """
+    width = total.shape[0]
+    symmetric = left is right
+    pairs = [(_operand(a), _operand(b)) for a, b in zip(left, right, strict=True) if a.shape[0]]
+
+    def panel(rows: range) -> None:
+        for a, b in pairs:
+            dispatch.add_moment(total, a, b, rows, upper=symmetric)
+
     height = max(NARROWEST_PANEL, min(WIDEST_PANEL, width // 4))
+    list(pool.map(panel, (range(start, min(start + height, width)) for start in range(0, width, height))))
 
-    for i, x in enumerate(chunks):
-        wide = x.float()
 
-        def panel(start: int, i: int = i, x: Tensor = x, wide: Tensor = wide) -> None:
-            rows = slice(start, min(start + height, width))
-            hessian[rows, start:] += wide[:, rows].T @ wide[:, start:]  # the rest follows by symmetry
-            if drift is not None and originals is not None:
-                drift[rows] += (originals[i][:, rows] - x[:, rows]).T @ x
+def _tokens(chunks: Sequence[Tensor]) -> int:
+    return sum(chunk.shape[0] for chunk in chunks)
 
-        list(pool.map(panel, range(0, width, height)))
-    upper = torch.triu(hessian) / max(tokens, 1)
-    drift = None if drift is None else drift / max(tokens, 1)
-    return LinearStats(upper + torch.triu(upper, 1).T, drift, tokens)
+
+def _mirrored(upper: Tensor) -> Tensor:
+    return torch.triu(upper) + torch.triu(upper, 1).T
+
+
+def _operand(chunk: Tensor) -> Tensor:
+    """As the kernel takes it: float16 is widened, which loses nothing."""
+    return (chunk.float() if chunk.dtype == torch.float16 else chunk).contiguous()
 
 
 def collect_groups(chunks: Sequence[Tensor], groups: int, pool: Executor) -> GroupStats:
     """Statistics within `groups` equal groups of inputs, over chunks of inputs (tokens, in) each."""
-    width, tokens = chunks[0].shape[-1], sum(chunk.shape[0] for chunk in chunks)
+    width, tokens = chunks[0].shape[-1], _tokens(chunks)
     size = width // groups
-    blocks = collect(chunks, None, pool).hessian.unsqueeze(0) if groups == 1 else torch.zeros(groups, size, size)
+    blocks = collect(chunks, {}, pool).hessian.unsqueeze(0) if groups == 1 else torch.zeros(groups, size, size)
     absmean = torch.zeros(width)
     for chunk in chunks:
         x = chunk.float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import warnings
@@ -26,3 +27,18 @@ def prepare(threads: int | None = None) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def import_models() -> None:
+    """Imports what models need without collecting garbage meanwhile, and exempts it from later collections.
+
+    Nearly every object that these imports make lives as long as the process; looking through them again and again takes
+    a fifth of the start.
+    """
+    gc.disable()
+    try:
+        import compress.pipeline
+        import compress.runtime.transformers_backend  # noqa: F401
+    finally:
+        gc.enable()
+    gc.freeze()

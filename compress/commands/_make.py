@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 def make(recipe: Recipe, options: Quantize | RunRecipe, view: View) -> None:
     """Runs the recipe and shows the result; the path of the artifact goes to stdout."""
     _environment.prepare(options.threads)
+    _environment.import_models()
     from compress.workflows.quantize import quantize
 
     result = quantize(

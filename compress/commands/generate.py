@@ -57,6 +57,7 @@ def generate(options: Generate, view: View) -> None:
         seed=options.seed,
     )
     _environment.prepare(options.threads)
+    _environment.import_models()
     from compress.workflows import api
 
     runtime = api.load(options.model, device=options.device, kernel=options.kernel)

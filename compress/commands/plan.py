@@ -65,6 +65,7 @@ def show_plan(recipe: Recipe, options: Run, view: View) -> None:
         UserError: the plan has problems; they are shown first.
     """
     _environment.prepare(options.threads)
+    _environment.import_models()
     from compress import pipeline
 
     plan = pipeline.plan(recipe, output=options.output, device=options.device, restart=options.restart)

@@ -15,7 +15,7 @@ from torch import Tensor
 from compress.errors import UserError, WorkError
 from compress.kernels import batched, reference
 
-OPERATIONS = ("gemv_int4", "gptq_quantize", "coordinate_descent", "rounding_loss")
+OPERATIONS = ("gemv_int4", "gptq_quantize", "coordinate_descent", "rounding_loss", "add_moment", "causal_attention")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,8 @@ def choose(operation: str, device: torch.device | str) -> Choice:
         return Choice("reference", f"no {kind} kernel: the weight is dequantised before the product")
     if operation == "rounding_loss":
         return Choice("reference", f"no {kind} kernel: plain torch, one candidate at a time")
+    if operation in ("add_moment", "causal_attention"):
+        return Choice("reference", f"no {kind} kernel: torch's own product")
     return Choice("batched", f"batched torch: all rows at once on {kind}, columns in chunks of {batched.COLUMN_CHUNK}")
 
 
@@ -175,6 +177,33 @@ def rounding_loss(
         _threads(threads),
     )
     return loss
+
+
+def add_moment(total: Tensor, left: Tensor, right: Tensor, rows: range, upper: bool) -> None:
+    """total[rows] += (left^T right)[rows], single-threaded; with `upper` only columns from the first row on.
+
+    total (in, in) float32, updated; left and right (tokens, in), both float32 or both bfloat16, contiguous.
+    """
+    if choose("add_moment", total.device).name == "reference":
+        reference.add_moment(total, left, right, rows, upper)
+    else:
+        native().add_moment(total, left, right, rows.start, rows.stop, upper)
+
+
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, threads: int | None = None) -> Tensor:
+    """softmax(scale * q k^T) v of every token over itself and those before it: (batch, tokens, heads, dim).
+
+    query (batch, heads, tokens, dim); key and value (batch, kv_heads, tokens, dim) with kv_heads a divisor of heads;
+    all float32 or all bfloat16. Sums are float32; bfloat16 attention weights are rounded before they meet the values.
+    """
+    if choose("causal_attention", query.device).name == "reference":
+        return reference.causal_attention(query, key, value, scale)
+    batch, heads, tokens, dim = query.shape
+    out = torch.empty(batch, tokens, heads, dim, dtype=query.dtype)
+    native().causal_attention(
+        query.contiguous(), key.contiguous(), value.contiguous(), out, scale, _threads(threads)
+    )  # fmt: skip
+    return out
 
 
 def _grid(scale: Tensor, zero_point: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -122,3 +122,20 @@ def rounding_loss(
             costs.append(((rounded * step - groups).square() * counts.reshape(-1, group_size)).sum(-1))
         losses.append(torch.stack(costs).amin(0).sum())
     return torch.stack(losses)
+
+
+def add_moment(total: Tensor, left: Tensor, right: Tensor, rows: range, upper: bool) -> None:
+    """total[rows] += (left^T right)[rows]; with `upper` only columns from the first row on. total (in, in) float32."""
+    chosen = slice(rows.start, rows.stop)
+    columns = slice(rows.start if upper else 0, None)
+    total[chosen, columns] += left[:, chosen].float().T @ right[:, columns].float()
+
+
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """softmax(scale * q k^T) v over the tokens up to each query, in float32 or wider: (batch, tokens, heads, dim)."""
+    group, tokens = query.shape[1] // key.shape[1], query.shape[2]
+    wide = torch.promote_types(query.dtype, torch.float32)
+    q, k, v = query.to(wide), key.to(wide).repeat_interleave(group, 1), value.to(wide).repeat_interleave(group, 1)
+    future = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).triu(1)
+    scores = (scale * (q @ k.transpose(-1, -2))).masked_fill(future, -torch.inf)
+    return (scores.softmax(-1) @ v).transpose(1, 2).contiguous().to(query.dtype)

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from compress.errors import UserError, WorkError
+from compress.models import attention
 from compress.models.checkpoint import Checkpoint
 from compress.models.experts import Experts
 from compress.models.families import ExpertNames, Family, family_of
@@ -56,6 +57,7 @@ def build(config: dict[str, Any], family: Family, dtype: torch.dtype) -> PreTrai
             f"transformers cannot build a {family.model_type} model from config.json: {' '.join(str(error).split())}",
             "restore config.json from the model's source",
         ) from error
+    attention.use(model)
     _fill_buffers(model)
     if family.experts is not None:
         for block in blocks_of(model, family):

@@ -86,8 +86,8 @@ def through_block(
         result.linears.append(linear)
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         tensor.data = tensor.data.to(dtypes.get(name, tensor.dtype))
-    outputs = list(workers.pool.map(_without_gradients, entering.runs(skeleton, module, entering.quantized)))
-    result.activations = entering.advanced(outputs, None)
+    outputs = list(workers.pool.map(_without_gradients, entering.runs(skeleton, module)))
+    result.activations = entering.advanced(outputs)
     return result
 
 
@@ -107,7 +107,7 @@ def _float_pass(
     """Statistics and a sample of the inputs of every watched module, on the float block behind quantised ones."""
     stats: dict[str, GroupStats] = {}
     samples: dict[str, Tensor] = {}
-    forward = StagedForward(entering.runs(job.skeleton, module, entering.quantized), watched, workers.count)
+    forward = StagedForward(entering.runs(job.skeleton, module), watched, workers.count)
     previous = None
     with closing(stages(forward)) as reached:
         for stage in reached:

@@ -14,10 +14,20 @@ from compress.models.skeleton import LinearSpec
 from compress.pipeline.block import BlockResult, Workers, stages
 from compress.pipeline.inputs import Activations
 from compress.pipeline.job import Job
-from compress.pipeline.linears import UNSEEN, QuantizedLinear, finished, in_tiles, put, rounded, sample_of
+from compress.pipeline.linears import (
+    UNSEEN,
+    QuantizedLinear,
+    finished,
+    in_tiles,
+    put,
+    round_searched,
+    rounded,
+    sample_of,
+)
 from compress.pipeline.source import read_weight
 from compress.quantization import gptq
 from compress.quantization.configs import GptqConfig
+from compress.types import QuantizedTensor
 
 
 def through_block(
@@ -33,58 +43,78 @@ def through_block(
     module = skeleton.materialise(block)
     live = skeleton.modules(block, module)
     by_name = {spec.name: spec for spec in specs}
-    forward = StagedForward(
-        entering.runs(skeleton, module, entering.quantized), {name: live[name] for name in by_name}, workers.count
-    )
-    twin: StagedForward | None = None
-    if entering.original is not None:
-        original = skeleton.materialise(block)
-        beside = skeleton.modules(block, original)
-        # Tokens of an expert differ between the two models, so experts have no counterpart to compare with.
-        watched = {name: beside[name] for name, spec in by_name.items() if spec.expert is None}
-        twin = StagedForward(entering.runs(skeleton, original, entering.original), watched, workers.count)
+    forward = StagedForward(entering.runs(skeleton, module), {name: live[name] for name in by_name}, workers.count)
+    twin = _twin(job, entering, specs, block, workers)
     shared: gptq.Preconditioner | None = None
     with closing(stages(forward)) as reached, closing(stages(twin)) as counterparts:
         for stage in reached:
             spec = by_name.pop(stage.name)
-            originals = None
-            if twin is not None and spec.expert is None:
-                counterpart = next(counterparts)
+            inputs, originals = stage.inputs, {}
+            counterpart = next(counterparts) if twin is not None and spec.expert is None else None
+            if counterpart is not None:
                 assert counterpart.name == stage.name, "the two models must meet their linears in one order"
-                originals = counterpart.inputs
+                originals = dict(zip(entering.original, counterpart.inputs, strict=True))
+                inputs = [stage.inputs[place] for place in originals]
             if shared is None or not stage.same_input:
-                shared = gptq.Preconditioner(collect(stage.inputs, originals, workers.pool), method)
-            linear = _linear(job, method, spec, shared, stage.inputs, originals, workers.pool)
-            put(live[spec.name], linear.quantized)
-            result.linears.append(linear)
+                stats = collect(stage.inputs, originals, workers.pool)
+                shared = gptq.Preconditioner(stats, method, workers.pool)
+            if twin is not None and counterpart is not None:
+                twin.resume(counterpart)
+            weight = read_weight(job.checkpoint, spec)
+            quantized = _quantized(job, method, spec, weight, shared, workers.pool)
+            put(live[spec.name], quantized)
+            forward.resume(stage)
+            result.linears.append(
+                _reported(job, method, spec, weight, quantized, shared, inputs, list(originals.values()))
+            )
         for _ in counterparts:  # lets the original block run to its end
             pass
     for spec in by_name.values():  # experts that no token of the calibration text reached
         result.linears.append(rounded(job, spec, read_weight(job.checkpoint, spec), UNSEEN, workers.pool))
-    outputs = twin.outputs if twin is not None else None
-    result.activations = entering.advanced(forward.outputs, outputs)
+    result.activations = entering.advanced(forward.outputs, [] if twin is None else twin.outputs)
     return result
 
 
-def _linear(
+def _twin(
+    job: Job, entering: Activations, specs: Sequence[LinearSpec], block: int, workers: Workers
+) -> StagedForward | None:
+    """The original block on the chunks that are compared, or None where none are."""
+    if not entering.original:
+        return None
+    original = job.skeleton.materialise(block)
+    beside = job.skeleton.modules(block, original)
+    # Tokens of an expert differ between the two models, so experts have no counterpart to compare with.
+    watched = {spec.name: beside[spec.name] for spec in specs if spec.expert is None}
+    return StagedForward(entering.original_runs(job.skeleton, original), watched, workers.count)
+
+
+def _quantized(
+    job: Job, method: GptqConfig, spec: LinearSpec, weight: Tensor, shared: gptq.Preconditioner, pool: Executor
+) -> QuantizedTensor:
+    dtype, scheme = job.scale_dtype(spec), job.schemes[spec.name]
+    if shared.factored is None:
+        return round_searched(job, spec, weight, pool)
+    shared.inverse_blocks(scheme.groups(spec.in_features))  # computed once, before the tiles need it
+    return in_tiles(weight, lambda rows: gptq.transform(rows, shared, scheme, method, dtype), pool)
+
+
+def _reported(
     job: Job,
     method: GptqConfig,
     spec: LinearSpec,
+    weight: Tensor,
+    quantized: QuantizedTensor,
     shared: gptq.Preconditioner,
     inputs: list[Tensor],
-    originals: list[Tensor] | None,
-    pool: Executor,
+    originals: list[Tensor],
 ) -> QuantizedLinear:
-    weight, dtype, scheme = read_weight(job.checkpoint, spec), job.scale_dtype(spec), job.schemes[spec.name]
+    """With its report; inputs and originals (tokens, in) per chunk are of the same tokens, originals may be empty."""
     if shared.factored is None:
-        return rounded(job, spec, weight, "no damping makes its Hessian positive definite", pool)
-    shared.inverse_blocks(scheme.groups(spec.in_features))  # computed once, before the tiles need it
-    quantized = in_tiles(weight, lambda rows: gptq.transform(rows, shared, scheme, method, dtype), pool)
-    raised = shared.factored.damp_frac > method.damp_frac
-    reason = f"the Hessian needed damping {shared.factored.damp_frac:g}" if raised else None
-    reference = None if originals is None else sample_of(originals)
+        reason = "no damping makes its Hessian positive definite"
+        return finished(job, spec, quantized, weight, fallback=("rtn", reason))
+    damp_frac = shared.factored.damp_frac
+    raised = ("damping raised", f"the Hessian needed damping {damp_frac:g}") if damp_frac > method.damp_frac else None
     return finished(
-        job, spec, quantized, weight, sample_of(inputs), reference,
-        fallback=("damping raised", reason) if reason else None,
-        details={"damp_frac": shared.factored.damp_frac, "tokens": shared.stats.tokens},
+        job, spec, quantized, weight, sample_of(inputs), sample_of(originals) if originals else None, fallback=raised,
+        details={"damp_frac": damp_frac, "tokens": shared.stats.tokens, "corrected": shared.pull is not None},
     )  # fmt: skip

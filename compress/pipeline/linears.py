@@ -122,11 +122,15 @@ def finished(
     return QuantizedLinear(spec, quantized, layer, found)
 
 
-def rounded(job: Job, spec: LinearSpec, weight: Tensor, reason: str, pool: Executor) -> QuantizedLinear:
-    """A linear without usable statistics: round to nearest with searched scales, recorded as a fallback."""
+def round_searched(job: Job, spec: LinearSpec, weight: Tensor, pool: Executor) -> QuantizedTensor:
+    """Rounds to nearest with searched scales."""
     scheme, dtype = job.schemes[spec.name], job.scale_dtype(spec)
-    quantized = in_tiles(weight, lambda rows: quantize(rows, search_grid(rows, scheme, dtype)), pool)
-    return finished(job, spec, quantized, weight, fallback=("rtn", reason))
+    return in_tiles(weight, lambda rows: quantize(rows, search_grid(rows, scheme, dtype)), pool)
+
+
+def rounded(job: Job, spec: LinearSpec, weight: Tensor, reason: str, pool: Executor) -> QuantizedLinear:
+    """A linear without usable statistics: rounded to nearest, recorded as a fallback."""
+    return finished(job, spec, round_searched(job, spec, weight, pool), weight, fallback=("rtn", reason))
 
 
 def live_weight(module: nn.Module) -> Tensor:

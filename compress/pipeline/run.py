@@ -26,6 +26,7 @@ from compress.artifact.reader import Artifact
 from compress.artifact.staging import Staging
 from compress.pipeline import awq_block, gptq_block, inputs, output, rtn_block
 from compress.pipeline.block import BlockResult, Workers
+from compress.pipeline.committer import Committer
 from compress.pipeline.inputs import Activations
 from compress.pipeline.job import Job, environment, needs_blocks, needs_original, resolve
 from compress.pipeline.source import read_finite
@@ -123,18 +124,29 @@ def _blocks(job: Job, staging: Staging, workers: Workers, progress: Progress) ->
     progress.begin(f"quantising blocks ({job.method_name} {job.scheme.label})", total)
     for block in range(done):
         progress.advance(f"block {block}: done before")
-    for block in range(done, total):
-        result = _through_block(job, block, activations, workers)
-        tensors, fate = output.block_tensors(job, block, result, workers.pool)
-        activations = result.activations
-        last = block == total - 1
-        _commit(
-            job, staging, f"block-{block:05d}", tensors, fate,
-            layers=[*(linear.record for linear in result.linears), *output.left_alone(job, block)],
-            fallbacks=[*result.fallbacks, *(f for linear in result.linears for f in linear.fallbacks)],
-            state=None if activations is None or last else activations,
-        )  # fmt: skip
-        progress.advance(f"block {block}")
+    with Committer() as committer:
+        for block in range(done, total):
+            result = _through_block(job, block, activations, workers)
+            tensors, fate = output.block_tensors(job, block, result, workers.pool)
+            activations = result.activations
+            state = activations if block < total - 1 else None
+
+            def commit(
+                block: int = block,
+                tensors: Mapping[str, torch.Tensor] = tensors,
+                fate: output.Fate = fate,
+                result: BlockResult = result,
+                state: Activations | None = state,
+            ) -> None:
+                _commit(
+                    job, staging, f"block-{block:05d}", tensors, fate,
+                    layers=[*(linear.record for linear in result.linears), *output.left_alone(job, block)],
+                    fallbacks=[*result.fallbacks, *(f for linear in result.linears for f in linear.fallbacks)],
+                    state=state,
+                )  # fmt: skip
+                progress.advance(f"block {block}")
+
+            committer.submit(commit)
     progress.end()
     return done, total - done
 

@@ -2,7 +2,7 @@
 
 1. Correction. Earlier layers are already quantised, so the inputs x differ from the x' of the original model. The
    float weight that best reproduces W x' from x is W* = W + W D H^-1 with D = mean (x' - x) x^T; the asymmetric
-   calibration of GPTAQ (arXiv:2504.02692) in closed form. GPTQ then quantises W*.
+   calibration of GPTAQ (arXiv:2504.02692) in closed form, from a part of the tokens. GPTQ then quantises W*.
 2. Static groups with activation order: scales are fixed on the stored column order, columns are visited by falling
    Hessian diagonal, so nothing but codes and scales is stored.
 3. Scales minimise the error that remains after the other columns compensate: a group's error counts by the inverse
@@ -15,10 +15,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
+
 import torch
 from torch import Tensor
 
-from compress.calibration.statistics import LinearStats
+from compress.calibration.statistics import Drift, LinearStats
 from compress.kernels import dispatch
 from compress.quantization.configs import GptqConfig
 from compress.quantization.grid import Grid, grouped, min_max_grid, search_grid, stored_scale
@@ -29,9 +31,14 @@ SHRINKAGE = 4
 
 
 class Preconditioner:
-    """What the linears that share one input share: the ordered, factored Hessian. Costs O(in^3) once."""
+    """What the linears that share one input share: the ordered, factored Hessian, and the pull of the correction.
 
-    def __init__(self, stats: LinearStats, config: GptqConfig) -> None:
+    Costs O(in^3) once. `factored` is None where no damping makes the Hessian positive definite.
+    """
+
+    def __init__(self, stats: LinearStats, config: GptqConfig, pool: Executor) -> None:
+        drift = stats.drift if config.correction else None
+        pull = None if drift is None else pool.submit(_pull, drift, config)
         diagonal = stats.hessian.diagonal()
         width = diagonal.shape[0]
         if config.act_order:
@@ -42,6 +49,7 @@ class Preconditioner:
         self.factored: Factored | None = factor(_permuted(stats.hessian, self.order), config.damp_frac)
         self.hessian = damped(stats.hessian, self.factored.damp_frac if self.factored else config.damp_frac)
         self._blocks: dict[int, Tensor] = {}
+        self.pull: Tensor | None = None if pull is None else pull.result()
 
     def inverse_blocks(self, groups: int) -> Tensor:
         """Inverse of each group's diagonal block of H^-1, in stored column order: (groups, size, size)."""
@@ -62,8 +70,8 @@ def transform(
     """
     assert shared.factored is not None
     factored, order = shared.factored, shared.order
-    if config.correction and shared.stats.drift is not None:
-        weight = _corrected(weight, shared, config.correction)
+    if shared.pull is not None:
+        weight = weight + weight @ shared.pull
     groups = scheme.groups(weight.shape[1])
     if config.scale_search:
         grid = search_grid(weight, scheme, scale_dtype, shared.inverse_blocks(groups))
@@ -145,20 +153,18 @@ def _float_zero(grid: Grid) -> Tensor:
     return torch.zeros(grid.scale.shape) if grid.zero_point is None else grid.zero_point.float()
 
 
-def _corrected(weight: Tensor, shared: Preconditioner, share: float) -> Tensor:
-    """W + share * W D H^-1, computed with the factor: X H^-1 = (X U^T) U in visiting order.
+def _pull(drift: Drift, config: GptqConfig) -> Tensor | None:
+    """share * D H^-1, (in, in): W + W @ pull is the corrected weight. None where H cannot be inverted.
 
-    The drift is an estimate from n tokens in as many dimensions as the linear has inputs; taken at face value from few
-    tokens it fits their noise, so it is shrunk by n / (n + SHRINKAGE * in).
+    D and H are over the same tokens, so that what these tokens have too much or too little of cancels. The drift is an
+    estimate from n tokens in as many dimensions as the linear has inputs; taken at face value from few tokens it fits
+    their noise, so it is shrunk by n / (n + SHRINKAGE * in).
     """
-    assert shared.factored is not None
-    assert shared.stats.drift is not None
-    upper, order = shared.factored.upper, shared.order
-    pulled = (weight @ shared.stats.drift)[:, order]
-    delta = torch.empty_like(weight)
-    delta[:, order] = (pulled @ upper.T) @ upper
-    tokens, width = shared.stats.tokens, weight.shape[1]
-    return weight + share * tokens / (tokens + SHRINKAGE * width) * delta
+    factored = factor(drift.hessian, config.damp_frac)
+    if factored is None:
+        return None
+    share = config.correction * drift.tokens / (drift.tokens + SHRINKAGE * drift.hessian.shape[0])
+    return share * (drift.difference @ factored.upper.T @ factored.upper)
 
 
 def _permuted(matrix: Tensor, order: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ def chunks_of(counts: list[int], width: int, seed: int = 0, dtype: torch.dtype =
 
 def full(chunks: list[Tensor], originals: list[Tensor] | None, workers: int = 1) -> LinearStats:
     with ThreadPoolExecutor(workers) as pool:
-        return collect(chunks, originals, pool)
+        return collect(chunks, dict(enumerate(originals or [])), pool)
 
 
 def grouped(chunks: list[Tensor], groups: int, workers: int = 1) -> GroupStats:
@@ -46,7 +46,7 @@ def test_full_statistics_equal_float64(counts: list[int], width: int, seed: int)
     torch.testing.assert_close(found.hessian.double(), x.T @ x / tokens, rtol=1e-4, atol=1e-5 * size)
     assert torch.equal(found.hessian, found.hessian.T)
     assert found.drift is not None
-    torch.testing.assert_close(found.drift.double(), (other - x).T @ x / tokens, rtol=1e-4, atol=1e-5 * size)
+    torch.testing.assert_close(found.drift.difference.double(), (other - x).T @ x / tokens, rtol=1e-4, atol=1e-5 * size)
     assert full(chunks, None).drift is None
     assert torch.equal(full(chunks, None).hessian, found.hessian)
 
@@ -73,6 +73,22 @@ def test_group_statistics_equal_float64(counts: list[int], groups: int, size: in
     torch.testing.assert_close(found.square_mean.double(), x.square().sum(0) / tokens, rtol=1e-4, atol=1e-6)
 
 
+def test_the_drift_may_be_taken_from_a_part_of_the_chunks() -> None:
+    """D and H are over the same tokens there, while the Hessian of the linear is over all."""
+    chunks, originals = chunks_of([30, 20, 40], 70), chunks_of([30, 20, 40], 70, seed=5)
+    with ThreadPoolExecutor(2) as pool:
+        found = collect(chunks, {2: originals[2], 0: originals[0]}, pool)
+    x, other = torch.cat([chunks[0], chunks[2]]), torch.cat([originals[0], originals[2]])
+    part, whole = full([x], [other]), full(chunks, None)
+    assert found.drift is not None
+    assert part.drift is not None
+    assert found.drift.tokens == 70
+    assert found.tokens == 90
+    torch.testing.assert_close(found.drift.difference, part.drift.difference, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.drift.hessian, part.hessian, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.hessian, whole.hessian, rtol=1e-4, atol=1e-5)
+
+
 def test_bfloat16_inputs_are_summed_in_float32() -> None:
     chunks = chunks_of([500] * 8, 96, dtype=torch.bfloat16)
     x = torch.cat(chunks).double()
@@ -93,7 +109,7 @@ def test_a_small_drift_keeps_its_precision() -> None:
     x, other = torch.cat(chunks).double(), torch.cat(originals).double()
     exact = (other - x).T @ x / len(x)
     assert found is not None
-    assert float((found.double() - exact).norm() / exact.norm()) < 1e-3
+    assert float((found.difference.double() - exact).norm() / exact.norm()) < 1e-3
 
 
 @pytest.mark.parametrize("width", [48, 300, 700])
@@ -108,7 +124,7 @@ def test_workers_change_no_bit(width: int, dtype: torch.dtype) -> None:
             assert torch.equal(again.hessian, one.hessian)
             assert again.drift is not None
             assert one.drift is not None
-            assert torch.equal(again.drift, one.drift)
+            assert torch.equal(again.drift.difference, one.drift.difference)
             others = grouped(chunks, len(groups.blocks), workers)
             assert torch.equal(others.blocks, groups.blocks)
             assert torch.equal(others.absmean, groups.absmean)
@@ -119,7 +135,7 @@ def test_no_tokens_at_all() -> None:
     assert found.tokens == 0
     assert not found.hessian.any()
     assert found.drift is not None
-    assert not found.drift.any()
+    assert not found.drift.difference.any()
     groups = grouped(chunks_of([0, 0], 24), 3)
     assert groups.tokens == 0
     assert not groups.blocks.any()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 from torch import Tensor
 
-from compress.calibration.statistics import LinearStats
+from compress.calibration.statistics import Drift, LinearStats
+from compress.quantization import gptq
+from compress.quantization.configs import GptqConfig
 from compress.types import IntScheme, QuantizedTensor
 
 
@@ -24,8 +28,17 @@ def correlated(tokens: int, width: int, seed: int = 0) -> Tensor:
 def stats_of(x: Tensor, originals: Tensor | None = None) -> LinearStats:
     """The statistics of inputs (tokens, in), by float64 products."""
     exact = x.double()
-    drift = None if originals is None else ((originals.double() - exact).T @ exact / len(x)).float()
-    return LinearStats((exact.T @ exact / len(x)).float(), drift, len(x))
+    hessian = (exact.T @ exact / len(x)).float()
+    if originals is None:
+        return LinearStats(hessian, None, len(x))
+    difference = ((originals.double() - exact).T @ exact / len(x)).float()
+    return LinearStats(hessian, Drift(difference, hessian, len(x)), len(x))
+
+
+def prepared(stats: LinearStats, config: GptqConfig) -> gptq.Preconditioner:
+    """What linears of one input share."""
+    with ThreadPoolExecutor(1) as pool:
+        return gptq.Preconditioner(stats, config, pool)
 
 
 def objective(target: Tensor, quantized: QuantizedTensor, hessian: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from compress.calibration.statistics import LinearStats
 from compress.quantization import gptq, rtn
 from compress.quantization.configs import GptqConfig, RtnConfig
 from compress.types import IntScheme, QuantizedTensor
-from tests.quantization.data import correlated, in_range, normal, objective, stats_of
+from tests.quantization.data import correlated, in_range, normal, objective, prepared, stats_of
 
 PLAIN = {"damp_frac": 0.01, "scale_search": False, "descent_sweeps": 0, "refit_rounds": 0, "correction": 0.0}
 FORMS = [IntScheme(bits, size, sym) for bits in (2, 3, 4, 8) for size in (32, None) for sym in (True, False)]
@@ -25,7 +25,7 @@ def run(
 ) -> QuantizedTensor:
     """GPTQ with these settings, the rest at their defaults."""
     config = GptqConfig(**options)
-    shared = gptq.Preconditioner(stats, config)
+    shared = prepared(stats, config)
     assert shared.factored is not None
     return gptq.transform(weight, shared, scheme, config, dtype)
 
@@ -143,7 +143,7 @@ def test_permuted_inputs_give_the_permuted_result(act_order: bool) -> None:
 
 def test_the_importance_of_a_group_is_what_the_others_cannot_undo() -> None:
     x = correlated(600, 48)
-    shared = gptq.Preconditioner(stats_of(x), GptqConfig())
+    shared = prepared(stats_of(x), GptqConfig())
     hessian = damped_hessian(shared.stats).double()
     for groups in (1, 3, 48):
         size = 48 // groups
@@ -196,7 +196,7 @@ def test_the_correction_is_shrunk_where_tokens_are_few() -> None:
 def test_rows_may_be_handed_over_in_tiles(scheme: IntScheme) -> None:
     x, original = drifting(500, 96)
     weight, config = normal(70, 96), GptqConfig()
-    shared = gptq.Preconditioner(stats_of(x, original), config)
+    shared = prepared(stats_of(x, original), config)
     before = weight.clone()
     whole = gptq.transform(weight, shared, scheme, config, torch.bfloat16)
     tiles = [gptq.transform(rows, shared, scheme, config, torch.bfloat16) for rows in weight.split(32)]

@@ -13,7 +13,8 @@ namespace compress {
 #define COMPRESS_KERNELS(isa, lanes)                                                                      \
     Kernels {                                                                                             \
         #isa, lanes, isa::gemv_int4_scratch, isa::gemv_int4_tile, isa::gptq_scratch, isa::gptq_tile,      \
-            isa::descent_scratch, isa::descent_tile, isa::rounding_scratch, isa::rounding_tile            \
+            isa::descent_scratch, isa::descent_tile, isa::rounding_scratch, isa::rounding_tile,           \
+            isa::moment_scratch, isa::moment_panel, isa::attention_scratch, isa::attention_head           \
     }
 
 // Best last; the lane counts are those CMakeLists.txt compiles with.
@@ -26,7 +27,10 @@ inline const std::vector<Kernels>& available_kernels() {
             list.push_back(COMPRESS_KERNELS(avx2, 8));
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        {
             list.push_back(COMPRESS_KERNELS(avx512, 16));
+            if (__builtin_cpu_supports("avx512bf16")) list.push_back(COMPRESS_KERNELS(avx512bf16, 16));
+        }
 #endif
         return list;
     }();

@@ -50,6 +50,25 @@ struct RoundingArgs {
     bool symmetric;
 };
 
+// out[first:last, c:] += a[:, first:last]^T b[:, c:] with c = first where only the upper triangle is wanted, else 0.
+struct MomentArgs {
+    const void *a, *b;  // (tokens, width), bfloat16 bits or float32
+    bool bfloat16;
+    float* out;  // (width, width), updated
+    int64_t tokens, width, first, last;
+    bool upper;
+};
+
+// Causal attention: softmax(scale * q k^T) v over the tokens up to each query. All contiguous, all bfloat16 bits or all
+// float32; query head h reads key and value head h / (heads / kv_heads).
+struct AttentionArgs {
+    const void *q, *k, *v;  // (batch, heads, tokens, dim); k and v (batch, kv_heads, tokens, dim)
+    void* out;              // (batch, tokens, heads, dim), written
+    bool bfloat16;
+    int64_t batch, heads, kv_heads, tokens, dim;
+    float scale;
+};
+
 enum class ScaleType { float32, float16, bfloat16 };
 
 struct GemvArgs {
@@ -76,6 +95,10 @@ struct Kernels {
     int64_t (*descent_tile)(const DescentArgs&, int64_t first_row, float* scratch);  // -> codes changed
     int64_t (*rounding_scratch)(const RoundingArgs&);
     void (*rounding_tile)(const RoundingArgs&, int64_t first_row, float* scratch);
+    int64_t (*moment_scratch)(const MomentArgs&);
+    void (*moment_panel)(const MomentArgs&, float* scratch);
+    int64_t (*attention_scratch)(const AttentionArgs&);
+    void (*attention_head)(const AttentionArgs&, int64_t index, float* scratch);  // index: batch * kv_heads + kv head
 };
 
 #define COMPRESS_DECLARE_KERNELS(isa)                                    \
@@ -88,9 +111,14 @@ struct Kernels {
     int64_t descent_tile(const DescentArgs&, int64_t, float*);           \
     int64_t rounding_scratch(const RoundingArgs&);                       \
     void rounding_tile(const RoundingArgs&, int64_t, float*);            \
+    int64_t moment_scratch(const MomentArgs&);                           \
+    void moment_panel(const MomentArgs&, float*);                        \
+    int64_t attention_scratch(const AttentionArgs&);                     \
+    void attention_head(const AttentionArgs&, int64_t, float*);          \
     }
 COMPRESS_DECLARE_KERNELS(portable)
 COMPRESS_DECLARE_KERNELS(avx2)
 COMPRESS_DECLARE_KERNELS(avx512)
+COMPRESS_DECLARE_KERNELS(avx512bf16)
 
 }  // namespace compress

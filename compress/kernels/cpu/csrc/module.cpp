@@ -99,6 +99,41 @@ void rounding_loss(const Input& weight, const Input& scales, const Input& import
     }
 }
 
+void add_moment(const Output& out, const Input& a, const Input& b, int64_t first, int64_t last, bool upper) {
+    const auto [tokens, width] = extents(a, "a");
+    const bool bfloat16 = a.dtype() == kBfloat16;
+    if (!bfloat16 && a.dtype() != kFloat32) bad_type("a", "float32 or bfloat16");
+    if (b.dtype() != a.dtype()) bad_type("b", "of the dtype of a");
+    if (first < 0 || first >= last || last > width) bad_value("first, last", "in order and within the columns of a");
+    const MomentArgs args{memory_of(a, "a", {tokens, width}), memory_of(b, "b", {tokens, width}), bfloat16,
+                          output<float>(out, "out", {width, width}), tokens, width, first, last, upper};
+    const Kernels& kernels = active_kernels();
+    nb::gil_scoped_release release;
+    std::unique_ptr<float[]> scratch(new float[kernels.moment_scratch(args)]);
+    kernels.moment_panel(args, scratch.get());
+}
+
+void causal_attention(const Input& q, const Input& k, const Input& v, const Output& out, float scale, int threads) {
+    if (q.ndim() != 4 || k.ndim() != 4) bad_value("q and k", "of four dimensions");
+    const int64_t batch = q.shape(0), heads = q.shape(1), tokens = q.shape(2), dim = q.shape(3), kv_heads = k.shape(1);
+    if (batch * heads * tokens * dim * kv_heads == 0) bad_value("q and k", "not empty");
+    if (heads % kv_heads != 0) bad_value("k", "of a number of heads that divides that of q");
+    const bool bfloat16 = q.dtype() == kBfloat16;
+    if (!bfloat16 && q.dtype() != kFloat32) bad_type("q", "float32 or bfloat16");
+    if (k.dtype() != q.dtype() || v.dtype() != q.dtype() || out.dtype() != q.dtype())
+        bad_type("k, v and out", "of the dtype of q");
+    const AttentionArgs args{memory_of(q, "q", {batch, heads, tokens, dim}),
+                             memory_of(k, "k", {batch, kv_heads, tokens, dim}),
+                             memory_of(v, "v", {batch, kv_heads, tokens, dim}),
+                             memory_of(out, "out", {batch, tokens, heads, dim}), bfloat16,
+                             batch, heads, kv_heads, tokens, dim, scale};
+    const int count = checked_threads(threads);
+    const Kernels& kernels = active_kernels();
+    nb::gil_scoped_release release;
+    for_each(batch * kv_heads, kernels.attention_scratch(args), count,
+             [&](int64_t index, float* scratch) { kernels.attention_head(args, index, scratch); });
+}
+
 ScaleType checked_scale_type(const Input& scale) {
     if (scale.dtype() == kFloat32) return ScaleType::float32;
     if (scale.dtype() == kFloat16) return ScaleType::float16;
@@ -194,6 +229,10 @@ NB_MODULE(_native, m) {
     m.def("coordinate_descent", &coordinate_descent, nb::arg("gradient").noconvert(), nb::arg("hessian").noconvert(),
           nb::arg("scale").noconvert(), nb::arg("zero_point").noconvert(), nb::arg("group_of_column").noconvert(),
           nb::arg("qmin"), nb::arg("qmax"), nb::arg("codes").noconvert(), nb::arg("sweeps"), nb::arg("threads"));
+    m.def("add_moment", &add_moment, nb::arg("out").noconvert(), nb::arg("a").noconvert(), nb::arg("b").noconvert(),
+          nb::arg("first"), nb::arg("last"), nb::arg("upper"));
+    m.def("causal_attention", &causal_attention, nb::arg("q").noconvert(), nb::arg("k").noconvert(),
+          nb::arg("v").noconvert(), nb::arg("out").noconvert(), nb::arg("scale"), nb::arg("threads"));
     m.def("rounding_loss", &rounding_loss, nb::arg("weight").noconvert(), nb::arg("scales").noconvert(),
           nb::arg("importance").noconvert(), nb::arg("shares").noconvert(), nb::arg("group_size"), nb::arg("bits"), nb::arg("symmetric"),
           nb::arg("loss").noconvert(), nb::arg("threads"));
