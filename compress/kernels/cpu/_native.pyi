@@ -62,3 +62,12 @@ def rounding_loss(
     threads: int,
 ) -> None:
     """As `reference.rounding_loss`; shares float32 (n), loss float32 (candidates), written. All arrays float32."""
+
+def add_moment(out: Any, a: Any, b: Any, first: int, last: int, upper: bool) -> None:
+    """As `reference.add_moment` for rows [first, last); out float32 (width, width), updated.
+
+    a, b (tokens, width), both float32 or both bfloat16.
+    """
+
+def causal_attention(q: Any, k: Any, v: Any, out: Any, scale: float, threads: int) -> None:
+    """As `reference.causal_attention`; out (batch, tokens, heads, dim), written. All float32 or all bfloat16."""
