@@ -126,19 +126,16 @@ def test_no_two_parts_may_import_each_other() -> None:
 
 
 def loaded_after(*arguments: str) -> set[str]:
-    """The top-level packages in sys.modules when `python arguments` ends."""
-    code = (
-        "import atexit, runpy, sys\n"
-        "atexit.register(lambda: print('LOADED', *{n.split('.')[0] for n in sys.modules}, file=sys.stderr))\n"
-        f"sys.argv = {['-', *arguments[1:]]!r}\n"
-        f"{arguments[0]}\n"
-    )
+    """The top-level packages that `python arguments` imports, as the interpreter reports them one by one."""
+    code = f"import sys, runpy\nsys.argv = {['-', *arguments[1:]]!r}\n{arguments[0]}\n"
     environment = {**os.environ, "PYTHONPATH": ""}
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
-    )
+        [sys.executable, "-X", "importtime", "-c", code],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    return set(result.stderr.split("LOADED ")[-1].split())
+    reported = (line.split("|")[-1] for line in result.stderr.splitlines() if line.startswith("import time:"))
+    return {name.strip().split(".")[0] for name in reported}
 
 
 @pytest.mark.parametrize(
