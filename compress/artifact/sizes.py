@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from compress.artifact.ledger import LedgerEntry
 from compress.artifact.manifest import Parent, SizesRecord, TensorRecord
-from compress.artifact.tensorfile import ELEMENT_BYTES
+from compress.formats.safetensors_header import ELEMENT_BYTES
 
 
 def tensor_nbytes(record: TensorRecord) -> int:

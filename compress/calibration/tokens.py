@@ -42,12 +42,15 @@ class CalibrationSet:
         }
 
 
+def packaged(source: str) -> Path | None:
+    """The file of a packaged text's name; None of anything else."""
+    path = content.calibration_dir() / f"{source}.txt"
+    return path if Path(source).name == source and path.is_file() else None
+
+
 def find(source: str) -> Path:
     """The file of a packaged text's name, or of a path. Raises UserError when neither exists."""
-    packaged = content.calibration_dir() / f"{source}.txt"
-    if Path(source).name == source and packaged.is_file():
-        return packaged
-    path = Path(source)
+    path = packaged(source) or Path(source)
     if path.is_file():
         return path
     names = ", ".join(sorted(p.name[:-4] for p in content.calibration_dir().iterdir() if p.name.endswith(".txt")))

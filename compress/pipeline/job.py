@@ -17,7 +17,7 @@ from compress import content
 from compress.artifact import store
 from compress.artifact.output import Identity
 from compress.artifact.verify import verify
-from compress.calibration.tokens import CalibrationSet, draw
+from compress.calibration.tokens import CalibrationSet, draw, packaged
 from compress.errors import IntegrityError, UserError
 from compress.models.checkpoint import Checkpoint
 from compress.models.hub import local_directory
@@ -169,9 +169,8 @@ def _anchored(recipe: Recipe, source: str | Path) -> Recipe:
 def _stage_anchored(stage: QuantizeStage) -> QuantizeStage:
     if stage.calibration is None:
         return stage
-    packaged = content.calibration_dir() / f"{stage.calibration.source}.txt"
     text = Path(stage.calibration.source)
-    if packaged.is_file() or not text.is_file():  # a text that is not there is refused when it is read, as it was named
+    if packaged(stage.calibration.source) or not text.is_file():  # what is not there is refused when it is read
         return stage
     calibration = stage.calibration.model_copy(update={"source": str(text.resolve())})
     return stage.model_copy(update={"calibration": calibration})

@@ -109,7 +109,7 @@ def _output(job: Job, restart: bool) -> Path:
         return job.output
     if job.problems or not job.family_directory.is_dir():
         return job.family_directory / "v1"
-    return store.next_version(job.family_directory, job.identity(hashed=False), restart=restart)
+    return store.next_version(job.family_directory, job.identity(hashed=False), restart=restart, scored=True)
 
 
 def _planned(job: Job, spec: LinearSpec) -> PlannedLinear:
