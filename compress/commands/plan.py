@@ -68,7 +68,9 @@ def show_plan(recipe: Recipe, options: Run, view: View) -> None:
     _environment.import_models()
     from compress import pipeline
 
-    plan = pipeline.plan(recipe, output=options.output, device=options.device, restart=options.restart)
+    plan = pipeline.plan(
+        recipe, output=options.output, device=options.device, restart=options.restart, scored=not options.no_eval
+    )
     view.table("Linears", ("LINEARS", ">COUNT", ">IN", ">OUT", "SCHEME", ">BITS/WEIGHT", "NOTE"), _rows(plan))
     view.result(_document(plan, recipe), _lines(plan))
     if plan.problems:

@@ -60,9 +60,11 @@ def plan(
     output: str | Path | None = None,
     device: str = "auto",
     restart: bool = False,
+    scored: bool = False,
 ) -> Plan:
     """Lays out a run. Its `problems` are what `run` would refuse; other user errors are raised as in `run`.
 
+    scored: whether the run ends with scoring, and so takes up a version that was left without scores.
     Whether an artifact in the output is of the same source is left to the run, which hashes it.
     """
     job = resolve(recipe, model=model, output=output, device=device)
@@ -88,7 +90,7 @@ def plan(
         peak_memory_bytes=_peak_memory(job),
         seconds_estimate=seconds_estimate(job),
         problems=[problem.message for problem in problems],
-        output=_output(job, restart),
+        output=_output(job, restart, scored),
         hint=problems[0].hint if problems else "",
     )
 
@@ -104,12 +106,12 @@ def _output_problems(job: Job, restart: bool) -> list[Problem]:
     return []
 
 
-def _output(job: Job, restart: bool) -> Path:
+def _output(job: Job, restart: bool, scored: bool) -> Path:
     if job.output is not None:
         return job.output
     if job.problems or not job.family_directory.is_dir():
         return job.family_directory / "v1"
-    return store.next_version(job.family_directory, job.identity(hashed=False), restart=restart, scored=True)
+    return store.next_version(job.family_directory, job.identity(hashed=False), restart=restart, scored=scored)
 
 
 def _planned(job: Job, spec: LinearSpec) -> PlannedLinear:
