@@ -70,12 +70,12 @@ def collect(chunks: Sequence[Tensor], originals: Mapping[int, Tensor], pool: Exe
         seen = _tokens(compared)
         cross = torch.zeros(width, width)
         add_second_moment(cross, [originals[place] for place in sorted(originals)], compared, pool)
-        hessian = _mirrored(total) / max(seen, 1)
-        drift = Drift(cross / max(seen, 1) - hessian, hessian, seen)
+        hessian = _mirror(total) / max(seen, 1)
+        drift = Drift(cross.div_(max(seen, 1)).sub_(hessian), hessian, seen)
     others = [chunk for place, chunk in enumerate(chunks) if place not in originals]
     add_second_moment(total, others, others, pool)
     tokens = _tokens(chunks)
-    return LinearStats(_mirrored(total) / max(tokens, 1), drift, tokens)
+    return LinearStats(_mirror(total).div_(max(tokens, 1)), drift, tokens)
 
 
 def add_second_moment(total: Tensor, left: Sequence[Tensor], right: Sequence[Tensor], pool: Executor) -> None:
@@ -99,8 +99,14 @@ def _tokens(chunks: Sequence[Tensor]) -> int:
     return sum(chunk.shape[0] for chunk in chunks)
 
 
-def _mirrored(upper: Tensor) -> Tensor:
-    return torch.triu(upper) + torch.triu(upper, 1).T
+def _mirror(matrix: Tensor) -> Tensor:
+    """Gives a square matrix the lower triangle that its upper one asks for; in place, in blocks that fit a cache."""
+    for start in range(0, matrix.shape[0], WIDEST_PANEL):
+        end = start + WIDEST_PANEL
+        block = matrix[start:end, start:end]
+        block.copy_(torch.triu(block) + torch.triu(block, 1).T)
+        matrix[end:, start:end] = matrix[start:end, end:].T
+    return matrix
 
 
 def _operand(chunk: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from compress.errors import IntegrityError
@@ -27,9 +28,20 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
     unsigned = (codes.numpy().astype(np.int16) + (1 << (bits - 1))).astype(np.uint8)
     for start in range(0, len(unsigned), ROWS_AT_A_TIME):
         part = unsigned[start : start + ROWS_AT_A_TIME]
+        if 8 % bits == 0 and n * bits % 8 == 0:  # whole codes in whole bytes: far quicker than bit by bit
+            packed[start : start + len(part), : n * bits // 8] = _bytes(part, bits)
+            continue
         stream = (part[..., None] >> places & 1).reshape(len(part), n * bits)
         packed[start : start + len(part), : -(-n * bits // 8)] = np.packbits(stream, axis=1, bitorder="little")
     return torch.from_numpy(packed.view("<i4").astype(np.int32, copy=False))
+
+
+def _bytes(unsigned: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Codes (rows, n) of as many bits as divide a byte, side by side in bytes (rows, n * bits / 8)."""
+    result = unsigned[:, :: 8 // bits].copy()
+    for place in range(1, 8 // bits):
+        result |= unsigned[:, place :: 8 // bits] << (place * bits)
+    return result
 
 
 def unpack_bits(words: Tensor, bits: int, n: int) -> Tensor:

@@ -15,7 +15,15 @@ from torch import Tensor
 from compress.errors import UserError, WorkError
 from compress.kernels import batched, reference
 
-OPERATIONS = ("gemv_int4", "gptq_quantize", "coordinate_descent", "rounding_loss", "add_moment", "causal_attention")
+OPERATIONS = (
+    "gemv_int4",
+    "gptq_quantize",
+    "coordinate_descent",
+    "rounding_loss",
+    "search_range",
+    "add_moment",
+    "causal_attention",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +60,7 @@ def choose(operation: str, device: torch.device | str) -> Choice:
         return Choice(f"native-{module.isa()}", f"C++ kernel; this processor runs {available}")
     if operation == "gemv_int4":
         return Choice("reference", f"no {kind} kernel: the weight is dequantised before the product")
-    if operation == "rounding_loss":
+    if operation in ("rounding_loss", "search_range"):
         return Choice("reference", f"no {kind} kernel: plain torch, one candidate at a time")
     if operation in ("add_moment", "causal_attention"):
         return Choice("reference", f"no {kind} kernel: torch's own product")
@@ -179,8 +187,46 @@ def rounding_loss(
     return loss
 
 
+def search_range(
+    weight: Tensor,
+    importance: Tensor | None,
+    shares: Sequence[float],
+    offsets: Sequence[float],
+    group_size: int,
+    bits: int,
+    symmetric: bool,
+    scale_dtype: torch.dtype,
+    threads: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Of each group's range, the share that its grid should cover, and the sign of the scale: (out, groups) float32.
+
+    weight (out, in) float32; importance (groups, group_size, group_size) float32, symmetric, by which a group's
+    rounding error e counts as e B e^T; None counts squared errors. First every one of `shares` is tried, symmetric
+    grids with both signs, then the best share plus each of `offsets`. Scales are rounded to `scale_dtype`.
+    """
+    if choose("search_range", weight.device).name == "reference":
+        return reference.search_range(
+            weight, importance, shares, offsets, group_size, bits, symmetric, scale_dtype
+        )  # fmt: skip
+    share, sign = torch.empty(2, weight.shape[0], weight.shape[1] // group_size).unbind(0)
+    native().search_range(
+        weight.contiguous(),
+        None if importance is None else importance.contiguous(),
+        torch.tensor(shares, dtype=torch.float32),
+        torch.tensor(offsets, dtype=torch.float32),
+        group_size,
+        bits,
+        symmetric,
+        str(scale_dtype).removeprefix("torch."),
+        share,
+        sign,
+        _threads(threads),
+    )
+    return share, sign
+
+
 def add_moment(total: Tensor, left: Tensor, right: Tensor, rows: range, upper: bool) -> None:
-    """total[rows] += (left^T right)[rows], single-threaded; with `upper` only columns from the first row on.
+    """total[rows] += (left^T right)[rows], single-threaded; with `upper` not all of it below the diagonal.
 
     total (in, in) float32, updated; left and right (tokens, in), both float32 or both bfloat16, contiguous.
     """

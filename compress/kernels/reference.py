@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from compress.kernels.scales import stored_scale
+
 
 def unpack_int4(packed: Tensor, in_features: int) -> Tensor:
     """Signed codes (out, in) int8 of int32 words (out, ceil(in / 8)): stored nibble = code + 8, lowest bits first."""
@@ -124,8 +126,76 @@ def rounding_loss(
     return torch.stack(losses)
 
 
+def range_loss(
+    weight: Tensor,
+    importance: Tensor | None,
+    share: Tensor,
+    sign: Tensor,
+    bits: int,
+    symmetric: bool,
+    scale_dtype: torch.dtype,
+) -> Tensor:
+    """What rounding to nearest costs on a grid over `share` of each group's range: (out, groups).
+
+    weight (out, in); importance (groups, size, size), or None for squared errors; share (out, groups); sign (out,
+    groups), of a symmetric grid's scale. Scales are rounded to `scale_dtype`.
+    """
+    groups = weight.reshape(*share.shape, -1)
+    levels = 2**bits - 1
+    low, high = groups.amin(-1).clamp(max=0) * share, groups.amax(-1).clamp(min=0) * share
+    if symmetric:
+        zero = torch.full_like(share, (levels + 1) / 2)
+        scale = stored_scale(torch.maximum(-low, high) / (levels / 2) * sign, scale_dtype, (levels + 1) // 2)
+    else:
+        scale = stored_scale((high - low) / levels, scale_dtype, (levels + 1) // 2).to(weight.dtype)
+        zero = torch.round(-low / scale).clamp(0, levels)
+        scale = stored_scale(scale, scale_dtype, torch.maximum(zero, levels - zero))
+    step, zero = scale.to(weight.dtype).unsqueeze(-1), zero.unsqueeze(-1)
+    error = ((torch.round(groups / step) + zero).clamp(0, levels) - zero) * step - groups
+    if importance is None:
+        return error.square().sum(-1)
+    return torch.einsum("ogi,gij,ogj->og", error, importance, error)
+
+
+def search_range(
+    weight: Tensor,
+    importance: Tensor | None,
+    shares: Sequence[float],
+    offsets: Sequence[float],
+    group_size: int,
+    bits: int,
+    symmetric: bool,
+    scale_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """The share and the sign with the least `range_loss` for each group, both (out, groups).
+
+    Each of `shares` with both signs (asymmetric grids have but one), then each of `offsets` from the best of those;
+    the first of equals stays.
+    """
+    share, sign = weight.new_ones(2, weight.shape[0], weight.shape[1] // group_size).unbind(0)
+    least = torch.full_like(share, torch.inf)
+
+    def consider(other: Tensor, turned: Tensor) -> None:
+        nonlocal share, sign, least
+        loss = range_loss(weight, importance, other, turned, bits, symmetric, scale_dtype)
+        better = loss < least
+        share, sign = torch.where(better, other, share), torch.where(better, turned, sign)
+        least = torch.where(better, loss, least)
+
+    for turn in (1.0, -1.0) if symmetric else (1.0,):
+        for candidate in shares:
+            consider(torch.full_like(share, candidate), torch.full_like(share, turn))
+    centre, turned = share, sign
+    for offset in offsets:
+        consider(centre + offset, turned)
+    return share, sign
+
+
 def add_moment(total: Tensor, left: Tensor, right: Tensor, rows: range, upper: bool) -> None:
-    """total[rows] += (left^T right)[rows]; with `upper` only columns from the first row on. total (in, in) float32."""
+    """total[rows] += (left^T right)[rows]; with `upper` only columns from the first row on. total (in, in) float32.
+
+    With `upper`, what lies below the diagonal is nothing to rely on.
+    """
     chosen = slice(rows.start, rows.stop)
     columns = slice(rows.start if upper else 0, None)
     total[chosen, columns] += left[:, chosen].float().T @ right[:, columns].float()

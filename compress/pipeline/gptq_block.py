@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from contextlib import closing
 
 from torch import Tensor
@@ -46,6 +46,7 @@ def through_block(
     forward = StagedForward(entering.runs(skeleton, module), {name: live[name] for name in by_name}, workers.count)
     twin = _twin(job, entering, specs, block, workers)
     shared: gptq.Preconditioner | None = None
+    report: Future[QuantizedLinear] | None = None
     with closing(stages(forward)) as reached, closing(stages(twin)) as counterparts:
         for stage in reached:
             spec = by_name.pop(stage.name)
@@ -55,20 +56,24 @@ def through_block(
                 assert counterpart.name == stage.name, "the two models must meet their linears in one order"
                 originals = dict(zip(entering.original, counterpart.inputs, strict=True))
                 inputs = [stage.inputs[place] for place in originals]
+            reading = workers.pool.submit(read_weight, job.checkpoint, spec)
             if shared is None or not stage.same_input:
                 stats = collect(stage.inputs, originals, workers.pool)
                 shared = gptq.Preconditioner(stats, method, workers.pool)
             if twin is not None and counterpart is not None:
                 twin.resume(counterpart)
-            weight = read_weight(job.checkpoint, spec)
+            weight = reading.result()
             quantized = _quantized(job, method, spec, weight, shared, workers.pool)
             put(live[spec.name], quantized)
             forward.resume(stage)
-            result.linears.append(
-                _reported(job, method, spec, weight, quantized, shared, inputs, list(originals.values()))
-            )
+            if report is not None:  # one at a time, because each holds a whole weight
+                result.linears.append(report.result())
+            samples = (sample_of(inputs), sample_of(list(originals.values())) if originals else None)
+            report = workers.pool.submit(_reported, job, method, spec, weight, quantized, shared, *samples)
         for _ in counterparts:  # lets the original block run to its end
             pass
+    if report is not None:
+        result.linears.append(report.result())
     for spec in by_name.values():  # experts that no token of the calibration text reached
         result.linears.append(rounded(job, spec, read_weight(job.checkpoint, spec), UNSEEN, workers.pool))
     result.activations = entering.advanced(forward.outputs, [] if twin is None else twin.outputs)
@@ -94,7 +99,7 @@ def _quantized(
     dtype, scheme = job.scale_dtype(spec), job.schemes[spec.name]
     if shared.factored is None:
         return round_searched(job, spec, weight, pool)
-    shared.inverse_blocks(scheme.groups(spec.in_features))  # computed once, before the tiles need it
+    shared.prepare(spec.out_features, scheme.groups(spec.in_features), pool)
     return in_tiles(weight, lambda rows: gptq.transform(rows, shared, scheme, method, dtype), pool)
 
 
@@ -105,16 +110,16 @@ def _reported(
     weight: Tensor,
     quantized: QuantizedTensor,
     shared: gptq.Preconditioner,
-    inputs: list[Tensor],
-    originals: list[Tensor],
+    sample: Tensor,
+    reference: Tensor | None,
 ) -> QuantizedLinear:
-    """With its report; inputs and originals (tokens, in) per chunk are of the same tokens, originals may be empty."""
+    """With its report; sample and reference (tokens, in) are the inputs of both models for the same tokens."""
     if shared.factored is None:
         reason = "no damping makes its Hessian positive definite"
         return finished(job, spec, quantized, weight, fallback=("rtn", reason))
     damp_frac = shared.factored.damp_frac
     raised = ("damping raised", f"the Hessian needed damping {damp_frac:g}") if damp_frac > method.damp_frac else None
     return finished(
-        job, spec, quantized, weight, sample_of(inputs), sample_of(originals) if originals else None, fallback=raised,
-        details={"damp_frac": damp_frac, "tokens": shared.stats.tokens, "corrected": shared.pull is not None},
+        job, spec, quantized, weight, sample, reference, fallback=raised,
+        details={"damp_frac": damp_frac, "tokens": shared.stats.tokens, "corrected": shared.correction is not None},
     )  # fmt: skip

@@ -23,7 +23,7 @@ from compress.quantization.grid import quantize, search_grid
 from compress.types import IntScheme, QuantizedTensor
 
 ROWS_PER_TILE = 128
-SAMPLE_TOKENS = 512
+SAMPLE_TOKENS = 256
 
 UNSEEN = "no calibration token reached it"
 

@@ -22,23 +22,26 @@ from torch import Tensor
 
 from compress.calibration.statistics import Drift, LinearStats
 from compress.kernels import dispatch
+from compress.kernels.scales import stored_scale
 from compress.quantization.configs import GptqConfig
-from compress.quantization.grid import Grid, grouped, min_max_grid, search_grid, stored_scale
-from compress.quantization.hessian import Factored, damped, factor
+from compress.quantization.grid import Grid, grouped, min_max_grid, search_grid
+from compress.quantization.hessian import Cholesky, Factored, cholesky, damped, factor
 from compress.types import IntScheme, QuantizedTensor
 
 SHRINKAGE = 4
+ROWS_PER_TASK = 256
 
 
 class Preconditioner:
-    """What the linears that share one input share: the ordered, factored Hessian, and the pull of the correction.
+    """What the linears that share one input share: the ordered, factored Hessian, and the correction.
 
-    Costs O(in^3) once. `factored` is None where no damping makes the Hessian positive definite.
+    Costs O(in^3) once. `factored` is None where no damping makes the Hessian positive definite, `correction` where
+    there is no drift or its Hessian has no factor.
     """
 
     def __init__(self, stats: LinearStats, config: GptqConfig, pool: Executor) -> None:
         drift = stats.drift if config.correction else None
-        pull = None if drift is None else pool.submit(_pull, drift, config)
+        correction = None if drift is None else pool.submit(_correction, drift, config)
         diagonal = stats.hessian.diagonal()
         width = diagonal.shape[0]
         if config.act_order:
@@ -49,16 +52,50 @@ class Preconditioner:
         self.factored: Factored | None = factor(_permuted(stats.hessian, self.order), config.damp_frac)
         self.hessian = damped(stats.hessian, self.factored.damp_frac if self.factored else config.damp_frac)
         self._blocks: dict[int, Tensor] = {}
-        self.pull: Tensor | None = None if pull is None else pull.result()
+        self.correction: Correction | None = None if correction is None else correction.result()
 
-    def inverse_blocks(self, groups: int) -> Tensor:
+    def prepare(self, rows: int, groups: int, pool: Executor) -> None:
+        """Does once what tiles of a weight of so many rows and groups would else do each for themselves."""
+        self.inverse_blocks(groups, pool)
+        if self.correction is not None and rows >= self.hessian.shape[0]:
+            self.correction.expand(pool)
+
+    def inverse_blocks(self, groups: int, pool: Executor | None = None) -> Tensor:
         """Inverse of each group's diagonal block of H^-1, in stored column order: (groups, size, size)."""
-        assert self.factored is not None
         if groups not in self._blocks:
-            columns = self.factored.upper[:, torch.argsort(self.order)]
-            members = columns.T.reshape(groups, columns.shape[1] // groups, -1)
-            self._blocks[groups] = torch.linalg.inv(torch.bmm(members, members.transpose(1, 2)))
+            members = torch.argsort(self.order).chunk(groups)
+            each = map if pool is None else pool.map
+            self._blocks[groups] = torch.stack(list(each(self._inverse_block, members)))
         return self._blocks[groups]
+
+    def _inverse_block(self, columns: Tensor) -> Tensor:
+        assert self.factored is not None
+        part = self.factored.upper.index_select(1, columns)
+        return torch.linalg.inv(part.T @ part)
+
+
+class Correction:
+    """W -> W + W D H^-1, in one of two orders: rows through D and then the factor of H, or through D H^-1 at once.
+
+    The second costs a product for the matrix and saves one on every row, so it wins from as many rows as inputs on.
+    `difference` is D times the share of the drift that is corrected.
+    """
+
+    def __init__(self, difference: Tensor, factored: Cholesky) -> None:
+        self._difference, self._factored = difference, factored
+        self._product: Tensor | None = None
+
+    def expand(self, pool: Executor) -> None:
+        """Works D H^-1 out, for all rows to come."""
+        if self._product is None:
+            parts = pool.map(self._factored.divide, self._difference.split(ROWS_PER_TASK))
+            self._product = torch.cat(list(parts))
+
+    def corrected(self, weight: Tensor) -> Tensor:
+        """The rows (n, in) float32 with which quantised inputs give what the originals gave."""
+        if self._product is not None:
+            return torch.addmm(weight, weight, self._product)
+        return weight + self._factored.divide(weight @ self._difference)
 
 
 def transform(
@@ -70,8 +107,8 @@ def transform(
     """
     assert shared.factored is not None
     factored, order = shared.factored, shared.order
-    if shared.pull is not None:
-        weight = weight + weight @ shared.pull
+    if shared.correction is not None:
+        weight = shared.correction.corrected(weight)
     groups = scheme.groups(weight.shape[1])
     if config.scale_search:
         grid = search_grid(weight, scheme, scale_dtype, shared.inverse_blocks(groups))
@@ -96,10 +133,9 @@ class _Rows:
     def __init__(self, target: Tensor, grid: Grid, codes: Tensor, hessian: Tensor) -> None:
         self.grid, self.codes, self.hessian = grid, codes, hessian
         self.target, self.scale, self.zero = target, grid.scale, _float_zero(grid)
-        self.pull = target @ hessian
         width, groups = target.shape[1], grid.scale.shape[1]
         self.group_of_column = torch.arange(width, dtype=torch.int32) // (width // groups)
-        self.gradient = self.pull - self._dense(self.scale) @ hessian
+        self.gradient = (target - self._dense(self.scale)) @ hessian
 
     def descend(self, sweeps: int) -> None:
         """Coordinate descent from `gradient` = (target - dense) @ hessian, which it keeps."""
@@ -133,39 +169,47 @@ class _Rows:
     def _least_squares(self) -> tuple[Tensor, Tensor]:
         """argmin over scales of the objective with the codes held, one (groups, groups) system per row.
 
-        Returns the scales as stored, and the gradient that belongs to them.
+        Returns the scales as stored, and the gradient that belongs to them. Solved for the change of the scales,
+        whose right-hand side the gradient gives.
         """
         levels = self._levels()
         out, groups, size = levels.shape
         through = torch.bmm(levels.transpose(0, 1), self.hessian.reshape(groups, size, -1))
-        normal = torch.einsum("gokj,okj->ogk", through.reshape(groups, out, groups, size), levels)
-        right = (levels * grouped(self.pull, self.grid.scheme)).sum(-1)
+        normal = torch.stack(
+            [(part.reshape(out, groups, size) * levels).sum(-1) for part in through.unbind(0)], dim=1
+        )  # fmt: skip
+        right = (levels * grouped(self.gradient, self.grid.scheme)).sum(-1)
         ridge = normal.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-20) * 1e-6
         normal += ridge.reshape(-1, 1, 1) * torch.eye(groups)
-        solution, info = torch.linalg.solve_ex(normal, right.unsqueeze(-1))
-        usable = (info == 0) & torch.isfinite(solution).all(dim=(1, 2))
-        wanted = torch.where(usable.unsqueeze(1), solution.squeeze(-1), self.scale.float())
+        change, info = torch.linalg.solve_ex(normal, right.unsqueeze(-1))
+        usable = (info == 0) & torch.isfinite(change).all(dim=(1, 2))
+        before = self.scale.float()
+        wanted = torch.where(usable.unsqueeze(1), before + change.squeeze(-1), before)
         scale = stored_scale(wanted, self.scale.dtype, self.grid.reach)
-        return scale, self.pull - torch.einsum("goj,og->oj", through, scale.float())
+        moved = scale.float() - before
+        gradient = self.gradient.clone()
+        for group, part in enumerate(through.unbind(0)):
+            gradient.addcmul_(part, moved[:, group, None], value=-1)
+        return scale, gradient
 
 
 def _float_zero(grid: Grid) -> Tensor:
     return torch.zeros(grid.scale.shape) if grid.zero_point is None else grid.zero_point.float()
 
 
-def _pull(drift: Drift, config: GptqConfig) -> Tensor | None:
-    """share * D H^-1, (in, in): W + W @ pull is the corrected weight. None where H cannot be inverted.
+def _correction(drift: Drift, config: GptqConfig) -> Correction | None:
+    """None where the Hessian has no factor.
 
     D and H are over the same tokens, so that what these tokens have too much or too little of cancels. The drift is an
     estimate from n tokens in as many dimensions as the linear has inputs; taken at face value from few tokens it fits
     their noise, so it is shrunk by n / (n + SHRINKAGE * in).
     """
-    factored = factor(drift.hessian, config.damp_frac)
+    factored = cholesky(drift.hessian, config.damp_frac)
     if factored is None:
         return None
     share = config.correction * drift.tokens / (drift.tokens + SHRINKAGE * drift.hessian.shape[0])
-    return share * (drift.difference @ factored.upper.T @ factored.upper)
+    return Correction(share * drift.difference, factored)
 
 
 def _permuted(matrix: Tensor, order: Tensor) -> Tensor:
-    return matrix[order][:, order].contiguous()
+    return matrix.index_select(0, order).index_select(1, order)

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compress.kernels import dispatch
+from compress.kernels.scales import stored_scale
 from compress.types import IntScheme, QuantizedTensor
 
-SMALLEST_SCALE = 2.0**-24  # the smallest that float16 holds
 COARSE_STEP = 0.06
-FINE_STEP = 0.02
+FINE_OFFSETS = (-0.04, -0.02, 0.02, 0.04)
 # The coarser the grid, the more range it pays to give up for finer steps.
 LOWEST_SHRINK = {2: 0.40, 3: 0.52, 4: 0.64, 5: 0.76, 6: 0.82, 7: 0.88, 8: 0.94}
 
@@ -39,11 +40,6 @@ class Grid:
         groups = grouped(weight, self.scheme)
         return self._codes(groups).to(torch.int8).reshape(weight.shape)
 
-    def error(self, groups: Tensor) -> Tensor:
-        """Rounding error (out, groups, group_size) float32 of nearest codes."""
-        zero = 0.0 if self.zero_point is None else self.zero_point.unsqueeze(-1)
-        return (self._codes(groups) - zero) * self.scale.float().unsqueeze(-1) - groups
-
     def _codes(self, groups: Tensor) -> Tensor:
         codes = torch.round(groups / self.scale.float().unsqueeze(-1))
         if self.zero_point is not None:
@@ -55,18 +51,6 @@ def grouped(weight: Tensor, scheme: IntScheme) -> Tensor:
     """View of weight (out, in) as (out, groups, group_size)."""
     out, width = weight.shape
     return weight.reshape(out, scheme.groups(width), -1)
-
-
-def stored_scale(scale: Tensor, dtype: torch.dtype, reach: Tensor | int) -> Tensor:
-    """`scale` rounded to the dtype it is stored in, kept where codes can be divided by it and decoded to numbers.
-
-    reach: the largest |code - zero point|; its product with the scale stays finite in the dtype.
-    """
-    limits = torch.finfo(dtype)
-    largest = torch.as_tensor(limits.max * (1 - limits.eps) / reach)  # eps, because rounding may go up
-    floor = torch.where(scale < 0, -SMALLEST_SCALE, SMALLEST_SCALE)
-    kept = torch.where(scale.abs() < SMALLEST_SCALE, floor, scale)
-    return torch.minimum(torch.maximum(kept, -largest), largest).to(dtype)
 
 
 def min_max_grid(weight: Tensor, scheme: IntScheme, dtype: torch.dtype) -> Grid:
@@ -83,42 +67,13 @@ def search_grid(weight: Tensor, scheme: IntScheme, dtype: torch.dtype, importanc
         importance: (groups, group_size, group_size) float32, the quadratic form by which a group's error counts,
             such as the Hessian's diagonal blocks; None counts squared weight error.
     """
-    groups = grouped(weight, scheme)
-    best = _Best(groups, scheme, dtype, importance)
-    one = torch.ones(groups.shape[:2])
     steps = round((1.0 - LOWEST_SHRINK[scheme.bits]) / COARSE_STEP)
-    for sign in (1.0, -1.0) if scheme.symmetric else (1.0,):
-        for step in range(steps + 1):
-            best.consider(one * (1.0 - step * COARSE_STEP), one * sign)
-    centre, sign_of = best.shrink, best.sign
-    for offset in (-2 * FINE_STEP, -FINE_STEP, FINE_STEP, 2 * FINE_STEP):
-        best.consider(centre + offset, sign_of)
-    return best.grid()
-
-
-class _Best:
-    """The best shrink and sign of every group so far."""
-
-    def __init__(self, groups: Tensor, scheme: IntScheme, dtype: torch.dtype, importance: Tensor | None) -> None:
-        self.groups, self.scheme, self.dtype, self.importance = groups, scheme, dtype, importance
-        self.loss = torch.full(groups.shape[:2], torch.inf)
-        self.shrink = torch.ones(groups.shape[:2])
-        self.sign = torch.ones(groups.shape[:2])
-
-    def consider(self, shrink: Tensor, sign: Tensor) -> None:
-        error = _grid(self.groups, self.scheme, self.dtype, shrink, sign).error(self.groups)
-        if self.importance is None:
-            loss = error.square().sum(-1)
-        else:
-            weighted = torch.bmm(error.transpose(0, 1), self.importance).transpose(0, 1)
-            loss = (weighted * error).sum(-1)
-        better = loss < self.loss
-        self.loss = torch.where(better, loss, self.loss)
-        self.shrink = torch.where(better, shrink, self.shrink)
-        self.sign = torch.where(better, sign, self.sign)
-
-    def grid(self) -> Grid:
-        return _grid(self.groups, self.scheme, self.dtype, self.shrink, self.sign)
+    shares = [1.0 - step * COARSE_STEP for step in range(steps + 1)]
+    groups = grouped(weight, scheme)
+    share, sign = dispatch.search_range(
+        weight, importance, shares, FINE_OFFSETS, groups.shape[2], scheme.bits, scheme.symmetric, dtype, threads=1
+    )
+    return _grid(groups, scheme, dtype, share, sign)
 
 
 def _grid(groups: Tensor, scheme: IntScheme, dtype: torch.dtype, shrink: Tensor, sign: Tensor | float) -> Grid:

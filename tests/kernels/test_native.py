@@ -69,11 +69,28 @@ def rounding() -> dict[str, Any]:
     }
 
 
+def search() -> dict[str, Any]:
+    return {
+        "weight": torch.zeros(3, 16),
+        "importance": torch.ones(2, 8, 8),
+        "shares": torch.ones(2),
+        "offsets": torch.ones(2),
+        "group_size": 8,
+        "bits": 4,
+        "symmetric": True,
+        "scale_type": "bfloat16",
+        "share": torch.zeros(3, 2),
+        "sign": torch.zeros(3, 2),
+        "threads": 1,
+    }
+
+
 CALLS = {
     "gptq_quantize": (_native.gptq_quantize, gptq),
     "coordinate_descent": (_native.coordinate_descent, descent),
     "gemv_int4": (_native.gemv_int4, gemv),
     "rounding_loss": (_native.rounding_loss, rounding),
+    "search_range": (_native.search_range, search),
 }
 ARRAYS = [
     (call, name)
@@ -102,9 +119,10 @@ WRONG_SHAPES = [
     (call, name, change)
     for call, name in ARRAYS
     for change in ("row more", "row less", "column more", "flat", "empty")
-    # any number of rows and of shares is right: nothing else has as many
+    # any number of rows, of shares and of offsets is right: nothing else has as many
     if (call, name) != ("rounding_loss", "weight") or "row" not in change
-    if (call, name) != ("rounding_loss", "shares") or change in ("flat", "empty")
+    if name != "shares" or change in ("flat", "empty")
+    if name != "offsets" or change == "flat"
 ]
 
 
@@ -160,6 +178,10 @@ def test_not_contiguous(call: str, name: str) -> None:
         ("rounding_loss", {"group_size": 5}, "group_size"),
         ("rounding_loss", {"bits": 9}, "bits"),
         ("rounding_loss", {"threads": 0}, "threads"),
+        ("search_range", {"group_size": 5}, "group_size"),
+        ("search_range", {"bits": 1}, "bits"),
+        ("search_range", {"scale_type": "float64"}, "scale_type"),
+        ("search_range", {"threads": 0}, "threads"),
     ],
 )
 def test_wrong_value(call: str, changes: dict[str, Any], words: str) -> None:
@@ -183,6 +205,8 @@ def test_not_an_array(value: object) -> None:
         ("coordinate_descent", "codes"),
         ("gemv_int4", "out"),
         ("rounding_loss", "loss"),
+        ("search_range", "share"),
+        ("search_range", "sign"),
     ],
 )
 def test_results_are_not_written_to_read_only_memory(call: str, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 from compress.calibration.statistics import LinearStats
 from compress.quantization import gptq, rtn
 from compress.quantization.configs import GptqConfig, RtnConfig
+from compress.quantization.gptq import Correction
+from compress.quantization.hessian import cholesky, damped, inverse_of_triangle
 from compress.types import IntScheme, QuantizedTensor
 from tests.quantization.data import correlated, in_range, normal, objective, prepared, stats_of
 
@@ -228,3 +231,36 @@ def test_dead_rows_groups_and_inputs(dtype: torch.dtype, symmetric: bool) -> Non
     assert (
         objective(weight, found, stats.hessian)[rows].sum() < 0.7 * objective(weight, plain, stats.hessian)[rows].sum()
     )
+
+
+@pytest.mark.parametrize("width", [1, 5, 96, 600])
+def test_rows_divided_by_the_hessian(width: int) -> None:
+    """Against a float64 solve; 600 is wide enough for the triangle to be split."""
+    hessian = stats_of(correlated(900, width)).hessian
+    found = cholesky(hessian, 0.01)
+    assert found is not None
+    rows = torch.randn(7, width, generator=torch.Generator().manual_seed(1))
+    exact = torch.linalg.solve(damped(hessian, 0.01).double(), rows.double().T).T
+    assert (found.divide(rows) - exact).abs().max() <= 1e-4 * exact.abs().max()
+    inverse = inverse_of_triangle(found.lower).double()
+    assert (inverse @ found.lower.double() - torch.eye(width)).abs().max() < 1e-3
+    assert torch.equal(inverse, inverse.tril())
+
+
+def test_the_correction_is_the_same_in_both_orders() -> None:
+    generator = torch.Generator().manual_seed(2)
+    stats = stats_of(correlated(600, 48))
+    factored = cholesky(stats.hessian, 0.01)
+    assert factored is not None
+    difference = 0.01 * torch.randn(48, 48, generator=generator)
+    weight = torch.randn(5, 48, generator=generator)
+    correction = Correction(difference, factored)
+    row_by_row = correction.corrected(weight)
+    with ThreadPoolExecutor(1) as pool:
+        correction.expand(pool)
+    torch.testing.assert_close(correction.corrected(weight), row_by_row, rtol=1e-4, atol=1e-5)
+    inverse = torch.linalg.inv(damped(stats.hessian, 0.01).double())
+    torch.testing.assert_close(
+        row_by_row.double(), weight + weight.double() @ difference.double() @ inverse, rtol=1e-3, atol=1e-3
+    )
+    assert (row_by_row - weight).abs().max() > 0.01

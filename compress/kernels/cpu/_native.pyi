@@ -63,6 +63,24 @@ def rounding_loss(
 ) -> None:
     """As `reference.rounding_loss`; shares float32 (n), loss float32 (candidates), written. All arrays float32."""
 
+def search_range(
+    weight: Any,
+    importance: Any,
+    shares: Any,
+    offsets: Any,
+    group_size: int,
+    bits: int,
+    symmetric: bool,
+    scale_type: str,
+    share: Any,
+    sign: Any,
+    threads: int,
+) -> None:
+    """As `reference.search_range`; share, sign float32 (out, groups), written. importance None counts squared errors.
+
+    shares (n), offsets (m); scale_type float32, float16 or bfloat16. All arrays float32.
+    """
+
 def add_moment(out: Any, a: Any, b: Any, first: int, last: int, upper: bool) -> None:
     """As `reference.add_moment` for rows [first, last); out float32 (width, width), updated.
 

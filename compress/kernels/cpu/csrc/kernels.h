@@ -50,7 +50,25 @@ struct RoundingArgs {
     bool symmetric;
 };
 
-// out[first:last, c:] += a[:, first:last]^T b[:, c:] with c = first where only the upper triangle is wanted, else 0.
+enum class ScaleType { float32, float16, bfloat16 };
+
+// Candidate ranges for the grid of every group of a row: shares of the whole range, then `offsets` around the best of
+// them. Symmetric grids are tried with both signs of their scale.
+struct SearchArgs {
+    const float* weight;      // (out, in)
+    const float* importance;  // (groups, group_size, group_size) symmetric, by which an error counts; null: squared
+    const float* shares;      // (share_count)
+    const float* offsets;     // (offset_count)
+    float *share, *sign;      // (out, groups), written: of the best candidate
+    int64_t rows, columns, share_count, offset_count, group_size;
+    float levels;  // 2^bits - 1
+    bool symmetric;
+    ScaleType scale_type;  // scales are rounded to it
+    float largest;         // what the type holds, a little reserved for rounding up
+};
+
+// out[first:last] += (a^T b)[first:last]. Where only the upper triangle is wanted, of what lies below it some may stay
+// as it was; nothing left of column `first` changes.
 struct MomentArgs {
     const void *a, *b;  // (tokens, width), bfloat16 bits or float32
     bool bfloat16;
@@ -68,8 +86,6 @@ struct AttentionArgs {
     int64_t batch, heads, kv_heads, tokens, dim;
     float scale;
 };
-
-enum class ScaleType { float32, float16, bfloat16 };
 
 struct GemvArgs {
     const int32_t* packed;  // (out, words)
@@ -95,6 +111,8 @@ struct Kernels {
     int64_t (*descent_tile)(const DescentArgs&, int64_t first_row, float* scratch);  // -> codes changed
     int64_t (*rounding_scratch)(const RoundingArgs&);
     void (*rounding_tile)(const RoundingArgs&, int64_t first_row, float* scratch);
+    int64_t (*search_scratch)(const SearchArgs&);
+    void (*search_tile)(const SearchArgs&, int64_t first_row, float* scratch);
     int64_t (*moment_scratch)(const MomentArgs&);
     void (*moment_panel)(const MomentArgs&, float* scratch);
     int64_t (*attention_scratch)(const AttentionArgs&);
@@ -111,6 +129,8 @@ struct Kernels {
     int64_t descent_tile(const DescentArgs&, int64_t, float*);           \
     int64_t rounding_scratch(const RoundingArgs&);                       \
     void rounding_tile(const RoundingArgs&, int64_t, float*);            \
+    int64_t search_scratch(const SearchArgs&);                           \
+    void search_tile(const SearchArgs&, int64_t, float*);                \
     int64_t moment_scratch(const MomentArgs&);                           \
     void moment_panel(const MomentArgs&, float*);                        \
     int64_t attention_scratch(const AttentionArgs&);                     \

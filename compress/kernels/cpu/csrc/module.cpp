@@ -5,6 +5,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <cmath>
+#include <tuple>
 
 #include "checks.h"
 #include "isa.h"
@@ -97,6 +98,46 @@ void rounding_loss(const Input& weight, const Input& scales, const Input& import
         for (int64_t r = 0; r < rows; ++r) total += losses[r * candidates + k];
         loss_out[k] = float(total);
     }
+}
+
+// Vectors of at least `least` numbers.
+std::pair<const float*, int64_t> numbers(const Input& array, const char* name, int64_t least) {
+    if (array.ndim() != 1 || int64_t(array.shape(0)) < least)
+        bad_value(name, "a vector of at least " + std::to_string(least));
+    return {input<float>(array, name, {int64_t(array.shape(0))}), int64_t(array.shape(0))};
+}
+
+void search_range(const Input& weight, const std::optional<Input>& importance, const Input& shares,
+                  const Input& offsets, int64_t group_size, int bits, bool symmetric, const std::string& scale_type,
+                  const Output& share, const Output& sign, int threads) {
+    const auto [rows, columns] = extents(weight, "weight");
+    if (group_size < 1 || columns % group_size != 0)
+        bad_value("group_size", "a divisor of " + std::to_string(columns));
+    if (bits < 2 || bits > 8) bad_value("bits", "from 2 to 8");
+    const int64_t groups = columns / group_size;
+    SearchArgs args{};
+    args.weight = input<float>(weight, "weight", {rows, columns});
+    if (importance) args.importance = input<float>(*importance, "importance", {groups, group_size, group_size});
+    std::tie(args.shares, args.share_count) = numbers(shares, "shares", 1);
+    std::tie(args.offsets, args.offset_count) = numbers(offsets, "offsets", 0);
+    args.share = output<float>(share, "share", {rows, groups});
+    args.sign = output<float>(sign, "sign", {rows, groups});
+    args.rows = rows, args.columns = columns, args.group_size = group_size;
+    args.levels = float((1 << bits) - 1), args.symmetric = symmetric;
+    if (scale_type == "float32") {
+        args.scale_type = ScaleType::float32, args.largest = 0x1.fffffep127 * (1 - 0x1p-23);
+    } else if (scale_type == "float16") {
+        args.scale_type = ScaleType::float16, args.largest = 65504.0 * (1 - 0x1p-10);
+    } else if (scale_type == "bfloat16") {
+        args.scale_type = ScaleType::bfloat16, args.largest = 0x1.fep127 * (1 - 0x1p-7);
+    } else {
+        bad_value("scale_type", "float32, float16 or bfloat16");
+    }
+    const int count = checked_threads(threads);
+    const Kernels& kernels = active_kernels();
+    nb::gil_scoped_release release;
+    for_each_tile(args.rows, kernels.search_scratch(args), count,
+                  [&](int64_t row, float* scratch) { kernels.search_tile(args, row, scratch); });
 }
 
 void add_moment(const Output& out, const Input& a, const Input& b, int64_t first, int64_t last, bool upper) {
@@ -236,4 +277,8 @@ NB_MODULE(_native, m) {
     m.def("rounding_loss", &rounding_loss, nb::arg("weight").noconvert(), nb::arg("scales").noconvert(),
           nb::arg("importance").noconvert(), nb::arg("shares").noconvert(), nb::arg("group_size"), nb::arg("bits"), nb::arg("symmetric"),
           nb::arg("loss").noconvert(), nb::arg("threads"));
+    m.def("search_range", &search_range, nb::arg("weight").noconvert(), nb::arg("importance").noconvert().none(),
+          nb::arg("shares").noconvert(), nb::arg("offsets").noconvert(), nb::arg("group_size"), nb::arg("bits"),
+          nb::arg("symmetric"), nb::arg("scale_type"), nb::arg("share").noconvert(), nb::arg("sign").noconvert(),
+          nb::arg("threads"));
 }

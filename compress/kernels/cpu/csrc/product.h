@@ -83,22 +83,28 @@ template <typename How, int kRows, int kVectors>
 static inline void multiply(const typename How::Unit* a, const typename How::Unit* b, int64_t depth, float* out,
                             int64_t stride, int64_t rows, int64_t columns) {
     constexpr int kStrip = kVectors * LANES;
-    vf sums[kRows][kVectors] = {};
+    vf sums[kRows][kVectors];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r)
+        for (int v = 0; v < kVectors; ++v) sums[r][v] = vf{};
     for (int64_t d = 0; d < depth; ++d, a += kRows, b += kStrip)
         for (int r = 0; r < kRows; ++r)
             for (int v = 0; v < kVectors; ++v) sums[r][v] = How::add(sums[r][v], b + v * LANES, a[r]);
-    for (int64_t r = 0; r < rows; ++r) {
-        float row[kStrip];
-        for (int v = 0; v < kVectors; ++v) store(row + v * LANES, sums[r][v]);
-        if (columns == kStrip) {
+    if (rows == kRows && columns == kStrip) {
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r)
             for (int v = 0; v < kVectors; ++v) {
                 float* at = out + r * stride + v * LANES;
-                store(at, load(at) + load(row + v * LANES));
+                store(at, load(at) + sums[r][v]);
             }
-        } else {
-            for (int64_t c = 0; c < columns; ++c) out[r * stride + c] += row[c];
-        }
+        return;
     }
+    float found[kRows * kStrip];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r)
+        for (int v = 0; v < kVectors; ++v) store(found + r * kStrip + v * LANES, sums[r][v]);
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < columns; ++c) out[r * stride + c] += found[r * kStrip + c];
 }
 
 }  // namespace ISA
