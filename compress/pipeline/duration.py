@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 
 from compress.kernels import dispatch
-from compress.pipeline.job import Job
+from compress.pipeline.inputs import compared_tokens
+from compress.pipeline.job import Job, needs_original
 from compress.quantization import awq, rtn
 from compress.quantization.configs import AwqConfig, RtnConfig
 from compress.quantization.grid import quantize, search_grid
@@ -38,15 +39,17 @@ def _single_threaded(job: Job) -> float:
     if wanted is None:
         return rounding
     tokens = wanted.samples * wanted.seq_len
-    forwards = 2 * 2.0 * tokens * sum(spec.in_features * spec.out_features for spec in job.skeleton.linears())
+    forward = 2.0 * sum(spec.in_features * spec.out_features for spec in job.skeleton.linears())  # per token
     product = _product_rate()
     method = job.stage.method
     if isinstance(method, AwqConfig):
         tried = (method.grid * (2 if method.duo_scaling else 1)) if method.scale_search else 0
-        return forwards * product + rounding + tried * weights * _candidate_rate(job, method)
+        return 2 * tokens * forward * product + rounding + tried * weights * _candidate_rate(job, method)
     squares = sum(spec.in_features**2 for spec in specs if not spec.name.endswith(SHARING))
     cubes = sum(float(spec.out_features) * spec.in_features**2 for spec in specs)
-    return (forwards + 3.0 * squares * tokens + 16 * cubes) * product + rounding
+    compared = compared_tokens(tokens) if needs_original(job.stage) else 0
+    per_token = (tokens + compared) * forward + (tokens + 2.0 * compared) * squares
+    return (per_token + 12 * cubes) * product + rounding
 
 
 def _rounding_rate(job: Job) -> float:

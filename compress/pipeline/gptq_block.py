@@ -57,19 +57,21 @@ def through_block(
                 originals = dict(zip(entering.original, counterpart.inputs, strict=True))
                 inputs = [stage.inputs[place] for place in originals]
             reading = workers.pool.submit(read_weight, job.checkpoint, spec)
-            if shared is None or not stage.same_input:
-                stats = collect(stage.inputs, originals, workers.pool)
-                shared = gptq.Preconditioner(stats, method, workers.pool)
+            sampling = workers.pool.submit(_samples, inputs, list(originals.values()))
+            fresh = shared is None or not stage.same_input
+            stats = collect(stage.inputs, originals, workers.pool) if fresh else None
             if twin is not None and counterpart is not None:
-                twin.resume(counterpart)
+                twin.resume(counterpart)  # runs beside the factorisation, which does not keep all workers busy
+            if stats is not None:
+                shared = gptq.Preconditioner(stats, method, workers.pool)
+            assert shared is not None
             weight = reading.result()
             quantized = _quantized(job, method, spec, weight, shared, workers.pool)
             put(live[spec.name], quantized)
             forward.resume(stage)
             if report is not None:  # one at a time, because each holds a whole weight
                 result.linears.append(report.result())
-            samples = (sample_of(inputs), sample_of(list(originals.values())) if originals else None)
-            report = workers.pool.submit(_reported, job, method, spec, weight, quantized, shared, *samples)
+            report = workers.pool.submit(_reported, job, method, spec, weight, quantized, shared, *sampling.result())
         for _ in counterparts:  # lets the original block run to its end
             pass
     if report is not None:
@@ -101,6 +103,11 @@ def _quantized(
         return round_searched(job, spec, weight, pool)
     shared.prepare(spec.out_features, scheme.groups(spec.in_features), pool)
     return in_tiles(weight, lambda rows: gptq.transform(rows, shared, scheme, method, dtype), pool)
+
+
+def _samples(inputs: list[Tensor], originals: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Some inputs of the linear in both models, for the same tokens."""
+    return sample_of(inputs), sample_of(originals) if originals else None
 
 
 def _reported(

@@ -11,7 +11,7 @@ from compress.artifact.output import existing
 from compress.errors import UserError
 from compress.models.skeleton import LinearSpec
 from compress.pipeline.duration import seconds_estimate
-from compress.pipeline.inputs import CHUNK_TOKENS
+from compress.pipeline.inputs import CHUNK_TOKENS, compared_tokens
 from compress.pipeline.job import Job, Problem, needs_blocks, needs_original, resolve
 from compress.quantization.configs import GptqConfig
 from compress.recipe import Recipe
@@ -150,12 +150,13 @@ def _peak_memory(job: Job) -> int:
         for number in range(skeleton.num_blocks)
     )
     itemsize = skeleton.dtype.itemsize
-    streams = 2 if needs_original(job.stage) else 1
+    original = needs_original(job.stage)
     wanted = job.stage.calibration
     tokens = 0 if wanted is None else wanted.samples * wanted.seq_len
     hidden = int(job.checkpoint.config.get("hidden_size") or specs[0].in_features)
     inside = widest + 4 * hidden  # what a paused forward holds per token
-    activations = tokens * itemsize * streams * (2 * hidden + inside) + CHUNK_TOKENS * widest * 8
-    weights = block * (itemsize * streams if isinstance(job.stage.method, GptqConfig) else itemsize + 4)
+    streamed = tokens + (compared_tokens(tokens) if original else 0)
+    activations = streamed * itemsize * (2 * hidden + inside) + CHUNK_TOKENS * widest * 8
+    weights = block * (itemsize * (2 if original else 1) if isinstance(job.stage.method, GptqConfig) else itemsize + 4)
     statistics = widest * widest * 4 * (5 if isinstance(job.stage.method, GptqConfig) else 1)
     return one_linear + activations + weights + statistics
