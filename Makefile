@@ -14,7 +14,7 @@ INSTALLED := $(VENV)/.installed
 help:
 	@echo "make quickstart   install, then quantise, run, score and gate the packaged model"
 	@echo "make test         the test suite; test-slow and gpu-check are the rest of it"
-	@echo "make check        ruff and mypy; format rewrites what ruff can"
+	@echo "make check        ruff, mypy and the CI files' schemas; format rewrites what ruff can"
 	@echo "make wheel        build dist/*.whl; wheel-smoke installs it elsewhere and tries it"
 	@echo "make clean        remove what the others made, the virtual environment included"
 
@@ -39,7 +39,7 @@ test: $(INSTALLED)
 	$(PYTEST) -m "not slow and not gpu"
 
 test-slow: $(INSTALLED)
-	$(PYTEST) -m slow
+	HYPOTHESIS_PROFILE=default $(PYTEST) -m slow
 
 gpu-check: $(INSTALLED)
 	$(PYTEST) -m gpu
@@ -48,6 +48,9 @@ check: $(INSTALLED)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(PY) -m check_jsonschema --builtin-schema vendor.github-workflows $(wildcard docs/ci/github-*.yml)
+	$(PY) -m check_jsonschema --builtin-schema vendor.github-actions docs/ci/action.yml
+	$(PY) -m check_jsonschema --builtin-schema vendor.gitlab-ci --data-transform gitlab-ci docs/ci/gitlab.yml
 
 format: $(INSTALLED)
 	$(PY) -m ruff check --fix .

@@ -13,7 +13,6 @@ _WANTED = {
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
     "list_type": "a list",
-    "too_short": "a list with at least one entry",
     "string_type": "text",
     "int_type": "an integer",
     "bool_type": "true or false",
@@ -54,6 +53,10 @@ def _sentence(found: Any, owner: Any) -> str:
     if kind == "value_error":
         reason = str(context.get("error", found["msg"]))
         return reason if isinstance(value, (dict, BaseModel)) else f"{value!r} {reason}"
+    if kind == "too_short":
+        least = int(context.get("min_length", 1))
+        wanted = "one entry" if least == 1 else f"{least} entries"
+        return f"must be a list with at least {wanted}; it has {context.get('actual_length')}"
     if kind in _WANTED:
         return f"must be {_WANTED[kind]}, not {_shown(value)}"
     rule = found["msg"].removeprefix("Input ").removeprefix("Value ")

@@ -17,7 +17,7 @@ from typing import Any
 import compress
 
 PROMPT = "Once upon a time there was a king"
-EVAL_TOKENS = 16384
+EVAL_TOKENS = 32768
 
 
 def call(*words: object, allowed: tuple[int, ...] = (0,)) -> tuple[dict[str, Any], int]:
@@ -58,7 +58,7 @@ def main() -> int:
 
 def print_table(made: dict[str, Any], record: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> None:
     """Size, quality and speed, before and after."""
-    summary, sizes = record["summary"], made["sizes"]
+    summary, sizes = record["texts"][0]["summary"], made["sizes"]
     models = (record["baseline"], record["model"])
     perplexities = (summary["perplexity_baseline"], summary["perplexity"])
     speeds = (before["decode_tokens_per_second"], after["decode_tokens_per_second"])

@@ -2,7 +2,8 @@
 
     python scripts/wheel_smoke.py dist constraints.txt
 
-It looks at what the wheel holds, installs it with its dependencies, and quantises and verifies the packaged model.
+It looks at what the wheel holds, installs it with its dependencies, quantises and verifies the packaged model, and
+lets docs/ci/gate.sh judge good, damaged and tampered artifacts, without a network where the system can take it away.
 Exits with 1 and the reason at the first thing that is wrong.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,6 +19,12 @@ import venv
 import zipfile
 from pathlib import Path
 from typing import Any
+
+from gate_scenarios import SCENARIOS, prepare
+
+GATE = Path(__file__).resolve().parents[1] / "docs" / "ci" / "gate.sh"
+ALONE = ("unshare", "--net", "--map-root-user")
+"""Runs a program without a network, where the system lets us."""
 
 NEEDED = (
     "compress/__init__.py",
@@ -26,6 +34,7 @@ NEEDED = (
     "compress/packaged/tales-6m/model.safetensors",
     "compress/calib_data/MANIFEST.json",
     "compress/eval/gates/default.toml",
+    "compress/evaluation/reports/page.html.j2",
     "compress/recipes/",
     "compress/kernels/cpu/_native.",
 )
@@ -55,19 +64,40 @@ class Installed:
         self.run(*pip, "--constraint", str(constraints), str(wheel))
 
     def run(self, program: str, *arguments: str) -> str:
-        """Standard output of a program that must succeed."""
+        """Standard output of a program of the environment that must succeed."""
+        return self.call(0, str(self.bin / program), *arguments)
+
+    def call(self, code: int, *command: str) -> str:
+        """Standard output of a command that must end with this exit code."""
         environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-        environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
-        command = [str(self.bin / program), *arguments]
-        print("$", program, *arguments, flush=True)
+        environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2", "COMPRESS": str(self.bin / "compress")}
+        print("$", *(Path(word).name if word.startswith("/") else word for word in command), flush=True)
         result = subprocess.run(command, cwd=self.work, env=environment, capture_output=True, text=True)
-        if result.returncode != 0:
-            sys.exit(f"exit code {result.returncode}\n{result.stdout}{result.stderr}")
+        if result.returncode != code:
+            sys.exit(f"exit code {result.returncode}, not {code}\n{result.stdout}{result.stderr}")
         return result.stdout
 
     def json(self, *arguments: str) -> Any:
         """The one JSON document that `compress ... --json` prints."""
         return json.loads(self.run("compress", *arguments, "--json"))
+
+
+def check_gate(installed: Installed, base: Path) -> None:
+    """The shell form of the CI job, copied away from the checkout, gives the right answer on every artifact."""
+    script = installed.work / "gate.sh"
+    shutil.copy(GATE, script)
+    probe = [*ALONE, "true"]
+    can_be_alone = shutil.which(ALONE[0]) and subprocess.run(probe, capture_output=True).returncode == 0
+    alone = ALONE if can_be_alone else ()
+    if not alone:
+        print("note: the system does not let us take the network away; only the hub is switched off")
+    prepare(installed.work, base, lambda *words: installed.run("compress", *words, "--quiet"))
+    for scenario in SCENARIOS:
+        installed.call(scenario.code, *alone, "sh", str(script), *scenario.arguments)
+        found = {path.name for path in (installed.work / "gate-results").iterdir()}
+        wanted = {"verdict.json", "gate.xml", "gate.md", "gate.html"} if scenario.verdict else set()
+        if found != wanted:
+            sys.exit(f"gate.sh wrote {sorted(found)} for the scenario {scenario.name}, not {sorted(wanted)}")
 
 
 def main() -> None:
@@ -92,6 +122,7 @@ def main() -> None:
         text = installed.run("compress", "generate", "small", "--prompt", "Once upon a time", "--max-tokens", "8")
         if not text.strip():
             sys.exit("`compress generate` wrote nothing")
+        check_gate(installed, origin.parent / "packaged" / "tales-6m")
     print(f"ok: {wheels[0].name}")
 
 

@@ -11,7 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ from compress.artifact.reader import Artifact, follow_latest
 from compress.errors import CompressError, UserError
 
 
-def attach(path: str | Path, files: Mapping[str, bytes]) -> Artifact:
-    """Add or replace attachments (name -> content) of the artifact at `path`, all at once.
+def attach(path: str | Path, files: Mapping[str, bytes], *, without: Collection[str] = ()) -> Artifact:
+    """Add or replace attachments (name -> content) of the artifact at `path`, and drop those `without`, all at once.
 
     Raises UserError if a name is not a plain file name or belongs to the artifact itself, IntegrityError if the
     manifest is damaged, WorkError if the directory cannot be written.
@@ -35,23 +35,28 @@ def attach(path: str | Path, files: Mapping[str, bytes]) -> Artifact:
             if name == MANIFEST_NAME or name in artifact.manifest.files or Path(name).name != name or name[0] == ".":
                 raise UserError(f"{name} cannot be an attachment", "give a file name that the artifact does not use")
         _clear(artifact, files)
-        _put(artifact, files)
+        _put(artifact, files, without)
         return Artifact.open(directory)
 
 
-def attach_eval(path: str | Path, record: Mapping[str, Any], samples: bytes | None = None) -> Artifact:
+def attach_eval(path: str | Path, record: Mapping[str, Any] | bytes, samples: bytes | None = None) -> Artifact:
     """Attach an eval record as eval.json (and `samples` as samples.jsonl.gz), and render the card anew with it.
 
-    Raises as `attach` does.
+    record: the bytes of the file, or its content. Without `samples`, those of an earlier record are dropped. Raises as
+    `attach` does.
     """
     artifact = Artifact.open(path)
     layers = artifact.attachment(LAYERS_NAME)
-    data = (json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    data = record if isinstance(record, bytes) else _json(record)
     card = render(artifact.manifest, artifact.config, json.loads(layers) if layers else [], json.loads(data))
     files = {EVAL_NAME: data, CARD_NAME: card.encode()}
-    if samples is not None:
-        files[SAMPLES_NAME] = samples
-    return attach(path, files)
+    if samples is None:
+        return attach(path, files, without=(SAMPLES_NAME,))
+    return attach(path, {**files, SAMPLES_NAME: samples})
+
+
+def _json(record: Mapping[str, Any]) -> bytes:
+    return (json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def _clear(artifact: Artifact, files: Mapping[str, bytes]) -> None:
@@ -63,7 +68,7 @@ def _clear(artifact: Artifact, files: Mapping[str, bytes]) -> None:
             durable.unlink(artifact.path / name)
 
 
-def _put(artifact: Artifact, files: Mapping[str, bytes]) -> None:
+def _put(artifact: Artifact, files: Mapping[str, bytes], without: Collection[str]) -> None:
     directory = artifact.path
     prepared: list[Path] = []
     try:
@@ -72,7 +77,7 @@ def _put(artifact: Artifact, files: Mapping[str, bytes]) -> None:
             prepared.append(directory / name)
             added[name] = durable.write_bytes(durable.temporary(directory / name), data)
         prepared.append(directory / MANIFEST_NAME)
-        manifest = artifact.manifest.with_attachments(added)
+        manifest = artifact.manifest.with_attachments(added, without)
         durable.write_bytes(durable.temporary(directory / MANIFEST_NAME), manifest.to_bytes())
     except CompressError:
         for target in prepared:
@@ -81,6 +86,8 @@ def _put(artifact: Artifact, files: Mapping[str, bytes]) -> None:
         raise
     for target in prepared:
         durable.rename(durable.temporary(target), target)
+    for name in without:
+        durable.unlink(directory / name)
     durable.fsync_dir(directory)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 
 from compress.artifact.manifest import Manifest
-from compress.artifact.scores import headline_scores
+from compress.artifact.scores import further_texts, generation_scores, headline_scores, task_scores
 from compress.artifact.summary import recipe_summary
 
 _TEMPLATE = "card.md.j2"
@@ -36,6 +36,9 @@ def render(
         blocks=block_rows(layers),
         kept=[layer for layer in layers if layer.get("scheme") is None],
         scores=headline_scores(evaluation),
+        text=_text_of(evaluation),
+        more={**further_texts(evaluation), "greedy answers": generation_scores(evaluation)},
+        tasks=task_scores(evaluation),
         evaluation=evaluation,
         actions=_action_counts(manifest),
         quantization=config.get("quantization_config") or {},
@@ -72,6 +75,13 @@ def block_rows(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _text_of(evaluation: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The `data` of the first text that was scored: its name, its tokens; None in records that have no such list."""
+    texts = (evaluation or {}).get("texts")
+    data = texts[0].get("data") if isinstance(texts, list) and texts and isinstance(texts[0], Mapping) else None
+    return data if isinstance(data, Mapping) else None
 
 
 def _action_counts(manifest: Manifest) -> dict[str, int]:

@@ -8,7 +8,7 @@ machine, scores). `manifest_sha256` covers every other field, so that an edit to
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -174,9 +174,10 @@ class Manifest(_Record):
         """The manifest_sha256 that the other fields give."""
         return sha256_json(self.model_dump(mode="json", exclude={"manifest_sha256"}))
 
-    def with_attachments(self, added: Mapping[str, str]) -> Manifest:
-        """The same manifest with attachments (name -> sha256) added or replaced; artifact_id stays."""
-        together = dict(sorted({**self.attachments, **added}.items()))
+    def with_attachments(self, added: Mapping[str, str], without: Collection[str] = ()) -> Manifest:
+        """The same manifest with attachments (name -> sha256) added or replaced, others dropped; artifact_id stays."""
+        kept = {name: sha256 for name, sha256 in self.attachments.items() if name not in without}
+        together = dict(sorted({**kept, **added}.items()))
         draft = self.model_copy(update={"attachments": together})
         return draft.model_copy(update={"manifest_sha256": draft.expected_digest()})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from compress.artifact.scores import task_scores
 from compress.commands import _environment
 from compress.commands._options import Quantize, RunRecipe
 from compress.commands._output import View, duration, number, relative, size
@@ -71,6 +72,7 @@ def _document(result: QuantizeResult) -> dict[str, Any]:
         "parent": manifest.parents[-1],
         "sizes": manifest.sizes,
         "fallbacks": manifest.fallbacks,
-        "summary": None if evaluation is None else evaluation["summary"],
+        "summary": evaluation["texts"][0]["summary"] if evaluation and evaluation["texts"] else None,
+        "tasks": task_scores(evaluation),
         "not_scored": result.not_scored,
     }

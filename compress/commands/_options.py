@@ -99,7 +99,12 @@ class Run(Machine):
         bool,
         typer.Option("--no-eval", help="Do not score the artifact against its parent.", rich_help_panel=OUTPUT),
     ] = False
-    eval_tokens: Annotated[int, typer.Option(min=1, help="Held-out tokens to score.", rich_help_panel=OUTPUT)] = 16384
+    eval_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Held-out tokens to score; the smoke suite's 16,384 if left out.", rich_help_panel=OUTPUT
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,6 +61,10 @@ class View:
 
         self._console().print(Text.assemble(("warning: ", "yellow"), one_line(text)), soft_wrap=True)
 
+    def annotate(self, line: str) -> None:
+        """A line for the CI system that reads the log, on stderr as it is; shown with `--quiet` too."""
+        sys.stderr.write(line + "\n")
+
     def progress(self) -> Progress:
         """Where long work reports: bars on a terminal, occasional lines elsewhere, warnings only with `--quiet`."""
         from compress.commands._progress import LineProgress, QuietProgress, TerminalProgress

@@ -7,6 +7,8 @@ import typer
 from compress.commands._command import Command, help_text
 from compress.commands._options import MAKE
 from compress.commands._usage import Group
+from compress.commands.bench import bench
+from compress.commands.compare import compare
 from compress.commands.diff import diff
 from compress.commands.doctor import doctor
 from compress.commands.eval import eval_
@@ -17,8 +19,10 @@ from compress.commands.list import list_
 from compress.commands.methods import methods
 from compress.commands.plan import plan_quantize, plan_run
 from compress.commands.quantize import quantize
+from compress.commands.report import report
 from compress.commands.run import run
 from compress.commands.show import show
+from compress.commands.trend import trend
 from compress.commands.verify import verify
 
 PLAN_HELP = """Say size, memory and time of a run beforehand; write nothing.
@@ -30,8 +34,8 @@ Examples:
 """
 PLANS: tuple[Command, ...] = (plan_quantize, plan_run)
 COMMANDS: tuple[Command, ...] = (
-    *(quantize, run, export, generate, eval_, gate),
-    *(show, list_, verify, diff, methods, doctor),
+    *(quantize, run, export, generate, eval_, gate, compare, trend, bench),
+    *(show, report, list_, verify, diff, methods, doctor),
 )
 
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from compress.commands import _environment
 from compress.commands._command import Outcome, command
-from compress.commands._options import DTYPE_HELP, GENERAL, MEASURE, Machine
-from compress.commands._output import View, number
+from compress.commands._files import check_writable, write
+from compress.commands._gate_views import show_noise, show_plan, show_verdict
+from compress.commands._options import DTYPE_HELP, GENERAL, MEASURE, OUTPUT, Machine
+from compress.commands._output import View, relative
+from compress.errors import UserError
+
+if TYPE_CHECKING:
+    from compress.evaluation.verdict import Verdict
 
 OUTCOMES = {"PASS": Outcome.OK, "FAIL": Outcome.GATE_FAILED, "INCONCLUSIVE": Outcome.INCONCLUSIVE}
+WRITTEN = ("output", "junit", "markdown")
+INSTEAD = "Instead of gating, or before it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,16 +30,71 @@ class Gate(Machine):
     """Options of `compress gate`."""
 
     candidate: Annotated[
-        str, typer.Argument(help="Artifact, model directory or eval.json.", metavar="CANDIDATE", show_default=False)
-    ]
-    baseline: Annotated[
         str | None,
+        typer.Argument(help="Artifact, model directory or eval.json.", metavar="CANDIDATE", show_default=False),
+    ] = None
+    baseline: Annotated[
+        list[str],
         typer.Option(
-            help="Model, artifact or eval.json to compare with; not needed if the scores name one.", metavar="PATH"
+            help="Model, artifact or eval.json to compare with; not needed if the scores name one. Several, with the "
+            "names that the policy uses: --baseline root=MODEL --baseline last=eval.json.",
+            metavar="[NAME=]PATH",
+            show_default=False,
+        ),
+    ] = field(default_factory=list)
+    policy: Annotated[
+        Path | None,
+        typer.Option(help="Policy: a TOML file, or a packaged one by name; `default` if left out.", metavar="FILE"),
+    ] = None
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Say what the policy can decide; refuse one that cannot.", rich_help_panel=INSTEAD),
+    ] = False
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            help="Check a verdict file and repeat its exit code; with CANDIDATE also derive it again from the records.",
+            metavar="VERDICT",
+            rich_help_panel=INSTEAD,
         ),
     ] = None
-    policy: Annotated[
-        Path | None, typer.Option(help="Policy, a TOML file; the packaged default if left out.", metavar="FILE")
+    noise_floor: Annotated[
+        bool,
+        typer.Option(
+            "--noise-floor",
+            help="Measure the (first) baseline against itself with other batches and threads, and keep that.",
+            rich_help_panel=INSTEAD,
+        ),
+    ] = False
+    output: Annotated[
+        Path | None, typer.Option(help="Write the verdict to this file.", metavar="FILE", rich_help_panel=OUTPUT)
+    ] = None
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML.", metavar="FILE", rich_help_panel=OUTPUT)] = None
+    markdown: Annotated[
+        Path | None,
+        typer.Option(help="Write Markdown for a pull request.", metavar="FILE", rich_help_panel=OUTPUT),
+    ] = None
+    sign: Annotated[
+        Path | None,
+        typer.Option(
+            help="Sign --output with this ssh key; the signature goes to FILE.sig.",
+            metavar="KEY",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None
+    allowed_signers: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --check: the verdict must be signed by one of these (see ssh-keygen, ALLOWED SIGNERS).",
+            metavar="FILE",
+            rich_help_panel=INSTEAD,
+        ),
+    ] = None
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where finished work is kept, so that a killed run goes on.", metavar="DIR", rich_help_panel=GENERAL
+        ),
     ] = None
     dtype: Annotated[str, typer.Option(help=DTYPE_HELP, metavar="NAME", rich_help_panel=GENERAL)] = "auto"
 
@@ -45,28 +109,146 @@ def gate(options: Gate, view: View) -> Outcome:
     Examples:
 
       $ compress gate ./artifact
-      $ compress gate ./artifact --baseline ./model --policy eval/gates/default.toml
-      $ compress gate candidate/eval.json --policy release.toml --json
+      $ compress gate ./artifact --baseline ./model --policy my.toml
+      $ compress gate eval.json --baseline root=./model --baseline last=v1.json
+      $ compress gate eval.json --output verdict.json --junit gate.xml
+      $ compress gate --plan --policy release.toml
+      $ compress gate --check verdict.json
     """
+    baselines = parse_baselines(options.baseline)
+    _check_outputs(options)
     _environment.prepare(options.threads)
+    if options.check is not None:
+        return _check(options, baselines, view)
+    if options.plan:
+        return _plan(options, baselines, view)
+    if options.noise_floor:
+        noise = _noise(options, baselines, view)
+        if options.candidate is None:
+            return noise
+    if options.candidate is None:
+        raise UserError(
+            "missing argument 'CANDIDATE'", "name an artifact, a model or an eval.json; see `compress gate --help`"
+        )
     from compress.workflows import api
 
     verdict = api.gate(
         options.candidate,
-        options.baseline,
+        baselines or None,
+        options.policy,
+        device=options.device,
+        dtype=options.dtype,
+        cache_dir=options.cache_dir,
+        progress=view.progress(),
+    )
+    _publish(options, verdict, view)
+    show_verdict(verdict, view)
+    return OUTCOMES[verdict.verdict]
+
+
+def parse_baselines(given: list[str]) -> dict[str, str]:
+    """`NAME=PATH` and `PATH` as a mapping; a single path without a name is `baseline`.
+
+    Raises:
+        UserError: two without a name, or a name twice.
+    """
+    found: dict[str, str] = {}
+    for value in given:
+        name, separator, path = value.partition("=")
+        if not separator or os.path.exists(value) or not name.replace("-", "_").isidentifier():
+            name, path = "baseline", value
+        if name in found:
+            raise UserError(
+                f"two baselines are called {name!r}", "name them: --baseline root=PATH --baseline last=PATH"
+            )
+        if not path:
+            raise UserError(f"--baseline {value}: there is no path", "write --baseline NAME=PATH")
+        found[name] = path
+    return found
+
+
+def _check(options: Gate, baselines: dict[str, str], view: View) -> Outcome:
+    from compress.evaluation.gate import check
+
+    assert options.check is not None
+    if options.allowed_signers is not None:
+        from compress.evaluation.gating.signing import verify
+
+        view.note(f"signed by {verify(options.check, options.allowed_signers)}")
+    verdict = check(options.check, options.candidate, baselines or None, options.policy)
+    view.note("it follows from the records" if options.candidate else "its hash holds; give the records to derive it")
+    _publish(options, verdict, view)
+    show_verdict(verdict, view)
+    return OUTCOMES[verdict.verdict]
+
+
+def _plan(options: Gate, baselines: dict[str, str], view: View) -> Outcome:
+    from compress.evaluation.gate import plan_gate
+
+    plan = plan_gate(options.policy, options.candidate, baselines or None)
+    show_plan(plan, view)
+    return Outcome.OK
+
+
+def _noise(options: Gate, baselines: dict[str, str], view: View) -> Outcome:
+    from compress.evaluation.gate import measure_floor, refuse_policy_below
+    from compress.evaluation.gating.noise import keep_noise
+
+    if not baselines:
+        raise UserError("--noise-floor measures a baseline, and none is given", "add --baseline MODEL")
+    noise = measure_floor(
+        next(iter(baselines.values())),
         options.policy,
         device=options.device,
         dtype=options.dtype,
         progress=view.progress(),
     )
-    rows = [
-        (r.id, r.role, number(r.estimate), f"{number(r.low)} to {number(r.high)}", f"{r.rule} {r.limit:g}", r.verdict)
-        for r in verdict.gates
-    ]
-    title = f"{verdict.candidate.name} against {verdict.baseline.name}, policy {verdict.policy}"
-    view.table(title, ("GATE", "ROLE", ">ESTIMATE", "BOUNDS", "LIMIT", "VERDICT"), rows)
-    reasons = [f"{r.verdict}: {r.id}: {r.message}" for r in verdict.gates if r.verdict != "PASS"]
-    view.result(verdict.model_dump(mode="json"), [*reasons, verdict.verdict])
-    for warning in verdict.warnings:
-        view.warn(warning)
-    return OUTCOMES[verdict.verdict]
+    view.note(f"noise floor kept in {keep_noise(noise)}")
+    show_noise(noise, view)
+    refuse_policy_below(noise, options.policy)
+    if options.candidate is None:
+        view.result(noise.model_dump(mode="json"), [f"{name} {value.high:.3g}" for name, value in noise.values.items()])
+    return Outcome.OK
+
+
+def _publish(options: Gate, verdict: Verdict, view: View) -> None:
+    """Writes what was asked for: the verdict first, because all else follows from it."""
+    from compress.evaluation.reports import github
+    from compress.evaluation.verdict import write_verdict
+
+    if options.output is not None:
+        write_verdict(verdict, options.output)
+        view.note(f"verdict written to {relative(options.output)}")
+        if options.sign is not None:
+            from compress.evaluation.gating.signing import sign
+
+            view.note(f"signature written to {relative(sign(options.output, options.sign))}")
+    if options.junit is not None:
+        from compress.evaluation.reports import junit
+
+        write(options.junit, junit.render(verdict))
+    if options.markdown is not None:
+        from compress.evaluation.reports import markdown
+
+        write(options.markdown, markdown.render(verdict))
+    for line in github.publish(verdict, os.environ):
+        view.annotate(line)
+
+
+def _check_outputs(options: Gate) -> None:
+    """Before the work: every file must be one that can be written, and options must fit together."""
+    for name in WRITTEN:
+        check_writable(f"--{name}", getattr(options, name))
+    if options.sign is not None and options.output is None:
+        raise UserError("--sign signs the verdict's file, and none is written", "add --output verdict.json")
+    if options.sign is not None:
+        from compress.evaluation.gating.signing import check_key
+
+        check_key(options.sign)
+    if options.allowed_signers is not None and options.check is None:
+        raise UserError("--allowed-signers belongs to --check", "add --check verdict.json")
+    if sum((options.plan, options.check is not None, options.noise_floor)) > 1:
+        raise UserError("--plan, --check and --noise-floor exclude each other", "give one of them at a time")
+    alone = options.plan or (options.noise_floor and options.candidate is None)
+    if alone and (given := next((name for name in WRITTEN if getattr(options, name) is not None), None)):
+        raise UserError(f"--{given} writes a verdict, and none is made here", "leave it out, or gate a candidate")

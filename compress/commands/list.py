@@ -27,6 +27,9 @@ class List(Common):
 def list_(options: List, view: View) -> None:
     """List the artifacts in a directory, three levels deep. `*` marks the one that `latest` names.
 
+    The scores are those of the attached eval.json against the parent: mean KL in nats per token, share of tokens with
+    the same likeliest next token, perplexity over the parent's. `-` where an artifact was not scored.
+
     Examples:
 
       $ compress list
@@ -40,7 +43,7 @@ def list_(options: List, view: View) -> None:
     rows = list_artifacts(options.directory)
     lines = columns(
         [
-            ("PATH", "METHOD", "SCHEME", "BITS", "SIZE", "ID", "MADE", "PERPLEXITY", "KL"),
+            ("PATH", "METHOD", "SCHEME", "BITS", "SIZE", "ID", "MADE", "KL", "TOP-1", "PPL RATIO"),
             *(
                 (
                     relative(row.path) + (" *" if row.latest else ""),
@@ -50,8 +53,9 @@ def list_(options: List, view: View) -> None:
                     size(row.bytes),
                     (row.artifact_id or "-")[:12],
                     (row.created or "-")[:10],
-                    _value(row.scores.get("perplexity")),
                     _value(row.scores.get("kl_mean")),
+                    _share(row.scores.get("top1_agreement")),
+                    _value(row.scores.get("perplexity_ratio")),
                 )
                 for row in rows
                 if row.problem is None
@@ -68,3 +72,7 @@ def list_(options: List, view: View) -> None:
 
 def _value(score: Score | None) -> str:
     return number(None if score is None else score.value)
+
+
+def _share(score: Score | None) -> str:
+    return "-" if score is None else f"{score.value:.1%}"

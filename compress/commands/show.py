@@ -14,7 +14,7 @@ from compress.commands._output import View, facts, number, relative, size
 
 if TYPE_CHECKING:
     from compress.artifact.reader import Artifact
-    from compress.artifact.scores import Score
+    from compress.artifact.scores import Score, TaskScore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +36,26 @@ def show(options: Show, view: View) -> None:
       $ compress show ./artifact --json
     """
     from compress.artifact.reader import Artifact
-    from compress.artifact.scores import headline_scores
+    from compress.artifact.scores import further_texts, generation_scores, headline_scores, task_scores
 
     artifact = Artifact.open(options.artifact)
     layers = artifact.layers()
     measured = [layer for layer in layers if layer.get("output_error") is not None]
     worst = sorted(measured, key=lambda layer: -layer["output_error"])[: options.worst]
     kept = [layer for layer in layers if layer.get("scheme") is None]
-    scores = headline_scores(artifact.eval())
-    view.result(_document(artifact, layers, worst, kept, scores), _lines(artifact, layers, kept, scores))
+    record = artifact.eval()
+    scores, tasks = headline_scores(record), task_scores(record)
+    more = {**further_texts(record), "generation": generation_scores(record)}
+    document = {**_document(artifact, layers, worst, kept, scores), "tasks": tasks, "further_scores": more}
+    view.result(document, _lines(artifact, layers, kept, scores))
+    for name, further in more.items():
+        if further:
+            values = [(key.replace("_", " "), score_text(score)) for key, score in further.items()]
+            view.table(f"Scores: {name}", ("", ">VALUE"), values)
+    if tasks:
+        view.table(
+            "Tasks", ("TASK", ">ITEMS", ">PARENT", ">ARTIFACT", ">FLIPS", "NOTE"), [_task_row(task) for task in tasks]
+        )
     fallbacks = artifact.manifest.fallbacks
     if fallbacks:
         view.table("Fallbacks", ("NAME", "DONE INSTEAD", "WHY"), [(f.name, f.action, f.reason) for f in fallbacks])
@@ -111,6 +122,12 @@ def _lines(
     if not scores:
         pairs.append(("scores", f"none yet: compress eval {relative(artifact.path)}"))
     return facts(pairs)
+
+
+def _task_row(task: TaskScore) -> tuple[object, ...]:
+    parent = "" if task.baseline is None else f"{task.baseline.value:.1%}"
+    flips = "" if task.flips is None else f"{task.flips / task.items:.1%}"
+    return task.name, task.items, parent, f"{task.accuracy.value:.1%}", flips, task.why_not or ""
 
 
 def score_text(score: Score) -> str:

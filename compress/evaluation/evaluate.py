@@ -1,88 +1,218 @@
-"""`evaluate`: score a model, against a baseline or alone, and give the record that `eval.json` holds."""
+"""`evaluate`: score a model, against a baseline or alone, and give the record that `eval.json` holds.
+
+Texts run through both models in lock-step; tasks and prompts are answered by one model after the other and compared
+item by item. Everything that was finished when a run was killed is found again in `cache_dir`.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from compress.errors import IntegrityError
-from compress.evaluation.identity import artifact_id, check_artifact, environment_record, model_record
-from compress.evaluation.metrics import score
-from compress.evaluation.records import DataRecord, EvalRecord, SpeedRecord, summarise
-from compress.evaluation.text import DEFAULT, Text, read_text
-from compress.evaluation.windows import Windows, cut
+from compress.errors import UserError
+from compress.evaluation.generation import compare_generation
+from compress.evaluation.kept_answers import Answering
+from compress.evaluation.opened import Opened, open_model
+from compress.evaluation.record_parts import TaskRecord
+from compress.evaluation.records import CostRecord, EvalRecord
+from compress.evaluation.scope import resolve
+from compress.evaluation.suites import Suite, SuiteTask
+from compress.evaluation.text_scores import Loaded, score_text
 from compress.progress import Progress
-from compress.runtime.protocol import Runtime
-from compress.runtime.transformers_backend import load
+
+TEXTS, ANSWERS, COST = "texts", "greedy answers", "speed and memory"
+"""What only a model's own files can be scored on, as messages name it."""
+
+EXTRA_HINT = "pip install 'compress[eval]'"
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A record, and the file of what each item of its tasks was answered; None where there were no tasks."""
+
+    record: EvalRecord
+    samples: bytes | None
 
 
 def evaluate(
     model: str | Path,
     baseline: str | Path | None = None,
     *,
-    data: str | Path = DEFAULT,
+    suite: str | Path | Suite | None = None,
+    data: str | Path | None = None,
+    tasks: Sequence[str | SuiteTask] = (),
     max_tokens: int | None = None,
     seq_len: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    cost: bool = False,
+    cache_dir: str | Path | None = None,
+    batch_tokens: int | None = None,
+    trust_code: bool = False,
     progress: Progress | None = None,
 ) -> EvalRecord:
-    """Scores a model directory or artifact on a text; with a `baseline` also KL, agreement and the perplexity ratio.
+    """Scores a model directory, an artifact or, on tasks alone, a served model by its address; with a `baseline` also
+    all that compares the two.
 
-    data: the name of a packaged text or the path of a UTF-8 file. seq_len: tokens per window, begin token included
-    (default 512, or the context where that is shorter). max_tokens: at most so many tokens, spread evenly over the text
-    (default: all). dtype: compute dtype of both models; `auto` is float32 on the CPU.
+    suite: a packaged suite by name, a suite file, or a `Suite`. data: the name of a packaged text or the path of a
+    UTF-8 file, in place of the suite's texts. tasks: names or files, besides the suite's. Without any of them: the
+    packaged held-out text. max_tokens: at most so many tokens of each text, spread evenly over it. seq_len: tokens per
+    window, begin token included (default 512, or the context where that is shorter). dtype: compute dtype of both
+    models; `auto` is float32 on the CPU. cost: measure speed and memory too. cache_dir: where finished answers are
+    kept; a killed evaluation goes on from there. batch_tokens: tokens per forward pass; chosen by size where None.
+    trust_code: whether to execute what a task names, or what the model writes for a task that runs it.
 
     Raises:
-        UserError: no such model or text, text too short, window beyond the context.
+        UserError: no such model, suite, text or task, text too short, window beyond the context.
         IntegrityError: damaged files, an artifact that was changed, a baseline with another tokenizer or vocabulary.
-        WorkError: logits that are not finite, out of memory.
+        WorkError: logits that are not finite, out of memory, a cache that cannot be written.
     """
-    text = read_text(data)
-    check_artifact(model, scores=False)
-    candidate = load(model, device=device, dtype=dtype)
-    windows = cut(text.text, candidate, seq_len=seq_len, max_tokens=max_tokens)
-    reference = None
-    if baseline is not None:
-        check_artifact(baseline, scores=False)
-        reference = load(baseline, device=device, dtype=dtype)
-        _check_tokenizers(candidate, reference, text, windows, seq_len, max_tokens)
-    scores = score(candidate, reference, windows, progress)
-    return EvalRecord(
-        artifact_id=artifact_id(candidate.path),
-        model=model_record(candidate),
-        baseline=None if reference is None else model_record(reference),
-        data=DataRecord(
-            name=text.name,
-            sha256=text.sha256,
-            text_tokens=windows.text_tokens,
-            tokens=windows.scored,
-            seq_len=windows.seq_len,
-            windows=len(windows.tokens),
-            blocks=windows.blocks,
-            prefix_id=candidate.prefix_id,
-            windows_sha256=windows.sha256(),
-        ),
-        environment=environment_record(candidate),
-        summary=summarise(scores.blocks, scores.kl_percentiles),
-        speed=SpeedRecord(
-            score_seconds=round(scores.seconds, 3),
-            score_tokens_per_second=round(windows.tokens.numel() / scores.seconds, 1),
-        ),
-        blocks=scores.blocks,
-    ).sealed()
+    return evaluate_with_samples(
+        model,
+        baseline,
+        suite=suite,
+        data=data,
+        tasks=tasks,
+        max_tokens=max_tokens,
+        seq_len=seq_len,
+        device=device,
+        dtype=dtype,
+        cost=cost,
+        cache_dir=cache_dir,
+        batch_tokens=batch_tokens,
+        trust_code=trust_code,
+        progress=progress,
+    ).record
 
 
-def _check_tokenizers(
-    candidate: Runtime, reference: Runtime, text: Text, windows: Windows, seq_len: int | None, max_tokens: int | None
-) -> None:
-    """Both must read the text into the same ids; equal vocabularies alone do not ensure that."""
-    same = candidate.tokenizer_digest() == reference.tokenizer_digest()
-    if same:
-        theirs = cut(text.text, reference, seq_len=seq_len or windows.seq_len, max_tokens=max_tokens)
-        same = theirs.sha256() == windows.sha256()
-    if not same:
-        raise IntegrityError(
-            f"{candidate.path} and {reference.path} have different tokenizers",
-            "scores are comparable only between models that read a text into the same tokens: give the model that "
-            "this one was made from",
+def evaluate_with_samples(
+    model: str | Path,
+    baseline: str | Path | None = None,
+    *,
+    suite: str | Path | Suite | None = None,
+    data: str | Path | None = None,
+    tasks: Sequence[str | SuiteTask] = (),
+    max_tokens: int | None = None,
+    seq_len: int | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    cost: bool = False,
+    cache_dir: str | Path | None = None,
+    batch_tokens: int | None = None,
+    trust_code: bool = False,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """As `evaluate`, with what each item of the tasks was answered."""
+    scope = resolve(suite, data=data, tasks=tasks, max_tokens=max_tokens, seq_len=seq_len, cost=cost)
+    wanted, keep = scope.suite, None if cache_dir is None else Path(cache_dir)
+    _check_tasks(wanted.tasks, trust_code)
+    candidate = open_model(model, device, dtype)
+    reference = None if baseline is None else open_model(baseline, device, dtype)
+    _check_local(wanted, [candidate] if reference is None else [candidate, reference])
+    texts = [
+        score_text(
+            text.name,
+            _local(candidate),
+            None if reference is None else _local(reference),
+            candidate.environment,
+            seq_len=text.seq_len,
+            max_tokens=text.max_tokens,
+            batch_tokens=batch_tokens,
+            keep=keep,
+            progress=progress,
         )
+        for text in wanted.texts
+    ]
+    tasks_scored, samples = _tasks(wanted.tasks, candidate, reference, keep, trust_code, progress)
+    generation = None
+    if wanted.generation is not None:
+        generation = compare_generation(
+            _answering(candidate, keep),
+            None if reference is None else _answering(reference, keep),
+            wanted.generation.prompts,
+            wanted.generation.max_tokens,
+            progress,
+        )
+    ours, theirs = _cost(candidate, reference, progress) if wanted.cost else (None, None)
+    record = EvalRecord(
+        artifact_id=candidate.artifact_id,
+        model=candidate.model,
+        baseline=None if reference is None else reference.model,
+        environment=candidate.environment,
+        suite=scope.record,
+        texts=texts,
+        tasks=tasks_scored,
+        generation=generation,
+        cost=ours,
+        cost_baseline=theirs,
+    ).sealed()
+    return Evaluation(record, samples)
+
+
+def can_run_tasks() -> bool:
+    """Whether what the extra `eval` installs is here: tasks need it, texts and greedy answers do not."""
+    return all(importlib.util.find_spec(name) is not None for name in ("lm_eval", "datasets"))
+
+
+def _check_local(suite: Suite, opened: Sequence[Opened]) -> None:
+    """Before the work: a model behind an address answers tasks alone. Raises UserError."""
+    for what, wanted in ((TEXTS, suite.texts), (ANSWERS, suite.generation), (COST, suite.cost)):
+        for model in opened:
+            if wanted:
+                model.local(what)
+
+
+def _local(opened: Opened) -> Loaded:
+    return opened.local(TEXTS), opened.model
+
+
+def _answering(opened: Opened, keep: Path | None) -> Answering:
+    return Answering(opened.local(ANSWERS), keep, opened.identity())
+
+
+def _check_tasks(tasks: Sequence[SuiteTask], trust_code: bool) -> None:
+    """Before the work: every task must be there, and lm-eval too. Raises UserError, IntegrityError."""
+    if not tasks:
+        return
+    if not can_run_tasks():
+        raise UserError("tasks run on lm-eval, which is not installed", EXTRA_HINT)
+    from compress.evaluation.harness.run import resolve as resolve_task
+
+    for task in tasks:
+        resolve_task(task, trust_code=trust_code)
+
+
+def _tasks(
+    tasks: Sequence[SuiteTask],
+    candidate: Opened,
+    reference: Opened | None,
+    keep: Path | None,
+    trust_code: bool,
+    progress: Progress | None,
+) -> tuple[list[TaskRecord], bytes | None]:
+    """The tasks' records in order, and the file of the candidate's answers."""
+    if not tasks:
+        return [], None
+    from compress.evaluation import samples
+    from compress.evaluation.harness import ResponseCache, TaskScores, pair, run_tasks
+
+    def answers(opened: Opened) -> list[TaskScores]:
+        cache = None if keep is None else ResponseCache(keep, opened.identity())
+        return run_tasks(opened.runtime, tasks, cache, progress, trust_code=trust_code)
+
+    ours = answers(candidate)
+    theirs = [None] * len(ours) if reference is None else answers(reference)
+    return [pair(mine, other) for mine, other in zip(ours, theirs, strict=True)], samples.to_bytes(ours)
+
+
+def _cost(
+    candidate: Opened, reference: Opened | None, progress: Progress | None
+) -> tuple[CostRecord, CostRecord | None]:
+    from compress.evaluation.costs.measure import measure, measure_pair
+
+    ours = candidate.local(COST)
+    if reference is None:
+        return measure(ours, progress=progress), None
+    return measure_pair(ours, reference.local(COST), progress=progress)

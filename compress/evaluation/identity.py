@@ -13,6 +13,7 @@ import compress
 from compress.artifact.reader import Artifact, is_artifact
 from compress.artifact.verify import require_sound
 from compress.evaluation.records import EnvironmentRecord, ModelRecord
+from compress.evaluation.scheme import scheme_of
 from compress.models.checkpoint import Checkpoint
 from compress.runtime.protocol import Runtime
 
@@ -44,6 +45,7 @@ def model_record(runtime: Runtime) -> ModelRecord:
         name=_name(checkpoint.path.resolve()),
         digest=checkpoint.digest(),
         quantized=bool(checkpoint.config.get("quantization_config")),
+        scheme=scheme_of(checkpoint.config),
         weights_bytes=weights_bytes,
         parameters=parameters,
         bits_per_weight=round(8 * weights_bytes / parameters, 6),
@@ -65,9 +67,14 @@ def environment_record(runtime: Runtime) -> EnvironmentRecord:
         dtype=runtime.dtype,
         threads=torch.get_num_threads(),
         machine=platform.machine(),
-        versions={
-            "compress": compress.__version__,
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in _PACKAGES},
-        },
+        versions=versions(),
     )
+
+
+def versions() -> dict[str, str]:
+    """Versions of the software that decides numbers."""
+    return {
+        "compress": compress.__version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in _PACKAGES},
+    }

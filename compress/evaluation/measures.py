@@ -1,88 +1,111 @@
 """Each kind of gate as a number with one-sided bounds and a limit. Free of torch; nothing here decides.
 
-A measure that its data does not contain raises IntegrityError, so a gate can never pass for lack of an answer.
+A measure that its data does not contain raises IntegrityError, so a gate can never pass for lack of an answer. What
+cannot be asked on this machine, or of this baseline, is `Skipped` with the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal
 
-from compress.errors import IntegrityError
-from compress.evaluation import statistics
-from compress.evaluation.policy import GateSpec, KlMean, KlP999, PplRatio, SizeRatio
-from compress.evaluation.records import KL_THRESHOLDS, BlockSums, KlPercentiles, ModelRecord
+from compress.evaluation.gating.comparison import Comparison
+from compress.evaluation.gating.kinds import (
+    AccuracyPaired,
+    BitsPerWeightMax,
+    BytesMax,
+    Degenerate,
+    Gate,
+    GenerationIdentical,
+    SizeRatio,
+    TextGate,
+)
 
-TAIL = 0.001
+Bounds = Callable[[float], tuple[float, float]]
+"""alpha -> lower and upper bound, each at level 1 - alpha; infinite where no bound is known."""
 
-Needed = TypeVar("Needed")
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """What is measured: two models and the sums of the candidate against the baseline, block by block."""
-
-    candidate: ModelRecord
-    baseline: ModelRecord
-    blocks: BlockSums
-    nll_baseline: Sequence[float]
-    kl_percentiles: KlPercentiles | None = None
+SMALLEST_P = 1e-12
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Measure:
-    """An estimate, its lower and upper bound at level 1 - alpha each, and the limit it is held against.
+    """An estimate, its bounds as a function of alpha, and the limit that it is held against.
 
-    `high` None: no upper bound is known. `below`: whether it has to be at or below the limit, else at or above.
+    `below`: whether it has to be at or below the limit, else at or above. `part` tells several measures of one gate
+    apart, `subject` is the text or task. `exact` measures have no sampling error. `size` counts what the estimate
+    rests on, in `counted`; `flips` is the share of items whose answer changed. `note` goes into the message.
     """
 
     estimate: float
-    low: float
-    high: float | None
+    bounds: Bounds
     limit: float
     below: bool
+    unit: str
+    part: str | None = None
+    subject: str | None = None
+    exact: bool = False
+    size: int | None = None
+    counted: Literal["tokens", "items", "prompts", "rounds"] = "tokens"
+    flips: float | None = None
+    note: str = ""
+
+    def outside(self, alpha: float) -> bool:
+        """Whether the quantity is surely beyond the limit, at level 1 - alpha."""
+        low, high = self.bounds(alpha)
+        return low > self.limit if self.below else high < self.limit
+
+    def inside(self, alpha: float) -> bool:
+        """Whether the quantity is surely within the limit, at level 1 - alpha."""
+        low, high = self.bounds(alpha)
+        return high <= self.limit if self.below else low >= self.limit
+
+    def p_value(self) -> float | None:
+        """The p-value of "the limit is kept": the smallest alpha at which the bounds say that it is not.
+
+        Found by bisection, so it agrees with the bounds whatever they rest on. None for exact measures.
+        """
+        if self.exact:
+            return None
+        low, high = SMALLEST_P, 0.5
+        if self.outside(low):
+            return low
+        if not self.outside(high):
+            return 1.0 if self.inside(high) else high
+        while high - low > 1e-3 * high:
+            middle = (low * high) ** 0.5
+            low, high = (low, middle) if self.outside(middle) else (middle, high)
+        return high
 
 
-def measure(gate: GateSpec, comparison: Comparison, alpha: float) -> Measure:
-    """Measures what `gate` is about. Raises IntegrityError if the comparison lacks the sums it needs."""
-    blocks, level = comparison.blocks, 1 - 2 * alpha
-    if isinstance(gate, SizeRatio):
-        ratio = comparison.baseline.weights_bytes / comparison.candidate.weights_bytes
-        return Measure(ratio, ratio, ratio, gate.min, below=False)
-    if isinstance(gate, PplRatio):
-        found = statistics.perplexity_ratio(blocks.nll, comparison.nll_baseline, blocks.tokens, level)
-        return Measure(found.estimate - 1, found.low - 1, found.high - 1, gate.max_increase, below=True)
-    if isinstance(gate, KlMean):
-        found = statistics.ratio(_needed(blocks.kl, gate), blocks.tokens, level)
-        return Measure(found.estimate, found.low, found.high, gate.max, below=True)
-    if isinstance(gate, KlP999):
-        estimate = _needed(comparison.kl_percentiles, gate).p999
-        low, high = _tail(_needed(blocks.kl_above, gate), blocks.tokens, alpha)
-        return Measure(estimate, low, high, gate.max, below=True)
-    found = statistics.ratio(_needed(blocks.top1_agree, gate), blocks.tokens, level)
-    return Measure(found.estimate, found.low, found.high, gate.min, below=False)
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Why a gate was not measured. Never a pass."""
+
+    reason: str
+    subject: str | None = None
 
 
-def _tail(above: Sequence[Sequence[int]], tokens: Sequence[int], alpha: float) -> tuple[float, float | None]:
-    """Thresholds between which p99.9 of KL lies: it is above one if surely more than 0.1% of the tokens are."""
-    low, high = 0.0, None
-    for index, threshold in reversed(list(enumerate(KL_THRESHOLDS))):
-        counts = [row[index] for row in above]
-        lower, upper = statistics.share_bounds(counts, tokens, alpha)
-        if upper <= TAIL:
-            high = threshold
-        if lower > TAIL:
-            low = threshold
-            break
-    return low, high
+def exactly(value: float) -> Bounds:
+    """The bounds of a quantity without sampling error."""
+    return lambda _: (value, value)
 
 
-def _needed(value: Needed | None, gate: GateSpec) -> Needed:
-    if value is None:
-        raise IntegrityError(
-            f"gate {gate.id} ({gate.kind}) needs the candidate scored in lock-step with the baseline; the record was "
-            "scored alone",
-            "run `compress eval CANDIDATE --baseline BASELINE`, or give the gate the two models",
-        )
-    return value
+def measure(gate: Gate, comparison: Comparison, *, seed: int = 0, text: str | None = None) -> list[Measure] | Skipped:
+    """Measures what `gate` is about; `text` is the policy's, for gates that name none.
+
+    Raises:
+        IntegrityError: the comparison lacks what the gate needs.
+        WorkError: no interval can be computed, such as from a single cluster.
+    """
+    from compress.evaluation.gating import measure_answers, measure_cost, measure_task, measure_text
+
+    if isinstance(gate, TextGate):
+        return [measure_text.measure(gate, comparison.text(gate.text or text), comparison, seed)]
+    if isinstance(gate, AccuracyPaired):
+        return measure_task.measure(gate, comparison.task(gate.task))
+    if isinstance(gate, GenerationIdentical | Degenerate):
+        return measure_answers.measure(gate, comparison)
+    if isinstance(gate, SizeRatio | BytesMax | BitsPerWeightMax):
+        return [measure_cost.size(gate, comparison)]
+    return measure_cost.measure(gate, comparison)

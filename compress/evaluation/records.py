@@ -1,7 +1,7 @@
-"""`eval.json`: one model scored on one text, alone or against a baseline, with the sums that a later gate needs.
+"""`eval.json`: one model scored on texts, tasks and prompts, alone or against a baseline. Free of torch.
 
-Free of torch. A record carries the hashes of everything that decides its numbers, its sums per block (not only means,
-so that two records can be compared in pairs) and its own hash, so that a cut or edited file is refused.
+A record carries the hashes of everything that decides its numbers, its sums per cluster and its answers per item (not
+only means, so that two records can be compared in pairs) and its own hash, so that a cut or edited file is refused.
 """
 
 from __future__ import annotations
@@ -9,192 +9,137 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
 from compress.artifact import durable
 from compress.artifact.canonical import sha256_json
 from compress.errors import IntegrityError, UserError
-from compress.evaluation import statistics
-from compress.evaluation.statistics import Interval
-
-KL_THRESHOLDS: tuple[float, ...] = (
-    *(float(f"{digit}e{power}") for power in range(-3, 1) for digit in (1, 1.5, 2, 3, 5, 7)),
-    10.0,
+from compress.evaluation.costs.record import CostRecord
+from compress.evaluation.record_base import Count, Digest, Flag, IntervalRecord, Positive, Seconds, Share, _Record
+from compress.evaluation.record_parts import (
+    DataRecord,
+    EnvironmentRecord,
+    GenerationRecord,
+    ModelRecord,
+    SuiteRecord,
+    TaskRecord,
+    TextRecord,
 )
-"""KL values (nats) for which each block counts the tokens above: bounds for percentiles come from these counts."""
+from compress.evaluation.summary import (
+    KL_THRESHOLDS,
+    ClusterSums,
+    DpPercentiles,
+    KlPercentiles,
+    Summary,
+    same_summary,
+    summarise,
+)
 
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(gt=0)]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+__all__ = [
+    "KL_THRESHOLDS",
+    "ClusterSums",
+    "CostRecord",
+    "Count",
+    "DataRecord",
+    "Digest",
+    "DpPercentiles",
+    "EnvironmentRecord",
+    "EvalRecord",
+    "Flag",
+    "GenerationRecord",
+    "IntervalRecord",
+    "KlPercentiles",
+    "ModelRecord",
+    "Positive",
+    "Seconds",
+    "Share",
+    "SuiteRecord",
+    "Summary",
+    "TaskRecord",
+    "TextRecord",
+    "parse_record",
+    "read_record",
+    "summarise",
+    "write_record",
+]
 
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class ModelRecord(_Record):
-    """A model as it was scored. `digest` hashes its tensors and its config.
-
-    `weights_bytes` is the size of its weight files, `parameters` the weights it stands for (tied ones once), and
-    `bits_per_weight` their quotient in bits.
-    """
-
-    name: str
-    digest: Digest
-    quantized: bool
-    weights_bytes: Positive
-    parameters: Positive
-    bits_per_weight: float
-    tokenizer_sha256: Digest
-
-
-class DataRecord(_Record):
-    """The text and how it was cut. `windows_sha256` is over the token ids themselves: equal means same tokens."""
-
-    name: str
-    sha256: Digest
-    text_tokens: Positive
-    tokens: Positive
-    seq_len: Positive
-    windows: Positive
-    blocks: Positive
-    prefix_id: int | None
-    windows_sha256: Digest
-
-
-class EnvironmentRecord(_Record):
-    """What the numbers were computed with. `dtype` is the compute dtype, `kernel` what multiplied the linears."""
-
-    runtime: str
-    kernel: str
-    device: str
-    dtype: str
-    threads: Positive
-    machine: str
-    versions: dict[str, str]
-
-
-class BlockSums(_Record):
-    """Per block of tokens, in order: column lists of equal length. All but `tokens` and `nll` need a baseline.
-
-    Sums: tokens scored, nll and nll_baseline (nats), kl = KL(baseline || candidate) (nats), tokens whose likeliest
-    token agrees; the same where the baseline is confident (p > 0.5); tokens with KL above each of `KL_THRESHOLDS`.
-    """
-
-    tokens: list[Positive]
-    nll: list[float]
-    nll_baseline: list[float] | None = None
-    kl: list[float] | None = None
-    top1_agree: list[Count] | None = None
-    confident: list[Count] | None = None
-    confident_agree: list[Count] | None = None
-    kl_above: list[list[Count]] | None = None
-
-    @model_validator(mode="after")
-    def _columns_fit(self) -> BlockSums:
-        paired = (self.nll_baseline, self.kl, self.top1_agree, self.confident, self.confident_agree, self.kl_above)
-        present = [column for column in paired if column is not None]
-        if present and len(present) != len(paired):
-            raise ValueError("some of the baseline's columns are missing")
-        if any(len(column) != len(self.tokens) for column in (self.nll, *present)):
-            raise ValueError("columns of different length")
-        if any(len(row) != len(KL_THRESHOLDS) for row in self.kl_above or ()):
-            raise ValueError(f"kl_above needs {len(KL_THRESHOLDS)} counts per block")
-        return self
-
-
-class IntervalRecord(_Record):
-    """An estimate with its two-sided confidence interval at `level`."""
-
-    estimate: float
-    low: float
-    high: float
-    level: float
-
-
-class KlPercentiles(_Record):
-    """KL per token in nats: median, 90%, 99%, 99.9% and largest."""
-
-    p50: float
-    p90: float
-    p99: float
-    p999: float
-    max: float
-
-
-class Summary(_Record):
-    """What the sums say, with 95% intervals over blocks. All but `perplexity` need a baseline."""
-
-    perplexity: IntervalRecord
-    perplexity_baseline: IntervalRecord | None = None
-    perplexity_ratio: IntervalRecord | None = None
-    kl_mean: IntervalRecord | None = None
-    top1_agreement: IntervalRecord | None = None
-    top1_agreement_confident: IntervalRecord | None = None
-    kl_percentiles: KlPercentiles | None = None
-
-
-class SpeedRecord(_Record):
-    """The candidate's forward passes alone, on this machine at this time: information, never gated."""
-
-    score_seconds: float
-    score_tokens_per_second: float
+SCHEMA_VERSION = 2
+_HINT = "score the model again with `compress eval`"
 
 
 class EvalRecord(_Record):
     """The whole of eval.json. Make one with `sealed`; read one with `read_record`.
 
-    `artifact_id` is the artifact whose scores these are, None if the model is no artifact.
+    `artifact_id` is the artifact whose scores these are, None if the model is no artifact. Texts and tasks are in the
+    order in which they were scored.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     kind: Literal["compress.eval"] = "compress.eval"
     artifact_id: Digest | None
     model: ModelRecord
     baseline: ModelRecord | None
-    data: DataRecord
     environment: EnvironmentRecord
-    summary: Summary
-    speed: SpeedRecord
-    blocks: BlockSums
+    suite: SuiteRecord | None
+    texts: list[TextRecord]
+    tasks: list[TaskRecord]
+    generation: GenerationRecord | None
+    cost: CostRecord | None
+    cost_baseline: CostRecord | None
     sha256: Digest = "0" * 64
+
+    @model_validator(mode="after")
+    def _whole(self) -> EvalRecord:
+        if not (self.texts or self.tasks or self.generation or self.cost):
+            raise ValueError("a record without a single score")
+        for names in ([text.data.name for text in self.texts], [task.name for task in self.tasks]):
+            if len(set(names)) != len(names):
+                raise ValueError("two texts or two tasks of one name")
+        paired = [text.clusters.kl is not None for text in self.texts]
+        paired += [task.correct_baseline is not None for task in self.tasks]
+        paired += [] if self.generation is None else [self.generation.identical is not None]
+        if any(has != (self.baseline is not None) for has in paired):
+            raise ValueError("the baseline's columns belong to a record with a baseline, and only to it")
+        if self.cost_baseline is not None and (self.baseline is None or self.cost is None):
+            raise ValueError("a baseline's cost without a baseline or without the model's own")
+        return self
+
+    def text(self, name: str | None = None) -> TextRecord:
+        """The text of that name, the first without a name. Raises IntegrityError where it was not scored."""
+        for text in self.texts:
+            if name in (None, text.data.name):
+                return text
+        wanted = "any text" if name is None else f"the text {name!r}"
+        there = ", ".join(text.data.name for text in self.texts) or "none"
+        raise IntegrityError(
+            f"{self.model.name} was not scored on {wanted} (scored: {there})",
+            "score it again with `compress eval`" + ("" if name is None else f", or with --data {name}"),
+        )
+
+    def task(self, name: str) -> TaskRecord:
+        """The task of that name. Raises IntegrityError where it was not scored."""
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        there = ", ".join(task.name for task in self.tasks) or "none"
+        raise IntegrityError(
+            f"{self.model.name} was not scored on the task {name!r} (scored: {there})",
+            f"score it again with `compress eval --tasks {name}`, or with a suite that holds it",
+        )
 
     def sealed(self) -> EvalRecord:
         """The same record with `sha256` set to the hash of all its other fields."""
         return self.model_copy(update={"sha256": self.expected_sha256()})
 
     def expected_sha256(self) -> str:
+        """What `sha256` must be."""
         return sha256_json(self.model_dump(mode="json", exclude={"sha256"}))
 
     def to_bytes(self) -> bytes:
-        """The file's bytes: JSON with one line per field, and one per column of the block sums."""
-        data = self.model_dump(mode="json")
-        lines = [f' "{key}": {_json(value)}' for key, value in data.items() if key != "blocks"]
-        columns = ",\n".join(f'  "{key}": {_json(value)}' for key, value in data["blocks"].items())
-        lines.insert(-1, f' "blocks": {{\n{columns}\n }}')
-        return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
-
-
-def summarise(blocks: BlockSums, percentiles: KlPercentiles | None) -> Summary:
-    """The summary of block sums."""
-    tokens = blocks.tokens
-    perplexity = _interval(statistics.perplexity(blocks.nll, tokens))
-    if blocks.nll_baseline is None or blocks.kl is None or blocks.top1_agree is None:
-        return Summary(perplexity=perplexity)
-    confident = None
-    if blocks.confident is not None and blocks.confident_agree is not None and sum(blocks.confident) > 0:
-        confident = _interval(statistics.ratio(blocks.confident_agree, blocks.confident))
-    return Summary(
-        perplexity=perplexity,
-        perplexity_baseline=_interval(statistics.perplexity(blocks.nll_baseline, tokens)),
-        perplexity_ratio=_interval(statistics.perplexity_ratio(blocks.nll, blocks.nll_baseline, tokens)),
-        kl_mean=_interval(statistics.ratio(blocks.kl, tokens)),
-        top1_agreement=_interval(statistics.ratio(blocks.top1_agree, tokens)),
-        top1_agreement_confident=confident,
-        kl_percentiles=percentiles,
-    )
+        """The file's bytes: JSON with one line per field and one per column of the texts and tasks."""
+        return (_lines(self.model_dump(mode="json"), "") + "\n").encode()
 
 
 def write_record(record: EvalRecord, path: str | Path) -> None:
@@ -220,37 +165,68 @@ def read_record(path: str | Path) -> EvalRecord:
 
 def parse_record(data: bytes, origin: str) -> EvalRecord:
     """The record in the bytes of an eval.json; `origin` names it in errors. Raises IntegrityError as `read_record`."""
-    hint = "score the model again with `compress eval`"
     try:
         record = EvalRecord.model_validate_json(data)
     except ValidationError as error:
+        version = _version(data)
+        if isinstance(version, int) and version < SCHEMA_VERSION:
+            raise IntegrityError(
+                f"{origin} is an eval record of schema {version}, not {SCHEMA_VERSION}", _HINT
+            ) from None
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise IntegrityError(f"{origin} is not a whole eval record (schema 1): {where}: {first['msg']}", hint) from None
+        said = str(first.get("ctx", {}).get("error", first["msg"]))
+        raise IntegrityError(
+            f"{origin} is not a whole eval record (schema {SCHEMA_VERSION}): {where}: {said}", _HINT
+        ) from None
     if record.sha256 != record.expected_sha256():
-        raise IntegrityError(f"{origin} was edited: its sha256 is not that of its contents", hint)
-    if not _same(record.summary, summarise(record.blocks, record.summary.kl_percentiles)):
-        raise IntegrityError(f"{origin} contradicts itself: its summary does not follow from its block sums", hint)
+        raise IntegrityError(f"{origin} was edited: its sha256 is not that of its contents", _HINT)
+    contradiction = _contradiction(record)
+    if contradiction:
+        raise IntegrityError(f"{origin} contradicts itself: {contradiction}", _HINT)
     return record
 
 
-def _interval(value: Interval) -> IntervalRecord:
-    return IntervalRecord(estimate=value.estimate, low=value.low, high=value.high, level=value.level)
-
-
-def _same(stated: Summary, derived: Summary) -> bool:
-    """Equal but for the last digits, which may differ from one machine's arithmetic to another's."""
-    for name in Summary.model_fields:
-        left, right = getattr(stated, name), getattr(derived, name)
-        if (left is None) != (right is None):
-            return False
-        if isinstance(left, IntervalRecord) and not all(
-            math.isclose(getattr(left, field), getattr(right, field), rel_tol=1e-9, abs_tol=1e-12)
-            for field in IntervalRecord.model_fields
+def _contradiction(record: EvalRecord) -> str | None:
+    """The first number that does not follow from the columns beside it; None if all do."""
+    for text in record.texts:
+        stated = text.summary
+        if not same_summary(stated, summarise(text.clusters, stated.kl_percentiles, stated.dp_percentiles)):
+            return f"the summary of {text.data.name} does not follow from its sums"
+    for task in record.tasks:
+        for column, interval in ((task.correct, task.accuracy), (task.correct_baseline, task.accuracy_baseline)):
+            if column is not None and interval is not None and not _is_mean(interval.estimate, column):
+                return f"the accuracy on {task.name} does not follow from its items"
+    generation = record.generation
+    if generation is not None:
+        for mean, values in (
+            (generation.identical, generation.identical_per_prompt),
+            (generation.first_difference_mean, generation.first_difference),
+            (generation.degenerate, generation.degenerate_per_prompt),
         ):
-            return False
-    return True
+            if mean is not None and values is not None and not _is_mean(mean, values):
+                return "the summary of the generated answers does not follow from the answers"
+    return None
 
 
-def _json(value: object) -> str:
+def _is_mean(value: float, column: list[int]) -> bool:
+    return math.isclose(value, sum(column) / len(column), rel_tol=1e-9, abs_tol=1e-12)
+
+
+def _version(data: bytes) -> object:
+    try:
+        value = json.loads(data)
+    except ValueError:
+        return None
+    return value.get("schema_version") if isinstance(value, dict) else None
+
+
+def _lines(value: object, indent: str, depth: int = 0) -> str:
+    """JSON with the members of texts, tasks and their sums on lines of their own, everything else on one line."""
+    inner = indent + " "
+    if isinstance(value, dict) and (depth == 0 or depth == 2 or "nll" in value):
+        rows = [f'{inner}"{key}": {_lines(item, inner, depth + 1)}' for key, item in value.items()]
+        return "{\n" + ",\n".join(rows) + f"\n{indent}}}"
+    if depth == 1 and isinstance(value, list) and value:
+        return "[\n" + ",\n".join(inner + _lines(item, inner, depth + 1) for item in value) + f"\n{indent}]"
     return json.dumps(value, ensure_ascii=False, allow_nan=False)

@@ -1,13 +1,17 @@
-"""Text as token windows: equal lengths, a begin token at the front of each, never beyond the trained context.
+"""A text as token windows: never beyond the trained context, never across documents, a begin token at the front.
 
-Every window is scored alone, so its result does not depend on how windows are batched. Windows are grouped into blocks
-of about 2,048 tokens, the clusters of the statistics: neighbouring tokens are alike, blocks nearly independent.
+A document is cut into windows of equal length and a shorter last one, so that all of its text is scored. Every window
+is scored alone, so its result does not depend on how windows are batched. The clusters of the statistics are documents
+where there are at least 30 of them, else blocks of about 2,048 tokens: neighbouring tokens are alike, documents and
+blocks nearly independent.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,74 +21,174 @@ from compress.runtime.protocol import Runtime
 
 DEFAULT_SEQ_LEN = 512
 BLOCK_TOKENS = 2048
-MIN_BLOCKS = 2
+MIN_DOCUMENTS = 30
+MIN_CLUSTERS = 2
+
+ClusterKind = Literal["documents", "blocks"]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Windows:
-    """Token windows (count, seq_len) int64, each scored on its tokens 1 .. seq_len - 1.
+    """Token windows (count, seq_len) int64; window i is its first `lengths[i]` tokens, scored on all but the first.
 
-    `per_block` consecutive windows form a block. `text_tokens` is the number of tokens of the whole text.
+    lengths (count,) int64; what follows a shorter window's tokens is padding. text_bytes (count,) int64: UTF-8 bytes of
+    the scored tokens' text. cluster (count,) int64: the window's cluster, 0 .. clusters - 1, never decreasing.
+    `text_tokens` is the number of tokens of the whole text.
     """
 
     tokens: Tensor
-    per_block: int
+    lengths: Tensor
+    text_bytes: Tensor
+    cluster: Tensor
+    cluster_kind: ClusterKind
     text_tokens: int
 
     @property
     def seq_len(self) -> int:
+        """Tokens of a whole window, begin token included."""
         return int(self.tokens.shape[1])
 
     @property
-    def blocks(self) -> int:
-        return -(-len(self.tokens) // self.per_block)
+    def clusters(self) -> int:
+        """Number of clusters."""
+        return int(self.cluster[-1]) + 1
 
     @property
     def scored(self) -> int:
         """Number of tokens that are predicted and scored."""
-        return len(self.tokens) * (self.seq_len - 1)
+        return int((self.lengths - 1).sum())
 
     def sha256(self) -> str:
-        """Hash of the shape and the ids: records with equal hashes were scored on the same tokens in the same order."""
+        """Hash of lengths, ids and clusters: records with equal hashes were scored on the same tokens, summed alike."""
         digest = hashlib.sha256(repr(tuple(self.tokens.shape)).encode())
-        digest.update(self.tokens.to(torch.int64).contiguous().numpy().tobytes())
+        for part in (self.lengths, self.tokens, self.cluster):
+            digest.update(part.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
 
-def cut(text: str, runtime: Runtime, *, seq_len: int | None = None, max_tokens: int | None = None) -> Windows:
-    """Cuts a text into windows of `seq_len` (default: 512, or the context where that is shorter).
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """One window before padding: its document, its tokens (begin token included), the bytes of its scored text."""
 
-    The begin token counts towards `seq_len` and is not scored. A tail shorter than a window is left out. `max_tokens`
-    bounds the scored tokens; the windows kept are spread evenly over the text, because its beginning is rarely typical.
+    document: int
+    ids: list[int]
+    text_bytes: int
+
+
+def cut(
+    documents: Sequence[str], runtime: Runtime, *, seq_len: int | None = None, max_tokens: int | None = None
+) -> Windows:
+    """Cuts documents into windows of `seq_len` (default: 512, or the context where that is shorter).
+
+    The begin token counts towards `seq_len` and is not scored; without one a window's first token is not scored.
+    `max_tokens` bounds the scored tokens; the windows kept are spread evenly over the text, because its beginning is
+    rarely typical.
 
     Raises:
-        UserError: an empty or too short text, or `seq_len` or `max_tokens` out of range.
+        UserError: a text too short for two clusters, or `seq_len` or `max_tokens` out of range.
     """
     length = _length(runtime, seq_len)
+    pieces: list[_Piece] = []
+    text_tokens = 0
+    for index, document in enumerate(documents):
+        ids = runtime.encode(document)
+        text_tokens += len(ids)
+        pieces += _pieces(index, document, ids, runtime, length)
+    chosen = pieces if max_tokens is None else _spread(pieces, max_tokens)
+    kind, cluster = _clusters(chosen, length)
+    if not cluster or cluster[-1] + 1 < MIN_CLUSTERS:
+        raise _too_short(pieces, chosen, text_tokens, length, max_tokens)
+    tokens = torch.zeros(len(chosen), length, dtype=torch.int64)
+    for row, piece in zip(tokens, chosen, strict=True):
+        row[: len(piece.ids)] = torch.tensor(piece.ids)
+    return Windows(
+        tokens,
+        torch.tensor([len(piece.ids) for piece in chosen]),
+        torch.tensor([piece.text_bytes for piece in chosen]),
+        torch.tensor(cluster),
+        kind,
+        text_tokens,
+    )
+
+
+def _pieces(index: int, document: str, ids: list[int], runtime: Runtime, length: int) -> list[_Piece]:
+    """The windows of one document, in order. A window with nothing to score is none."""
     prefix = [] if runtime.prefix_id is None else [runtime.prefix_id]
-    if not text.strip():
-        raise UserError("the evaluation text is empty", "give a text with at least a few thousand words")
-    ids = runtime.encode(text)
+    unscored = 1 - len(prefix)  # text tokens of a window that are not scored
     stride = length - len(prefix)
-    count = len(ids) // stride
+    starts = [start for start in range(0, len(ids), stride) if len(ids) - start > unscored]
+    ends = [min(start + stride, len(ids)) for start in starts]
+    spans = [(start + unscored, end) for start, end in zip(starts, ends, strict=True)]
+    sizes = _span_bytes(document, ids, spans, runtime)
+    return [_Piece(index, prefix + ids[start:end], size) for start, end, size in zip(starts, ends, sizes, strict=True)]
+
+
+def _span_bytes(document: str, ids: list[int], spans: list[tuple[int, int]], runtime: Runtime) -> list[int]:
+    """UTF-8 bytes of the text of each span of tokens.
+
+    A tokenizer gives no bytes per token, and a span decoded alone can lose a space or half a character. So the
+    document's own bytes are divided in proportion to the spans' decoded lengths: exact for a document as a whole, and
+    for its parts where decoding gives the text back.
+    """
+    lengths: list[int] = []
+    scored: list[bool] = []
+    at = 0
+    for start, end in spans:
+        for a, b, counts in ((at, start, False), (start, end, True)):
+            if b > a:
+                lengths.append(len(runtime.decode(ids[a:b]).encode()))
+                scored.append(counts)
+        at = end
+    if at < len(ids):
+        lengths.append(len(runtime.decode(ids[at:]).encode()))
+        scored.append(False)
+    whole, total = len(document.encode()), sum(lengths)
+    if total == 0:
+        return [0] * len(spans)
+    edges, seen = [0], 0
+    for each in lengths:
+        seen += each
+        edges.append(round(whole * seen / total))
+    return [b - a for a, b, counts in zip(edges, edges[1:], scored, strict=False) if counts]
+
+
+def _spread(pieces: list[_Piece], max_tokens: int) -> list[_Piece]:
+    """The largest number of evenly spread windows found, from the mean window's size down, within `max_tokens`."""
+    total = sum(len(piece.ids) - 1 for piece in pieces)
+    if not pieces or total <= max_tokens:
+        return pieces
+    keep = min(len(pieces), max(0, max_tokens) * len(pieces) // total)
+    while keep:
+        chosen = [pieces[i * len(pieces) // keep] for i in range(keep)]
+        if sum(len(piece.ids) - 1 for piece in chosen) <= max_tokens:
+            return chosen
+        keep -= 1
+    return []
+
+
+def _clusters(pieces: list[_Piece], length: int) -> tuple[ClusterKind, list[int]]:
+    """What a cluster is, and the cluster of each window."""
+    documents = sorted({piece.document for piece in pieces})
+    if len(documents) >= MIN_DOCUMENTS:
+        number = {document: index for index, document in enumerate(documents)}
+        return "documents", [number[piece.document] for piece in pieces]
     per_block = max(1, BLOCK_TOKENS // length)
-    needed = (MIN_BLOCKS - 1) * per_block + 1
-    if count < needed:
-        raise UserError(
-            f"the evaluation text has {len(ids)} tokens; windows of {length} need {needed * stride} for an interval",
-            "give a longer text or a smaller --seq-len",
+    return "blocks", [index // per_block for index in range(len(pieces))]
+
+
+def _too_short(
+    pieces: list[_Piece], chosen: list[_Piece], text_tokens: int, length: int, max_tokens: int | None
+) -> UserError:
+    needed = (MIN_CLUSTERS - 1) * max(1, BLOCK_TOKENS // length) + 1
+    if max_tokens is not None and len(chosen) < needed <= len(pieces):
+        return UserError(
+            f"max_tokens {max_tokens} leaves {len(chosen)} windows of {length}; an interval needs {needed}",
+            f"give --max-tokens of at least {needed * (length - 1)}",
         )
-    chosen = list(range(count))
-    if max_tokens is not None:
-        keep = min(count, max_tokens // (length - 1))
-        if keep < needed:
-            raise UserError(
-                f"max_tokens {max_tokens} leaves {keep} windows of {length}; an interval needs {needed}",
-                f"give --max-tokens of at least {needed * (length - 1)}",
-            )
-        chosen = [i * count // keep for i in range(keep)]
-    rows = [prefix + ids[i * stride : (i + 1) * stride] for i in chosen]
-    return Windows(torch.tensor(rows, dtype=torch.int64), per_block, len(ids))
+    return UserError(
+        f"the evaluation text has {text_tokens} tokens; windows of {length} need {needed * length} for an interval",
+        "give a longer text or a smaller --seq-len",
+    )
 
 
 def _length(runtime: Runtime, seq_len: int | None) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from compress.errors import UserError
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*", "NOTICE*", "USE_POLICY*")
 _UNWANTED = ("*/*", "consolidated*")
 """Subdirectories and the original authors' own weight files repeat the weights in other forms."""
@@ -24,7 +24,7 @@ def local_directory(model: str | Path) -> Path:
         return path
     if path.exists():
         raise UserError(f"{model} is a file, not a model directory", "give the directory that holds its config.json")
-    if isinstance(model, str) and _HUB_ID.fullmatch(model):
+    if isinstance(model, str) and HUB_ID.fullmatch(model):
         return _download(model)
     raise UserError(f"there is no model directory {model}", "give an existing directory, or a hub id such as org/name")
 

@@ -16,6 +16,8 @@ from compress.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from compress.runtime.continuations import Batch, Continuation, Likelihood
+
 FinishReason = Literal["stop", "length", "context"]
 
 
@@ -23,7 +25,8 @@ FinishReason = Literal["stop", "length", "context"]
 class SamplingParams:
     """How `generate` chooses tokens. Temperature 0 is greedy; `top_k` 0 and `top_p` 1 switch those filters off.
 
-    `ignore_end` goes on past end tokens (for timing). The same seed, prompt and position in the list of prompts give
+    `stop` ends an answer where its text holds one of these strings, which is left out of the text. `ignore_end` goes on
+    past end tokens (for timing). The same seed, prompt and position in the list of prompts give
     the same text on the same machine.
 
     Raises:
@@ -36,6 +39,7 @@ class SamplingParams:
     top_p: float = 1.0
     seed: int = 0
     ignore_end: bool = False
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         rules: tuple[tuple[str, float, bool, str], ...] = (
@@ -44,6 +48,7 @@ class SamplingParams:
             ("top_k", self.top_k, self.top_k >= 0, "0 (off) or more"),
             ("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "above 0 and at most 1 (off)"),
             ("seed", self.seed, 0 <= self.seed < 2**63, "0 or more"),
+            ("stop", len(self.stop), all(self.stop), "strings that are not empty"),
         )
         for name, value, allowed, rule in rules:
             if not allowed:
@@ -54,8 +59,9 @@ class SamplingParams:
 class Generation:
     """One answer. `token_ids` are the new tokens (the end token, where one ended it, not among them).
 
-    `finish_reason` is `stop` (an end token came), `length` (`max_tokens`) or `context` (the model's context is full).
-    `prefill_seconds` is the time to the first token, `decode_seconds` the time for all that follow it.
+    `finish_reason` is `stop` (an end token or a stop string came), `length` (`max_tokens`) or `context` (the model's
+    context is full). `prefill_seconds` is the time to the first token, `decode_seconds` the time for all that follow
+    it, `step_seconds` that of each step after the first token (the step that found an end token among them).
     """
 
     text: str
@@ -64,6 +70,7 @@ class Generation:
     prompt_tokens: int
     prefill_seconds: float
     decode_seconds: float
+    step_seconds: tuple[float, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -71,12 +78,28 @@ class Generation:
         return self.prefill_seconds + self.decode_seconds
 
 
+@dataclass(frozen=True, slots=True)
+class LayerUse:
+    """What multiplies one linear, or the experts of one block together, and the bytes of weights that it takes.
+
+    `aliases` are the other modules that share the weight (a tied head and its embedding). `weights` counts biases too.
+    `held_bytes` lie in memory; `read_bytes` of them are read for one token alone: all but the experts not chosen.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    kernel: str
+    weights: int
+    held_bytes: int
+    read_bytes: int
+
+
 class Runtime(Protocol):
     """A loaded model.
 
     `context_length` is the number of positions the model was trained for (None: it has no such limit), `prefix_id` the
     token put before every text (BOS, or EOS where the tokenizer has no BOS; None: neither), `dtype` the compute dtype,
-    `kernel` what multiplies the linears.
+    `kernel` what multiplies the linears, `batched_generate` whether `generate` decodes several prompts in one step.
     """
 
     name: str
@@ -87,9 +110,13 @@ class Runtime(Protocol):
     context_length: int | None
     vocab_size: int
     prefix_id: int | None
+    batched_generate: bool
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, no special tokens added."""
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a text with the special tokens that the tokenizer itself adds to one (BOS, mostly, or none)."""
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
@@ -100,6 +127,9 @@ class Runtime(Protocol):
     def parameters(self) -> int:
         """Number of weights, tied ones once, counted as if the model were dense."""
 
+    def layers(self) -> list[LayerUse]:
+        """Every linear of the model as it is computed, in the model's order."""
+
     def score(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Logits (batch, seq, vocab) float32 for token ids (batch, seq) int64, no padding.
 
@@ -107,8 +137,24 @@ class Runtime(Protocol):
             UserError: a sequence longer than the context, or an id outside the vocabulary.
         """
 
-    def generate(self, prompts: Sequence[str], params: SamplingParams) -> list[Generation]:
+    def plan_continuations(self, requests: Sequence[Continuation]) -> list[Batch]:
+        """Batches for `score_continuations` that hold each request once; equal requests give equal batches.
+
+        Raises:
+            UserError: a sequence longer than the context, an id outside the vocabulary, or nothing to score.
+        """
+
+    def score_continuations(self, batch: Batch) -> list[Likelihood]:
+        """Log-likelihood of each request of a batch, in the order of `batch.requests`.
+
+        Raises:
+            WorkError: a log-likelihood that is not finite, or out of memory.
+        """
+
+    def generate(self, prompts: Sequence[str | Sequence[int]], params: SamplingParams) -> list[Generation]:
         """One answer per prompt, in order; each is independent of the others.
+
+        A text is read as `prefix_id` and its tokens; token ids are taken as they are.
 
         Raises:
             UserError: a prompt that is empty or fills the context.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compress.recipe_build import Settings, build_recipe
-from compress.workflows.quantize import EVAL_TOKENS
 
 if TYPE_CHECKING:
     from compress.artifact.reader import Artifact
@@ -40,7 +39,7 @@ def quantize(
     device: str = "auto",
     restart: bool = False,
     evaluate: bool = True,
-    eval_tokens: int = EVAL_TOKENS,
+    eval_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Quantise the linears of a model's decoder blocks and score the result against the model.
@@ -63,8 +62,8 @@ def quantize(
         output: The artifact directory; default `artifacts/<model>-<method>-<scheme>/vN`, the next N.
         device: `auto` or `cpu`; the block loop runs on the CPU only for now.
         restart: Start over, and replace what `output` holds once the new artifact is complete.
-        evaluate: Whether to score the artifact against its source and attach the scores.
-        eval_tokens: Held-out tokens to score.
+        evaluate: Whether to score the artifact against its source by the suite `smoke` and attach the scores.
+        eval_tokens: Held-out tokens to score, in place of the suite's 16,384.
         progress: Where to report; nowhere if None.
 
     Returns:
@@ -137,7 +136,7 @@ def plan(
         samples=samples,
         seq_len=seq_len,
     )
-    return pipeline.plan(_recipe(recipe, settings), model=model, output=output, device=device)
+    return pipeline.plan(_recipe(recipe, settings), model=model, output=output, device=device, scored=True)
 
 
 def load(model: PathLike | None = None, *, device: str = "auto", dtype: str = "auto", kernel: str = "auto") -> Runtime:
@@ -166,63 +165,81 @@ def evaluate(
     model: PathLike | None = None,
     baseline: PathLike | None = None,
     *,
+    suite: PathLike | None = None,
     data: PathLike | None = None,
+    tasks: Sequence[str] = (),
     max_tokens: int | None = None,
     seq_len: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    cost: bool = False,
+    cache_dir: PathLike | None = None,
+    trust_code: bool = False,
     progress: Progress | None = None,
 ) -> EvalRecord:
-    """Score a model or artifact on a text: perplexity, and with a `baseline` KL, agreement and the perplexity ratio.
+    """Score a model or artifact: perplexity, tasks, and with a `baseline` KL, agreement and what flipped.
 
     Args:
         model: Model directory, hub id or artifact; the packaged model if None.
         baseline: What to compare with, on the same tokens.
-        data: Name of a packaged text or path of a UTF-8 file; default the packaged held-out text.
-        max_tokens: At most so many tokens, spread evenly over the text; default all.
+        suite: `smoke`, `pr`, `nightly`, `release` or a suite file; default the packaged held-out text alone.
+        data: Name of a text or path of a UTF-8 or JSONL file, in place of the suite's texts.
+        tasks: Tasks besides the suite's, by name (`blimp:500` for 500 items) or file.
+        max_tokens: At most so many tokens of a text, spread evenly over it; default the suite's, else all.
         seq_len: Tokens per window; default 512, or the context where that is shorter.
         device: `auto`, `cpu` or `cuda`.
         dtype: Compute dtype of both; `auto` is float32 on a CPU.
+        cost: Whether to measure load time, memory and speed too.
+        cache_dir: Where finished answers are kept, so that a killed evaluation goes on; nowhere if None.
+        trust_code: Whether to execute the Python scorers and programs that tasks name.
         progress: Where to report; nowhere if None.
 
     Returns:
-        The record: `.summary` holds estimates with 95% intervals, `.blocks` the sums they follow from.
+        The record: `.text().summary` holds a text's estimates with 95% intervals, `.text().clusters` the sums that
+        they follow from, `.tasks` the answers.
 
     Raises:
         UserError, IntegrityError, WorkError: as `compress.evaluation.evaluate.evaluate`.
     """
     from compress.evaluation.evaluate import evaluate as run
-    from compress.evaluation.text import DEFAULT
 
     return run(
         _model(model),
         baseline,
-        data=data or DEFAULT,
+        suite=suite,
+        data=data,
+        tasks=tasks,
         max_tokens=max_tokens,
         seq_len=seq_len,
         device=device,
         dtype=dtype,
+        cost=cost,
+        cache_dir=cache_dir,
+        trust_code=trust_code,
         progress=progress,
     )
 
 
 def gate(
     candidate: PathLike,
-    baseline: PathLike | None = None,
+    baseline: PathLike | Mapping[str, PathLike] | None = None,
     policy: PathLike | Policy | None = None,
     *,
     device: str = "auto",
     dtype: str = "auto",
+    cache_dir: PathLike | None = None,
     progress: Progress | None = None,
 ) -> Verdict:
     """Decide whether a candidate may be released: PASS, FAIL or INCONCLUSIVE, each gate with its interval.
 
     Args:
         candidate: An eval.json, an artifact or a model directory.
-        baseline: The same; not needed where the candidate's scores were taken against one.
-        policy: A policy file or a Policy; the packaged default if None.
+        baseline: The same; not needed where the candidate's scores were taken against one. Several as a mapping from
+            the names that the policy's gates use, such as `{"root": ..., "last": ...}`.
+        policy: A policy file, a packaged one by name, or a Policy; the packaged default if None.
         device: Where to score what has no scores.
         dtype: Compute dtype of that.
+        cache_dir: Where finished work is kept, so that a killed run goes on.
         progress: Where to report; nowhere if None.
 
     Raises:
@@ -230,7 +247,7 @@ def gate(
     """
     from compress.evaluation.gate import gate as run
 
-    return run(candidate, baseline, policy, device=device, dtype=dtype, progress=progress)
+    return run(candidate, baseline, policy, device=device, dtype=dtype, cache_dir=cache_dir, progress=progress)
 
 
 def _model(model: PathLike | None) -> PathLike:

@@ -1,4 +1,4 @@
-"""A run and what follows it: make the artifact, score it against its parent, attach the scores.
+"""A run and what follows it: make the artifact, score it against its parent by the suite `smoke`, attach the scores.
 
 The two halves are separate steps on disk: a run killed between them has a complete artifact without scores, and the
 same command then only scores it.
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from compress.pipeline import RunResult
     from compress.progress import Progress
     from compress.recipe import Recipe
-
-EVAL_TOKENS = 16384
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +41,12 @@ def quantize(
     device: str = "auto",
     restart: bool = False,
     evaluate: bool = True,
-    eval_tokens: int = EVAL_TOKENS,
+    eval_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> QuantizeResult:
-    """Runs a recipe and scores the artifact against its source on `eval_tokens` packaged held-out tokens.
+    """Runs a recipe and scores the artifact against its source by the suite `smoke`.
+
+    eval_tokens: held-out tokens to score, in place of the suite's 16,384.
 
     An artifact that is complete already is neither made nor scored again, unless its scores are damaged. One that
     cannot be scored here (no tokenizer, not enough memory for two dense models) is left unscored, and the result says
@@ -86,24 +86,48 @@ def score(
     max_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Scores an artifact against a model on the packaged text, attaches the record and renders the card with it.
+    """Scores an artifact against a model by the suite `smoke`, attaches the record and renders the card with it.
+
+    max_tokens: tokens of a text, in place of the suite's. Where lm-eval is not installed, the suite's tasks are left
+    out, and a warning says so. Killed, the same call goes on where it was.
 
     Raises:
         UserError, WorkError, IntegrityError: as `evaluation.evaluate` and `artifact.attach` do.
     """
     from compress.artifact.attach import attach_eval
-    from compress.evaluation.evaluate import evaluate
+    from compress.evaluation.evaluate import EXTRA_HINT, can_run_tasks, evaluate_with_samples
+    from compress.evaluation.resume import keeping
+    from compress.evaluation.scope import SMOKE
+    from compress.evaluation.suites import load_suite
 
-    record = evaluate(artifact.path, baseline, max_tokens=max_tokens, device=device, progress=progress)
-    return attach_eval(artifact.path, record.model_dump(mode="json"))
+    suite = load_suite(SMOKE)
+    if suite.tasks and not can_run_tasks():
+        suite = suite.model_copy(update={"tasks": []})
+        if progress is not None:
+            progress.warn(f"the tasks of the suite {SMOKE} were left out: they run on lm-eval ({EXTRA_HINT})")
+    command = {"artifact": artifact.artifact_id, "baseline": str(baseline), "max_tokens": max_tokens, "device": device}
+    with keeping(None, command, progress) as keep:
+        done = evaluate_with_samples(
+            artifact.path,
+            baseline,
+            suite=suite,
+            max_tokens=max_tokens,
+            device=device,
+            cache_dir=keep,
+            progress=progress,
+        )
+        return attach_eval(artifact.path, done.record.to_bytes(), done.samples)
 
 
 def _scores(artifact: Artifact) -> dict[str, Any] | None:
-    """The eval record; None without one, or with one that replacing it, cut short, left unlike its hash."""
+    """The eval record; None without one, with one of an older schema, or one that replacing it, cut short, damaged."""
+    from compress.evaluation.records import SCHEMA_VERSION
+
     try:
-        return artifact.eval()
+        record = artifact.eval()
     except IntegrityError:
         return None
+    return record if record is not None and record.get("schema_version") == SCHEMA_VERSION else None
 
 
 def _result(run: RunResult, artifact: Artifact, not_scored: str | None) -> QuantizeResult:

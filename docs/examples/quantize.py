@@ -9,7 +9,7 @@ artifact = compress.quantize(method="gptq", bits=4, samples=16, seq_len=128, out
 sizes = artifact.manifest.sizes
 print(f"{artifact.path}: {sizes.bytes / 1e6:.2f} MB, {sizes.bits_per_weight} bits per weight")
 
-scores = artifact.eval()["summary"]
+scores = artifact.eval()["texts"][0]["summary"]
 print(f"perplexity {scores['perplexity_baseline']['estimate']:.2f} -> {scores['perplexity']['estimate']:.2f}")
 print(f"KL per token {scores['kl_mean']['estimate']:.4f} nats")
 

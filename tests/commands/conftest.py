@@ -42,6 +42,35 @@ class Result:
         return errors[0]
 
 
+SMALL = """
+[[text]]
+name = "tales_heldout"
+max_tokens = 2600 # the fewest that two blocks of windows need
+
+[[task]]
+name = "tales_cloze"
+items = 3
+
+[generation]
+prompts = 1
+max_tokens = 4
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_smoke(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A small suite in place of `smoke`, so that many artifacts are made in little time; and a cache of the tests' own.
+
+    `test_smoke_itself_scores_what_was_made` runs the real one.
+    """
+    path = tmp_path_factory.mktemp("suites") / "smoke.toml"
+    path.write_text(SMALL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("compress.evaluation.scope.SMOKE", str(path))
+        patch.setenv("COMPRESS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield path
+
+
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
     """`run("quantize", "--bits", 4)` in an empty working directory."""
@@ -69,10 +98,10 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, one_thread: None, small_smoke: Path) -> Path:
     """A scored RTN artifact; tests copy it before they change anything."""
     path = tmp_path_factory.mktemp("made") / "rtn4"
-    assert main(["quantize", "--method", "rtn", "--output", str(path), "--quiet", "--eval-tokens", "2600"]) == 0
+    assert main(["quantize", "--method", "rtn", "--output", str(path), "--quiet"]) == 0
     return path
 
 

@@ -17,8 +17,9 @@ from compress.artifact import durable
 from compress.artifact.reader import Artifact
 from compress.artifact.verify import verify
 from compress.commands import _progress
+from compress.evaluation.samples import read_samples
+from compress.evaluation.suites import load_suite
 
-EVAL = ("--eval-tokens", 2600)  # the fewest that two blocks of windows need
 QUICK = ("--samples", 4, "--seq-len", 64)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -29,7 +30,7 @@ def snapshot(directory: Path) -> dict[str, bytes]:
 
 
 def test_quantize_makes_a_scored_artifact_and_says_where(run: Callable, tmp_path: Path) -> None:
-    result = run("quantize", "--method", "rtn", "--json", *EVAL)
+    result = run("quantize", "--method", "rtn", "--json")
     document = result.json
     artifact = Artifact.open(document["artifact"])
     assert result.code == 0
@@ -38,15 +39,60 @@ def test_quantize_makes_a_scored_artifact_and_says_where(run: Callable, tmp_path
     assert document["sizes"]["bits_per_weight"] == 4.125
     assert (document["complete_already"], document["computed_blocks"]) == (False, 6)
     assert document["summary"]["kl_mean"]["estimate"] > 0
+    assert [(task["name"], task["items"]) for task in document["tasks"]] == [("tales_cloze", 3)]
     assert document["not_scored"] is None
-    assert artifact.eval()["artifact_id"] == artifact.artifact_id  # type: ignore[index]
+    record = artifact.eval()
+    assert record is not None
+    assert (record["artifact_id"], record["suite"]["name"]) == (artifact.artifact_id, "smoke")
+    assert record["baseline"]["digest"] == artifact.manifest.parents[-1].digest
+    assert record["generation"]["prompts"] == 1
+    assert {item.item_id for item in read_samples(artifact.path / "samples.jsonl.gz")["tales_cloze"]} == set(
+        record["tasks"][0]["item_ids"]
+    )
+    card = (artifact.path / "README.md").read_text()
+    assert "| tales_cloze | 3 |" in card
+    assert f"On {record['texts'][0]['data']['tokens']} tokens of `tales_heldout`" in card
     assert run("list", "--json").json["artifacts"][0]["scores"]["kl_mean"]["value"] > 0
     assert run("verify", artifact.path).code == 0
 
 
+def test_smoke_itself_scores_what_was_made(run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compress.evaluation.scope.SMOKE", "smoke")
+    document = run("quantize", "--method", "rtn", "--json", "--eval-tokens", 2600).json
+    record = Artifact.open(document["artifact"]).eval()
+    assert record is not None
+    suite = load_suite("smoke")
+    assert [task["name"] for task in record["tasks"]] == [task.name for task in suite.tasks]
+    assert [text.max_tokens for text in suite.texts] == [16384]
+    assert record["texts"][0]["data"]["tokens"] <= 2600
+    assert record["suite"]["sha256"] != suite.sha256(), "its hash says that the text was cut short"
+    assert not list((tmp_path / "artifacts").rglob("*.tmp"))
+
+
+def test_without_lm_eval_the_tasks_are_left_out_and_the_rest_is_scored(
+    run: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compress.evaluation.evaluate.can_run_tasks", lambda: False)
+    result = run("quantize", "--method", "rtn", "--json")
+    assert "were left out: they run on lm-eval (pip install 'compress[eval]')" in result.err
+    assert (result.json["tasks"], result.json["not_scored"]) == ([], None)
+    assert result.json["summary"]["kl_mean"]["estimate"] > 0
+    assert "lm-eval, which is not installed" in run("eval", "--tasks", "tales_cloze:5").refused(2)
+
+
+def test_scores_of_an_older_schema_are_made_again(run: Callable, copy: Path) -> None:
+    from compress.artifact.attach import attach_eval
+
+    attach_eval(copy, {"schema_version": 1, "summary": {"kl_mean": {"estimate": 0.5}}})
+    assert run("list", copy.parent, "--json").json["artifacts"][0]["scores"]["kl_mean"]["value"] == 0.5
+    document = run("quantize", "--method", "rtn", "--output", copy, "--json").json
+    assert document["complete_already"] is True
+    assert document["summary"]["kl_mean"]["estimate"] != 0.5
+
+
 def test_the_same_command_again_is_complete_and_changes_nothing(run: Callable, copy: Path) -> None:
     before = snapshot(copy)
-    result = run("quantize", "--method", "rtn", "--output", copy, *EVAL)
+    result = run("quantize", "--method", "rtn", "--output", copy)
     assert (result.code, result.out) == (0, "copy\n")
     assert "complete already" in result.err
     assert snapshot(copy) == before
@@ -57,7 +103,7 @@ def test_a_complete_artifact_without_scores_is_scored_by_the_same_command(run: C
     first = run("quantize", "--method", "rtn", "--output", output, "--no-eval", "--json")
     assert first.json["not_scored"] == "not asked for"
     assert Artifact.open(output).eval() is None
-    second = run("quantize", "--method", "rtn", "--output", output, "--json", *EVAL)
+    second = run("quantize", "--method", "rtn", "--output", output, "--json")
     assert second.json["complete_already"] is True
     assert second.json["summary"] is not None
     assert second.json["artifact_id"] == first.json["artifact_id"]
@@ -85,7 +131,7 @@ def killed_at(label: str, patched: pytest.MonkeyPatch, *words: object) -> None:
 def test_a_run_killed_while_its_scores_are_attached_is_healed_by_the_same_command(
     run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Path, moment: str, file: str
 ) -> None:
-    words = ("quantize", "--method", "rtn", "--output", tmp_path / "out", *EVAL)
+    words = ("quantize", "--method", "rtn", "--output", tmp_path / "out")
     shutil.copytree(made, tmp_path / "scored")
     assert run(*words, "--no-eval").code == 0
     monkeypatch.setattr("compress.workflows.quantize.score", attach_only(tmp_path / "scored"))
@@ -112,7 +158,7 @@ def attach_only(scored: Path) -> Callable:
 def test_new_scores_killed_halfway_are_made_again(run: Callable, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (copy / "eval.json").write_text('{"summary": null}')
     (copy / ".README.md.tmp").write_text("half")
-    document = run("quantize", "--method", "rtn", "--output", copy, *EVAL, "--json").json
+    document = run("quantize", "--method", "rtn", "--output", copy, "--json").json
     assert document["summary"]["kl_mean"]["estimate"] > 0
     assert verify(copy).problems == []
 
@@ -121,7 +167,7 @@ def test_without_an_output_a_version_killed_before_its_scores_is_only_scored(
     run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     family = tmp_path / "artifacts/tales-6m-rtn-w4a16-g128"
-    words = ("quantize", "--method", "rtn", *EVAL)
+    words = ("quantize", "--method", "rtn")
     killed_at("before write .eval.json.tmp", monkeypatch, *words)
     assert Artifact.open(family / "v1").eval() is None
     again = run(*words, "--json").json

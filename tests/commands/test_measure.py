@@ -12,8 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 import compress
+import compress.cli
 from compress import content
 from compress.artifact.reader import Artifact
+from compress.evaluation.samples import read_samples
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -23,10 +25,19 @@ def test_show_reports_sizes_scores_and_worst_layers(run: Callable, copy: Path) -
     assert document["method"] == "rtn"
     assert document["sizes"]["bits_per_weight"] == 4.125
     assert document["scores"]["perplexity"]["value"] > 1
+    assert [task["name"] for task in document["tasks"]] == ["tales_cloze"]
+    assert set(document["further_scores"]["generation"]) == {
+        "identical",
+        "first_difference_mean",
+        "degenerate",
+        "empty",
+    }
     assert document["layers"]["count"] == 42
     plain = run("show", copy)
     assert "bits per weight" in plain.out
     assert "4.125" in plain.out
+    assert "kl mean" in plain.out
+    assert "tales_cloze" in plain.err
     assert run("show", copy, "--quiet").err == ""
 
 
@@ -45,12 +56,104 @@ def test_eval_writes_the_record_that_gate_reads(run: Callable, copy: Path, tmp_p
         "eval", copy, "--baseline", compress.default_model(), "--max-tokens", 2600, "--output", "e.json", "--json"
     )
     assert record.json == json.loads((tmp_path / "e.json").read_text())
-    assert record.json["summary"]["kl_mean"]["estimate"] > 0
+    assert record.json["texts"][0]["summary"]["kl_mean"]["estimate"] > 0
     judged = run("gate", "e.json", "--json")
     assert judged.json["candidate"]["digest"] == record.json["model"]["digest"]
     assert judged.code == {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}[judged.json["verdict"]]
     alone = run("eval", "--max-tokens", 2600, "--json")
     assert (alone.json["baseline"], alone.json["model"]["quantized"]) == (None, False)
+
+
+def test_list_shows_kl_agreement_and_perplexity_ratio(run: Callable, made: Path) -> None:
+    result = run("list", made.parent)
+    header, row = result.out.splitlines()
+    assert header.split()[-4:] == ["KL", "TOP-1", "PPL", "RATIO"]
+    summary = json.loads((made / "eval.json").read_text())["texts"][0]["summary"]
+    kl, agreement, ratio = (summary[name]["estimate"] for name in ("kl_mean", "top1_agreement", "perplexity_ratio"))
+    assert row.split()[-3:] == [f"{kl:.4g}", f"{agreement:.1%}", f"{ratio:.4g}"]
+
+
+def test_eval_scores_a_suite_and_tasks_item_by_item(run: Callable, copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.jsonl").write_text(
+        '{"prompt": "The sky is", "choices": [" blue", " made of cheese"], "reference": 0}\n' * 1
+        + '{"prompt": "Once upon a", "choices": [" time", " xylophone"], "reference": " time"}\n'
+    )
+    (tmp_path / "suite.toml").write_text(
+        '[[text]]\nname = "tales_heldout"\nmax_tokens = 2600\n[[task]]\nname = "blimp"\nitems = 4\n'
+    )
+    words = (
+        "eval",
+        copy,
+        "--baseline",
+        compress.default_model(),
+        "--suite",
+        "suite.toml",
+        "--tasks",
+        "own.jsonl,blimp:3",
+    )
+    result = run(*words, "--output", "v1.eval.json", "--json")
+    record = result.json
+    assert [(task["name"], len(task["item_ids"])) for task in record["tasks"]] == [("blimp", 3), ("own", 2)]
+    assert record["suite"]["name"] == "suite"
+    assert all(task["correct_baseline"] is not None for task in record["tasks"])
+    assert "is shown, not gated" in result.err
+    answers = read_samples(tmp_path / "v1.samples.jsonl.gz")
+    assert {name: len(items) for name, items in answers.items()} == {"blimp": 3, "own": 2}
+    plain = run(*words)
+    assert "blimp, acc of 3 (shown, not gated)" in plain.out
+    assert "bits per byte" in plain.out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--suite", "smok"), "there is no suite 'smok', did you mean `smoke`?"),
+        (("--tasks", "nosuch"), "there is no task 'nosuch'"),
+        (("--tasks", "blimp,,wsc"), "a task's name is empty"),
+        (("--tasks", "blimp", "--max-tokens", "5000"), "no text"),
+        (("--data", "nosuch"), "neither a known name nor a readable file"),
+        (("--suite", "smoke", "--data", "nosuch"), "neither a known name nor a readable file"),
+    ],
+)
+def test_eval_refuses_what_cannot_be_scored(words: tuple[str, ...], said: str, run: Callable) -> None:
+    assert said in run("eval", *words).refused(2)
+
+
+def test_a_killed_eval_goes_on_where_it_was(run: Callable, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from compress.artifact import durable
+    from compress.evaluation import metrics, resume
+
+    class Killed(BaseException):
+        pass
+
+    def step(label: str) -> None:
+        if label == "after rename to 000000.npz":
+            raise Killed
+
+    words = ["eval", str(copy), "--data", "tales_heldout", "--max-tokens", "2600", "--tasks", "blimp:3", "--json"]
+    with monkeypatch.context() as patched:
+        patched.setattr(durable, "step", step)
+        with pytest.raises(Killed):
+            compress.cli.main(words)
+    kept = list((resume.cache_home() / "eval").rglob("000000.npz"))
+    assert len(kept) == 1
+
+    def computed(*_: object) -> None:
+        raise AssertionError("it was computed again")
+
+    fresh = run(*words, "--seq-len", 512).json["texts"]  # told apart by its options, so it finds nothing
+    monkeypatch.setattr(metrics, "_batch", computed)
+    resumed = run(*words)
+    assert resumed.code == 0, resumed.err
+    assert resumed.json["texts"][0]["clusters"] == fresh[0]["clusters"]
+    assert not kept[0].parents[2].exists(), "what was kept is removed once the record is made"
+
+
+def test_a_named_cache_is_kept(run: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("eval", "--max-tokens", 2600, "--cache-dir", tmp_path / "kept" / "here", "--json")
+    first = run(*words).json
+    monkeypatch.setattr("compress.evaluation.metrics._batch", None)
+    assert run(*words).json == first
 
 
 @pytest.mark.parametrize("output", ["nowhere/dir/x.json", "directory", "file/x.json"])
@@ -63,7 +166,7 @@ def test_eval_refuses_an_output_before_it_scores(
     def scored(*_: object, **__: object) -> None:
         raise AssertionError("it was scored")
 
-    monkeypatch.setattr("compress.workflows.api.evaluate", scored)
+    monkeypatch.setattr("compress.evaluation.evaluate.evaluate_with_samples", scored)
     assert f"--output {output}" in run("eval", "--output", output).refused(2)
 
 
@@ -86,23 +189,26 @@ def test_a_damaged_weight_is_not_scored(run: Callable, copy: Path) -> None:
 
 def test_eval_attach_renews_scores_and_card(run: Callable, copy: Path) -> None:
     before = Artifact.open(copy)
-    tokens = before.eval()["data"]["tokens"]  # type: ignore[index]
+    tokens = before.eval()["texts"][0]["data"]["tokens"]  # type: ignore[index]
     words = ("eval", copy, "--baseline", compress.default_model(), "--max-tokens", 4000, "--attach")
     assert run(*words).code == 0
     after = Artifact.open(copy)
     assert after.artifact_id == before.artifact_id
-    assert after.eval()["data"]["tokens"] > tokens  # type: ignore[index]
+    assert after.eval()["texts"][0]["data"]["tokens"] > tokens  # type: ignore[index]
+    assert "samples.jsonl.gz" in before.manifest.attachments
+    assert "samples.jsonl.gz" not in after.manifest.attachments, "those of the earlier scores are dropped"
+    assert not (copy / "samples.jsonl.gz").exists()
     assert run("verify", copy).code == 0
 
 
 POLICY = 'version = 1\n[[gate]]\nid = "kl"\nkind = "kl_mean"\nmax = {limit}\n'
 
 
-@pytest.mark.parametrize(("factor", "code", "verdict"), [(3.0, 0, "PASS"), (0.3, 1, "FAIL"), (1.0, 3, "INCONCLUSIVE")])
+@pytest.mark.parametrize(("factor", "code", "verdict"), [(3.0, 0, "PASS"), (0.1, 1, "FAIL"), (1.0, 3, "INCONCLUSIVE")])
 def test_gate_exits_with_its_verdict(
     run: Callable, made: Path, tmp_path: Path, factor: float, code: int, verdict: str
 ) -> None:
-    kl = json.loads((made / "eval.json").read_text())["summary"]["kl_mean"]["estimate"]
+    kl = json.loads((made / "eval.json").read_text())["texts"][0]["summary"]["kl_mean"]["estimate"]
     (tmp_path / "policy.toml").write_text(POLICY.format(limit=factor * kl))
     result = run("gate", made, "--policy", "policy.toml")
     assert result.code == code
@@ -111,7 +217,7 @@ def test_gate_exits_with_its_verdict(
 
 
 def test_two_bits_fail_the_default_gate(run: Callable, tmp_path: Path) -> None:
-    assert run("quantize", "--method", "rtn", "--bits", 2, "--output", "two", "--eval-tokens", 2600).code == 0
+    assert run("quantize", "--method", "rtn", "--bits", 2, "--output", "two").code == 0
     assert run("gate", "two").code == 1
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from compress.errors import IntegrityError, UserError, WorkError
-from compress.evaluation.evaluate import evaluate
-from compress.evaluation.records import EvalRecord
-from compress.evaluation.speed import generation_speed
+from compress.evaluation.costs.measure import Settings
+from compress.evaluation.evaluate import evaluate, evaluate_with_samples
+from compress.evaluation.records import EvalRecord, parse_record
+from compress.evaluation.suites import Suite, SuiteGeneration, SuiteTask, SuiteText
 from compress.runtime.transformers_backend import load
-from tests.evaluation.fakes import TableRuntime
+from tests.evaluation.harness.server import serving
 
 
 @pytest.fixture
@@ -25,9 +28,9 @@ def copy(tiny: Path, tmp_path: Path) -> Path:
 
 
 def test_damage_shows(record: EvalRecord, tiny: Path, text: Path, rounded: Callable[..., Path]) -> None:
-    worse = evaluate(rounded(tiny, 2), tiny, data=text, device="cpu").summary
-    slight = evaluate(rounded(tiny, 8), tiny, data=text, device="cpu").summary
-    ours = record.summary
+    worse = evaluate(rounded(tiny, 2), tiny, data=text, device="cpu").text().summary
+    slight = evaluate(rounded(tiny, 8), tiny, data=text, device="cpu").text().summary
+    ours = record.text().summary
     assert worse.kl_mean is not None
     assert ours.kl_mean is not None
     assert slight.kl_mean is not None
@@ -40,8 +43,10 @@ def test_damage_shows(record: EvalRecord, tiny: Path, text: Path, rounded: Calla
 
 def test_alone_equals_in_lock_step(record: EvalRecord, damaged: Path, text: Path) -> None:
     alone = evaluate(damaged, data=text, device="cpu")
-    assert alone.blocks.nll == record.blocks.nll
-    assert alone.data == record.data
+    ours, theirs = alone.text(), record.text()
+    assert (ours.clusters.nll, ours.clusters.text_bytes) == (theirs.clusters.nll, theirs.clusters.text_bytes)
+    assert ours.clusters.kl is None
+    assert ours.data == theirs.data
     assert alone.model == record.model
 
 
@@ -63,7 +68,7 @@ def test_progress_counts_every_batch(tiny: Path, text: Path) -> None:
 
     evaluate(tiny, data=text, device="cpu", progress=Recorder())
     total = events.count("advance")
-    assert events == [f"begin scoring {total}", *["advance"] * total, "end"]
+    assert events == [f"begin scoring short {total}", *["advance"] * total, "end"]
 
 
 @pytest.mark.parametrize(
@@ -137,12 +142,10 @@ def test_a_tokenizer_that_was_saved_again_is_the_same(tiny: Path, copy: Path, te
     runtime.tokenizer.model_max_length = 99
     runtime.tokenizer.save_pretrained(copy)
     assert (copy / "tokenizer_config.json").read_bytes() != before
-    assert evaluate(copy, tiny, data=text, device="cpu").summary.kl_mean is not None
+    assert evaluate(copy, tiny, data=text, device="cpu").text().summary.kl_mean is not None
 
 
 def test_another_vocabulary_size_is_not_comparable(tiny: Path, copy: Path, text: Path) -> None:
-    import json
-
     config = json.loads((copy / "config.json").read_text())
     config["vocab_size"] += 5
     (copy / "config.json").write_text(json.dumps(config))
@@ -154,18 +157,120 @@ def test_another_vocabulary_size_is_not_comparable(tiny: Path, copy: Path, text:
         evaluate(copy, tiny, data=text, device="cpu")
 
 
-def test_generation_speed() -> None:
-    speed = generation_speed(TableRuntime(), prompt="abc", max_tokens=11)
-    assert (speed.prompt_tokens, speed.new_tokens, speed.first_token_seconds) == (3, 11, 0.5)
-    assert speed.decode_tokens_per_second == pytest.approx(10 / 2.0)
-    with pytest.raises(UserError, match="at least 2"):
-        generation_speed(TableRuntime(), max_tokens=1)
+OWN = """{"prompt": "Once upon a", "choices": [" time", " brick"], "reference": 0, "id": "one"}
+{"prompt": "The king and the", "choices": [" queen", " toaster"], "reference": 0, "id": "two"}
+{"prompt": "She opened the", "choices": [" door", " idea"], "reference": 0, "id": "three"}
+"""
 
 
-def test_generation_speed_of_a_model(tiny: Path) -> None:
-    runtime = load(tiny, device="cpu")
-    speed = generation_speed(runtime, prompt="a", max_tokens=8)
-    assert speed.new_tokens == 8
-    assert speed.decode_tokens_per_second > 0
-    with pytest.raises(UserError, match="no room"):
-        generation_speed(runtime, prompt="a" * 62, max_tokens=8)
+@pytest.fixture
+def suite(text: Path, tmp_path: Path) -> Suite:
+    """One of everything but cost."""
+    task = tmp_path / "own.jsonl"
+    task.write_text(OWN)
+    return Suite(
+        name="everything",
+        texts=[
+            SuiteText(name=str(text), max_tokens=5000),
+            SuiteText(name="tales_heldout", max_tokens=6000, seq_len=32),
+        ],
+        tasks=[SuiteTask(name=str(task))],
+        generation=SuiteGeneration(prompts=("Once upon a time", "The king"), max_tokens=8),
+    )
+
+
+def test_a_suite_scores_texts_tasks_and_answers(suite: Suite, tiny: Path, damaged: Path) -> None:
+    done = evaluate_with_samples(damaged, tiny, suite=suite, device="cpu")
+    record = parse_record(done.record.to_bytes(), "eval.json")
+    assert record == done.record
+    assert record.suite is not None
+    assert (record.suite.name, record.suite.sha256) == ("everything", suite.sha256())
+    assert [(t.data.name, t.data.seq_len) for t in record.texts] == [("short", 64), ("tales_heldout", 32)]
+    assert record.text("tales_heldout").data.tokens <= 6000
+    task = record.task("own")
+    assert sorted(task.item_ids) == ["one", "three", "two"]
+    assert task.correct_baseline is not None
+    assert task.answers_sha256 != task.answers_baseline_sha256
+    assert record.generation is not None
+    assert (record.generation.prompts, record.generation.max_tokens) == (2, 8)
+    assert record.generation.identical is not None
+    assert done.samples is not None
+    lines = [json.loads(line) for line in gzip.decompress(done.samples).decode().splitlines()]
+    assert {line["item_id"]: line["correct"] for line in lines} == dict(zip(task.item_ids, task.correct, strict=True))
+
+
+def test_alone_a_suite_compares_nothing(suite: Suite, tiny: Path) -> None:
+    record = evaluate(tiny, suite=suite, device="cpu")
+    assert record.baseline is None
+    assert [text.clusters.kl for text in record.texts] == [None, None]
+    assert record.task("own").correct_baseline is None
+    assert record.generation is not None
+    assert record.generation.identical is None
+
+
+def test_a_model_against_itself_loses_nothing(suite: Suite, tiny: Path) -> None:
+    record = evaluate(tiny, tiny, suite=suite, device="cpu")
+    task = record.task("own")
+    assert task.correct == task.correct_baseline
+    assert task.answers_sha256 == task.answers_baseline_sha256
+    assert record.generation is not None
+    assert record.generation.identical == 1.0
+    assert all(sum(text.clusters.kl or [1.0]) == 0.0 for text in record.texts)
+
+
+def test_tasks_alone_need_no_text(suite: Suite, tiny: Path) -> None:
+    record = evaluate(tiny, tasks=[suite.tasks[0].name], device="cpu")
+    assert (record.suite, record.texts, record.generation) == (None, [], None)
+    with pytest.raises(IntegrityError, match="was not scored on any text"):
+        record.text()
+
+
+def test_tasks_are_refused_before_a_model_is_loaded(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match="there is no task 'nosuch'"):
+        evaluate(tmp_path / "no model", data=text, tasks=["nosuch"])
+    monkeypatch.setattr("compress.evaluation.evaluate.can_run_tasks", lambda: False)
+    with pytest.raises(UserError, match="lm-eval, which is not installed") as caught:
+        evaluate(tmp_path / "no model", data=text, tasks=["blimp"])
+    assert "pip install" in caught.value.hint
+
+
+def test_cost_is_measured_where_it_is_asked_for(tiny: Path, damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from compress.evaluation.costs import measure as cost
+
+    monkeypatch.setattr(cost, "Settings", lambda: Settings(new_tokens=3, batch_sizes=(1,), fresh=False))
+    alone = evaluate(tiny, cost=True, device="cpu")
+    assert (alone.texts, alone.cost_baseline) == ([], None)
+    assert alone.cost is not None
+    pair = evaluate(damaged, tiny, cost=True, device="cpu")
+    assert pair.cost is not None
+    assert pair.cost_baseline is not None
+    assert pair.cost.speed_ratio("decode").estimate > 0
+    assert parse_record(pair.to_bytes(), "eval.json") == pair
+
+
+def test_a_served_model_is_scored_on_tasks_alone(suite: Suite, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Served:
+        name, kernel, path, digest = "endpoint", "remote", "http://host/v1#m", "a" * 64
+
+    monkeypatch.setattr("compress.evaluation.harness.endpoint.open_endpoint", lambda _: Served())
+    for options in ({"data": text}, {"suite": suite.model_copy(update={"texts": []})}, {"cost": True}):
+        with pytest.raises(UserError, match="is behind an address"):
+            evaluate("http://host/v1#m", device="cpu", **options)  # type: ignore[arg-type]
+
+
+def test_a_served_model_is_compared_with_a_local_one(packaged_model: Path, tmp_path: Path) -> None:
+    with serving(load(packaged_model, device="cpu")) as server:
+        record = evaluate(server.url, packaged_model, tasks=["blimp:10"], device="cpu", cache_dir=tmp_path)
+        asked = len(server.asked)
+        again = evaluate(server.url, packaged_model, tasks=["blimp:10"], device="cpu", cache_dir=tmp_path)
+        assert len(server.asked) - asked < asked / 2, "only the questions that tell who it is are asked again"
+    assert again == record == parse_record(record.to_bytes(), "eval.json")
+    assert record.model.name == f"{server.url}#tales"
+    assert (record.model.weights_bytes, record.model.tokenizer_sha256, record.artifact_id) == (None, None, None)
+    assert (record.environment.runtime, record.environment.device) == ("endpoint", "remote")
+    task = record.task("blimp")
+    assert task.correct == task.correct_baseline
+    with pytest.raises(IntegrityError, match=r"size of .* is not known"):
+        record.model.size()

@@ -10,9 +10,14 @@ import pytest
 
 from compress.errors import IntegrityError, UserError
 from compress.evaluation.evaluate import evaluate
-from compress.evaluation.gate import compare, gate
+from compress.evaluation.gate import check, compare, gate
+from compress.evaluation.gating import scoring
 from compress.evaluation.policy import Policy, default_policy, load_policy
 from compress.evaluation.records import EvalRecord, write_record
+from compress.evaluation.verdict import write_verdict
+from tests.evaluation.gate_records import environment, model, task
+from tests.evaluation.gate_records import record as made
+from tests.evaluation.gate_records import text as made_text
 
 LOOSE: dict[str, Any] = {
     "version": 1,
@@ -105,56 +110,103 @@ def test_another_baseline_than_the_recorded_one_is_refused(
     file = saved(record, tmp_path / "eval.json")
     with pytest.raises(IntegrityError, match="was scored against"):
         gate(file, damaged, loose)
-    other = saved(evaluate(damaged, data=text, device="cpu"), tmp_path / "other.json")
-    with pytest.raises(IntegrityError, match="another baseline"):
+    other = saved(made(texts=record.texts, baseline=record.baseline, model=model("elder")), tmp_path / "other.json")
+    with pytest.raises(IntegrityError, match="another tokenizer"):
         gate(file, other, loose)
     alone = saved(evaluate(damaged, data=text, device="cpu"), tmp_path / "alone.json")
     with pytest.raises(IntegrityError, match="was scored against no baseline"):
         gate(alone, tiny, loose)
 
 
+def alone_task(*items: int) -> Any:
+    nothing = {"correct_baseline": None, "accuracy_baseline": None, "answers_baseline_sha256": None}
+    return task(*items).model_copy(update=nothing)
+
+
+def base_task(*items: int) -> Any:
+    """The same items, other answers."""
+    return alone_task(*items).model_copy(update={"answers_sha256": "9" * 64})
+
+
+def alone(**changed: Any) -> EvalRecord:
+    """A model scored by itself on a text and a task."""
+    values = {"baseline": None, "texts": [made_text(alone=True)], "tasks": [alone_task(700, 250, 30, 20)]}
+    return made(**{**values, **changed})
+
+
+def base(**changed: Any) -> EvalRecord:
+    """The model that it is compared with."""
+    values = {
+        "model": model("baseline"),
+        "texts": [made_text(alone=True, log_ratio=0.0)],
+        "tasks": [base_task(700, 250, 30, 20)],
+    }
+    return alone(**{**values, **changed})
+
+
+def changed_text(**changed: Any) -> dict[str, Any]:
+    text = base().texts[0]
+    return {"texts": [text.model_copy(update={"data": text.data.model_copy(update=changed)})]}
+
+
+def changed_task(**changed: Any) -> dict[str, Any]:
+    return {"tasks": [base().tasks[0].model_copy(update=changed)]}
+
+
 @pytest.mark.parametrize(
-    ("section", "field", "value", "what"),
+    ("changed", "what"),
     [
-        ("model", "tokenizer_sha256", "a" * 64, "tokenizer"),
-        ("data", "sha256", "a" * 64, "text"),
-        ("data", "windows_sha256", "a" * 64, "tokens"),
-        ("environment", "dtype", "bfloat16", "dtype"),
-        ("environment", "runtime", "native", "runtime"),
-        ("environment", "kernel", "cpu", "kernel"),
-        ("environment", "device", "cuda", "device"),
+        ({"model": model("baseline").model_copy(update={"tokenizer_sha256": "a" * 64})}, "tokenizer"),
+        (changed_text(sha256="a" * 64), "text under the name text"),
+        (changed_text(windows_sha256="a" * 64), "cut of the tokens of text"),
+        ({"environment": environment(dtype="bfloat16")}, "dtype"),
+        ({"environment": environment(runtime="native")}, "runtime"),
+        ({"environment": environment(kernel="cpu")}, "kernel"),
+        ({"environment": environment(device="cuda")}, "device"),
+        (changed_task(prompts_sha256="a" * 64), "wording of the prompts of task"),
+        (changed_task(config_sha256="a" * 64), "configuration of task"),
+        (changed_task(data_sha256="a" * 64), "version of the data of task"),
+        (changed_task(metric="acc_norm"), "metric of task"),
+        (changed_task(item_ids=[str(i + 1) for i in range(1000)]), "choice of items of task"),
+        ({"tasks": [base_task(699, 250, 30, 20)]}, "number of items of task"),
     ],
 )
-def test_records_that_differ_in_more_than_weights_are_refused(
-    section: str, field: str, value: str, what: str, record: EvalRecord
-) -> None:
-    alone = record.model_copy(update={"baseline": None, "blocks": blocks_alone(record)})
-    changed = getattr(alone, section).model_copy(update={field: value})
-    assert compare(alone, alone).nll_baseline == record.blocks.nll
+def test_records_that_differ_in_more_than_weights_are_refused(changed: dict[str, Any], what: str) -> None:
+    assert compare(alone(), base()).baseline.name == "baseline"
     with pytest.raises(IntegrityError, match=f"another {what}"):
-        compare(alone, alone.model_copy(update={section: changed}))
+        compare(alone(), base(**changed))
 
 
-def blocks_alone(record: EvalRecord) -> Any:
-    names = ("nll_baseline", "kl", "top1_agree", "confident", "confident_agree", "kl_above")
-    return record.blocks.model_copy(update=dict.fromkeys(names))
+@pytest.mark.parametrize(
+    ("pair", "where"),
+    [
+        ((alone(), base(texts=alone().texts)), "the text text"),
+        ((alone(), base(tasks=alone().tasks)), "the task task"),
+        ((made(texts=[made_text(kl=0.0, noise=0.0)]), None), "the text text"),
+        (
+            (made(tasks=[task(1, 1, 1, 1).model_copy(update={"answers_baseline_sha256": "6" * 64})]), None),
+            "the task task",
+        ),
+    ],
+)
+def test_equal_answers_of_different_weights_are_refused(pair: tuple[EvalRecord, Any], where: str) -> None:
+    with pytest.raises(IntegrityError, match=f"answers exactly as baseline does on {where}"):
+        compare(*pair)
+    compare(*pair, allow_identical=True)
+    same = pair[0].model_copy(update={"model": (pair[1] or pair[0]).model})
+    if pair[1] is not None:
+        compare(same, pair[1])
+
+
+def test_equal_texts_of_different_weights_may_be() -> None:
+    generated = task(1, 1, 1, 1).model_copy(update={"answers_baseline_sha256": "6" * 64, "kind": "generate"})
+    compare(made(tasks=[generated]))
 
 
 def test_limits_hold_for_their_text(record: EvalRecord, tmp_path: Path) -> None:
     file = saved(record, tmp_path / "eval.json")
     with pytest.raises(IntegrityError, match=r"tales_heldout.*short"):
         gate(file)
-
-
-def test_a_quantised_model_that_answers_as_its_baseline_is_refused(
-    tiny: Path, text: Path, tmp_path: Path, loose: Policy
-) -> None:
-    same = evaluate(tiny, tiny, data=text, device="cpu")
-    assert gate(saved(same, tmp_path / "same.json"), policy=loose).verdict == "PASS"
-    posing = same.model.model_copy(update={"quantized": True, "digest": "b" * 64})
-    forged = same.model_copy(update={"model": posing}).sealed()
-    with pytest.raises(IntegrityError, match="answers exactly as"):
-        gate(saved(forged, tmp_path / "forged.json"), policy=loose)
 
 
 def test_damaged_files_are_refused(record: EvalRecord, tmp_path: Path, loose: Policy) -> None:
@@ -175,3 +227,121 @@ def test_missing_baselines_and_policies_are_refused(tiny: Path, tmp_path: Path, 
         gate(tiny, tmp_path / "nothing", loose)
     with pytest.raises(UserError, match="policy"):
         gate(tiny, tiny, tmp_path / "nothing.toml")
+
+
+def test_a_gate_on_what_nothing_scores_is_refused(tiny: Path, damaged: Path) -> None:
+    answers = {"id": "a", "kind": "degenerate", "max": 0.1}
+    with pytest.raises(UserError, match="which prompts"):
+        gate(damaged, tiny, Policy.model_validate({"version": 1, "gate": [answers]}), device="cpu")
+    other = {"id": "a", "kind": "kl_mean", "max": 0.1, "text": "elsewhere"}
+    with pytest.raises(UserError, match="'elsewhere'"):
+        gate(damaged, tiny, Policy.model_validate({"version": 1, "gate": [other]}), device="cpu")
+
+
+def test_several_baselines_are_scored_and_named(
+    tiny: Path, damaged: Path, rounded: Callable[..., Path], text: Path
+) -> None:
+    last = rounded(tiny, 8)
+    policy = Policy.model_validate(
+        {
+            "version": 1,
+            "data": str(text),
+            "gate": [
+                {"id": "kl", "kind": "kl_mean", "max": 100.0},
+                {"id": "kl-last", "kind": "kl_mean", "max": 100.0, "baseline": "last"},
+            ],
+        }
+    )
+    verdict = gate(damaged, {"root": tiny, "last": last}, policy, device="cpu")
+    assert list(verdict.baselines) == ["root", "last"]
+    assert [g.baseline for g in verdict.gates] == ["root", "last"]
+    assert verdict.gates[0].estimate != verdict.gates[1].estimate
+    with pytest.raises(UserError, match="'last'; given: root"):
+        gate(damaged, {"root": tiny}, policy, device="cpu")
+
+
+def test_a_verdict_follows_from_its_records(record: EvalRecord, tmp_path: Path, loose: Policy) -> None:
+    file = saved(record, tmp_path / "eval.json")
+    verdict = gate(file, policy=loose)
+    path = tmp_path / "verdict.json"
+    write_verdict(verdict, path)
+    assert check(path) == verdict
+    assert check(path, file, policy=loose) == verdict
+    strict = Policy.model_validate({**LOOSE, "alpha": 0.01})
+    for records in (file, None):
+        with pytest.raises(IntegrityError, match="with other contents than"):
+            check(path, records, policy=strict)
+    with pytest.raises(UserError, match="a baseline alone"):
+        check(path, baseline=file)
+    failed = [verdict.gates[0].model_copy(update={"estimate": 0.0}), *verdict.gates[1:]]
+    write_verdict(verdict.model_copy(update={"gates": failed}).sealed(), path)  # edited, and its hash renewed
+    assert check(path).exit_code == 0
+    with pytest.raises(IntegrityError, match="`gates` would be"):
+        check(path, file, policy=loose)
+    write_verdict(verdict, path)
+    other = saved(made(texts=record.texts, model=record.model, baseline=record.baseline), tmp_path / "other.json")
+    with pytest.raises(IntegrityError, match="`records` would be"):
+        check(path, other, policy=loose)
+
+
+class Counted:
+    """`scoring.score`, counted: how many tokens each look had."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tokens: list[int] = []
+        score = scoring.score
+
+        def counted(*arguments: Any) -> EvalRecord:
+            found = score(*arguments)
+            self.tokens.append(found.text().data.tokens)
+            return found
+
+        monkeypatch.setattr("compress.evaluation.gating.sources.score", counted)
+
+
+def extending(text: Path, limit: float, looks: int = 3) -> Policy:
+    return Policy.model_validate(
+        {
+            "version": 1,
+            "data": str(text),
+            "on_inconclusive": "extend",
+            "looks": looks,
+            "gate": [{"id": "kl", "kind": "kl_mean", "max": limit}],
+        }
+    )
+
+
+def test_open_questions_are_scored_further(
+    record: EvalRecord, tiny: Path, damaged: Path, text: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("compress.evaluation.gating.scoring.FEWEST_BLOCKS", 2)
+    counted = Counted(monkeypatch)
+    mean = record.text().summary.kl_mean
+    assert mean is not None
+    clear = gate(damaged, tiny, extending(text, 10 * mean.estimate), device="cpu")
+    assert (clear.verdict, clear.look, clear.looks, len(counted.tokens)) == ("PASS", 1, 3, 1)
+    assert clear.alpha_per_look < clear.alpha == 0.05
+    counted.tokens.clear()
+    never = gate(damaged, tiny, extending(text, mean.estimate), device="cpu")
+    assert (never.verdict, never.exit_code, never.look) == ("INCONCLUSIVE", 3, 3)
+    first, second, third = counted.tokens
+    assert first < second < third == record.text().data.tokens
+    assert second == pytest.approx(2 * first, rel=0.1)
+    assert "all there is" in never.warnings[-1]
+    file = saved(record, tmp_path / "eval.json")
+    fixed = gate(file, policy=extending(text, mean.estimate))
+    assert (fixed.verdict, fixed.look) == ("INCONCLUSIVE", 1)
+    assert "cannot be extended" in fixed.warnings[-1]
+
+
+def test_no_look_is_taken_on_fewer_blocks_than_bounds_hold_for(
+    record: EvalRecord, tiny: Path, damaged: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text has fewer blocks than the smallest look: all of it is scored at once, and never looked at twice."""
+    counted = Counted(monkeypatch)
+    mean = record.text().summary.kl_mean
+    assert mean is not None
+    found = gate(damaged, tiny, extending(text, mean.estimate, looks=5), device="cpu")
+    assert counted.tokens[0] == record.text().data.tokens
+    assert (found.verdict, found.look) == ("INCONCLUSIVE", 1)
+    assert "all there is" in found.warnings[-1]

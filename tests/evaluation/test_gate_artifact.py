@@ -12,7 +12,6 @@ import pytest
 from compress.artifact import verify
 from compress.artifact.attach import attach_eval
 from compress.errors import IntegrityError, UserError
-from compress.evaluation import gate as gate_module
 from compress.evaluation.evaluate import evaluate
 from compress.evaluation.gate import gate
 from compress.evaluation.policy import Policy
@@ -40,7 +39,7 @@ def forbid_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("scored again")
 
-    monkeypatch.setattr(gate_module, "_evaluate", refuse)
+    monkeypatch.setattr("compress.evaluation.gating.sources.score", refuse)
 
 
 def test_the_scores_of_an_artifact_are_used(
@@ -55,6 +54,15 @@ def test_the_scores_of_an_artifact_are_used(
     assert gate(scored, policy=bound) == verdict
     with pytest.raises(AssertionError, match="scored again"):
         gate(scored, tiny, Policy.model_validate({**LOOSE, "data": "tales_heldout"}))
+
+
+def test_the_scheme_of_an_artifact_is_that_of_its_recipe(scored: Path, tiny: Path, bound: Policy) -> None:
+    verdict = gate(scored, tiny, bound)
+    assert verdict.candidate.scheme == "w4a16-g32"
+    assert verdict.baseline.scheme == "dense"
+    tight = {**LOOSE, "profile": {"w4": {"schemes": ["w4a16*"], "kl": {"max": 1e-9}}}, "data": bound.data}
+    strict = gate(scored, tiny, Policy.model_validate(tight))
+    assert (strict.profile, strict.verdict) == ("w4", "FAIL")
 
 
 def test_an_artifact_is_scored_where_its_scores_do_not_serve(

@@ -1,46 +1,89 @@
-"""Intervals against scipy, against hand calculations, and by simulation."""
+"""Intervals over clusters against scipy, against hand calculations, and against matrices."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from compress.errors import WorkError
+from compress.errors import IntegrityError, UserError, WorkError
 from compress.evaluation.statistics import (
     Interval,
+    by_cluster,
+    hull,
     mean_difference,
     perplexity,
     perplexity_ratio,
     ratio,
+    ratio_error,
     share_bounds,
     t_quantile,
 )
+from compress.evaluation.statistics.ratios import degrees_of_freedom
+from tests.evaluation.clusters import ARTICLES
 
 
 def test_quantiles_are_scipys() -> None:
-    for degrees in (1, 2, 7, 31, 200):
+    for degrees in (1, 2, 7, 18.05, 31, 200):
         for probability in (0.05, 0.9, 0.975, 0.995):
             assert t_quantile(probability, degrees) == pytest.approx(stats.t.ppf(probability, degrees), rel=1e-9)
 
 
 @pytest.mark.parametrize("level", [0.9, 0.95])
-def test_with_equal_blocks_it_is_the_t_interval_of_the_mean(level: float) -> None:
-    sums = np.random.default_rng(0).normal(20, 4, 17)
-    found = ratio(sums, [10] * 17, level)
-    low, high = stats.t.interval(level, 16, loc=sums.mean() / 10, scale=stats.sem(sums / 10))
+def test_with_equal_symmetric_blocks_it_is_the_t_interval_of_the_mean(level: float) -> None:
+    half = np.random.default_rng(0).normal(20, 4, 9)
+    sums = np.concatenate([half, 40 - half])
+    found = ratio(sums, [10] * 18, level)
+    low, high = stats.t.interval(level, 17, loc=sums.mean() / 10, scale=stats.sem(sums / 10))
     assert (found.estimate, found.low, found.high) == pytest.approx((sums.mean() / 10, low, high))
 
 
-def test_with_unequal_blocks_it_is_the_textbook_linearisation() -> None:
-    y, x = np.array([3.0, 5.0, 1.0, 8.0]), np.array([10.0, 20.0, 10.0, 25.0])
-    r = y.sum() / x.sum()
-    variance = 4 / 3 * ((y - r * x) ** 2).sum() / x.sum() ** 2
-    half = stats.t.ppf(0.975, 3) * math.sqrt(variance)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_skewness_moves_one_bound_outwards_by_the_edgeworth_term(sign: int) -> None:
+    sums = sign * np.random.default_rng(1).lognormal(0.0, 0.8, 25)
+    found = ratio(sums, np.ones(25), 0.9)
+    low, high = stats.t.interval(0.9, 24, loc=sums.mean(), scale=stats.sem(sums))
+    shift = stats.skew(sums) / 5 * (1 + 2 * stats.norm.ppf(0.95) ** 2) / 6 * stats.sem(sums)
+    assert sign * shift > 0.04 * (high - low)
+    assert (found.low, found.high) == pytest.approx((low + min(shift, 0.0), high + max(shift, 0.0)))
+
+
+def test_unequal_clusters_match_the_bias_reduced_variance_and_its_degrees_written_with_matrices() -> None:
+    """Regression of y / x on a constant with weights x: sandwich CR2 with leverages, Satterthwaite by traces."""
+    random = np.random.default_rng(2)
+    x = random.lognormal(0.0, 1.0, 15)
+    y = 0.3 * x + random.normal(0, 0.1, 15) * x
+    shares = x / x.sum()
+    residual = np.eye(15) - np.outer(shares, np.ones(15))  # of y, in units of y
+    adjusted = np.diag(1 / np.sqrt(1 - shares)) @ residual
+    meat = adjusted @ y / x.sum()
+    assert ratio_error(y, x) == pytest.approx(math.sqrt(meat @ meat), rel=1e-12)
+    working = adjusted @ np.diag(x**2) @ adjusted.T
+    degrees = np.trace(working) ** 2 / np.trace(working @ working)
+    assert degrees_of_freedom(shares) == pytest.approx(degrees, rel=1e-12)
     found = ratio(y, x)
-    assert (found.estimate, found.low, found.high) == pytest.approx((r, r - half, r + half))
+    wide = t_quantile(0.975, degrees) * math.sqrt(meat @ meat)
+    assert min(found.estimate - found.low, found.high - found.estimate) == pytest.approx(wide)
+
+
+def test_degrees_of_freedom_count_clusters_only_where_they_are_equal() -> None:
+    assert degrees_of_freedom(np.full(42, 1 / 42)) == pytest.approx(41)
+    assert degrees_of_freedom(ARTICLES / ARTICLES.sum()) == pytest.approx(18.05, abs=0.01)
+    assert 1 <= degrees_of_freedom(np.array([0.98, 0.01, 0.01])) < 1.1
+
+
+def test_article_lengths_are_those_of_wikitext(shared: Path) -> None:
+    text = (shared / "data/wikitext-2-raw/wiki.test.raw").read_text(encoding="utf-8")
+    lengths = [0]
+    for line in text.splitlines():
+        parts = line.split()
+        if parts[:1] == ["="] and parts[-1:] == ["="] and "=" not in parts[1:-1]:
+            lengths.append(0)
+        lengths[-1] += len(parts)
+    assert lengths[1:] == ARTICLES.tolist()
 
 
 def test_perplexity_is_exp_of_the_interval_of_the_mean() -> None:
@@ -65,45 +108,14 @@ def test_difference_of_two_models_on_the_same_blocks() -> None:
     found = mean_difference(first, second, tokens)
     low, high = stats.t.interval(0.95, 2, loc=0.1, scale=stats.sem([0.1, 0.15, 0.05]))
     assert (found.estimate, found.low, found.high) == pytest.approx((0.1, low, high))
+    with pytest.raises(WorkError, match="no interval"):
+        mean_difference(first, second[:2], tokens)
 
 
-SPREAD = 0.15  # of block means, in logarithms; in the packaged text it is 0.08
-
-
-def clustered(random: np.random.Generator, blocks: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """KL sums of two models per block: blocks differ by twice what they do in the packaged text, and are skewed."""
-    tokens = np.full(blocks, 2044.0)
-    tokens[-1] = 1022.0
-    level = random.lognormal(0.0, SPREAD, blocks)
-    first = tokens * 0.012 * level * random.lognormal(0.0, 0.1, blocks)
-    second = tokens * 0.015 * level * random.lognormal(0.0, 0.1, blocks)
-    return first, second, tokens
-
-
-@pytest.mark.parametrize("blocks", [8, 32])
-def test_coverage_of_mean_kl_and_of_the_ratio_of_two(blocks: int) -> None:
-    """3,000 draws: a nominal 95% interval covers no less than 93.5%."""
-    random = np.random.default_rng(blocks)
-    truth = 0.012 * math.exp(SPREAD**2 / 2 + 0.1**2 / 2)
-    mean_hits = ratio_hits = 0
-    for _ in range(3000):
-        first, second, tokens = clustered(random, blocks)
-        mean, quotient = ratio(first, tokens), ratio(first, second)
-        mean_hits += mean.low <= truth <= mean.high
-        ratio_hits += quotient.low <= 0.8 <= quotient.high
-    assert 0.935 <= mean_hits / 3000 <= 0.97
-    assert 0.935 <= ratio_hits / 3000 <= 0.97
-
-
-def test_false_passes_at_the_margin_stay_near_alpha() -> None:
-    """A model exactly on the limit: its upper 95% bound is below it in at most 5% + 1.5 points of 4,000 draws."""
-    random = np.random.default_rng(3)
-    tokens = np.full(32, 2044.0)
-    passes = 0
-    for _ in range(4000):
-        nll = tokens * (math.log(1.04) + random.normal(0, 0.01, 32))
-        passes += perplexity_ratio(nll, np.zeros(32), tokens, 0.9).high <= 1.04
-    assert 0.03 <= passes / 4000 <= 0.065
+def test_a_model_against_itself_differs_by_nothing() -> None:
+    sums, tokens = [3.0, 4.5, 4.5], [10, 20, 10]
+    assert mean_difference(sums, sums, tokens) == Interval(0.0, 0.0, 0.0, 0.95)
+    assert perplexity_ratio(sums, sums, tokens) == Interval(1.0, 1.0, 1.0, 0.95)
 
 
 def test_rare_shares_have_bounds_even_without_a_hit() -> None:
@@ -125,6 +137,16 @@ def test_exp_saturates() -> None:
     assert Interval(1.0, -1e6, 1e6, 0.95).exp() == Interval(math.e, 0.0, math.exp(709), 0.95)
 
 
+def test_the_hull_holds_both() -> None:
+    assert hull(Interval(1.0, 0.0, 2.0, 0.9), Interval(1.5, -1.0, 1.8, 0.9)) == Interval(1.0, -1.0, 2.0, 0.9)
+
+
+def test_sums_by_cluster_keep_the_order_of_first_appearance() -> None:
+    assert by_cluster([1, 2, 3, 4], ["b", "a", "b", "c"]) == ([4, 2, 4], [2, 1, 1])
+    with pytest.raises(IntegrityError, match="3 items with 2"):
+        by_cluster([1, 2, 3], ["a", "b"])
+
+
 @pytest.mark.parametrize(
     ("numerators", "denominators"),
     [
@@ -132,6 +154,7 @@ def test_exp_saturates() -> None:
         ([], []),
         ([1.0, 2.0], [1.0]),
         ([1.0, 2.0], [0.0, 0.0]),
+        ([1.0, 2.0], [5.0, 0.0]),
         ([1.0, math.nan], [1.0, 1.0]),
         ([1.0, math.inf], [1.0, 1.0]),
         ([1.0, 1.0], [1.0, math.nan]),
@@ -140,3 +163,9 @@ def test_exp_saturates() -> None:
 def test_what_has_no_interval_is_refused(numerators: list[float], denominators: list[float]) -> None:
     with pytest.raises(WorkError, match="no interval"):
         ratio(numerators, denominators)
+
+
+@pytest.mark.parametrize("level", [1.0, -0.1, math.nan])
+def test_impossible_levels_are_refused(level: float) -> None:
+    with pytest.raises(UserError, match="level"):
+        ratio([1.0, 2.0], [1.0, 1.0], level)

@@ -1,0 +1,174 @@
+"""`compress bench`: what a model or an artifact costs to keep, load and run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from compress.commands import _environment
+from compress.commands._command import command
+from compress.commands._costs import class_rows, cost_rows, layer_rows, ratio_of
+from compress.commands._options import DTYPE_HELP, GENERAL, MEASURE, MODEL_OR_ARTIFACT_HELP, Machine
+from compress.commands._output import View, columns, facts
+from compress.errors import UserError
+
+if TYPE_CHECKING:
+    from compress.workflows.bench import Bench as Result
+
+WORK = "Work"
+PRICES = "Prices"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench(Machine):
+    """Options of `compress bench`."""
+
+    model: Annotated[
+        str | None, typer.Argument(help=MODEL_OR_ARTIFACT_HELP, metavar="MODEL_OR_ARTIFACT", show_default=False)
+    ] = None
+    baseline: Annotated[
+        str | None, typer.Option(help="Model to measure in turns with it; gives the ratio of speeds.", metavar="MODEL")
+    ] = None
+    batch_sizes: Annotated[
+        str, typer.Option(help="Batch sizes of the throughput, with commas.", metavar="N,N", rich_help_panel=WORK)
+    ] = "1,4,8"
+    prompt_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens of the prompt; 128, or what the context holds.", rich_help_panel=WORK),
+    ] = None
+    new_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens to generate; 32, or a quarter of a short context.", rich_help_panel=WORK),
+    ] = None
+    repeats: Annotated[
+        int, typer.Option(help="Repeats, or rounds of both models in turns; at least 10.", rich_help_panel=WORK)
+    ] = 10
+    no_fresh: Annotated[
+        bool,
+        typer.Option(
+            "--no-fresh",
+            help="No fresh process: load time and memory are left out.",
+            rich_help_panel=WORK,
+        ),
+    ] = False
+    prices: Annotated[
+        Path | None,
+        typer.Option(
+            help="Price table (TOML); the example prices that ship with the package if left out.",
+            metavar="FILE",
+            rich_help_panel=PRICES,
+        ),
+    ] = None
+    machine: Annotated[
+        str | None,
+        typer.Option(
+            help="Machine in the price table; the first for the device if left out.",
+            metavar="NAME",
+            rich_help_panel=PRICES,
+        ),
+    ] = None
+    dtype: Annotated[str, typer.Option(help=DTYPE_HELP, metavar="NAME", rich_help_panel=GENERAL)] = "auto"
+    kernel: Annotated[
+        str, typer.Option(help="auto, cpu, triton or reference.", metavar="NAME", rich_help_panel=GENERAL)
+    ] = "auto"
+
+
+@command("bench", Bench, panel=MEASURE)
+def bench(options: Bench, view: View) -> None:
+    """Measure size by tensor class, load time, peak memory, speed, and money and energy per million tokens.
+
+    Speeds are medians over repeats with their intervals; with --baseline the two models take turns and the last column
+    is candidate over baseline. A packed model that is computed from decoded weights is marked: DENSE FALLBACK.
+
+    Examples:
+
+      $ compress bench
+      $ compress bench ./artifact --baseline ./model
+      $ compress bench ./artifact --batch-sizes 1,8,32 --prompt-tokens 256
+      $ compress bench ./artifact --prices my_prices.toml --json
+    """
+    batch_sizes = _batch_sizes(options.batch_sizes)
+    _environment.prepare(options.threads)
+    from compress.evaluation.costs.measure import Settings
+    from compress.workflows.bench import bench as run
+
+    settings = Settings(
+        prompt_tokens=options.prompt_tokens,
+        new_tokens=options.new_tokens,
+        batch_sizes=batch_sizes,
+        repeats=options.repeats,
+        kernel=options.kernel,
+        fresh=not options.no_fresh,
+        machine=options.machine,
+    )
+    found = run(
+        options.model,
+        options.baseline,
+        prices=options.prices,
+        settings=settings,
+        device=options.device,
+        dtype=options.dtype,
+        progress=view.progress(),
+    )
+    if not view.json_mode:
+        _tables(found, view)
+    view.result({"schema_version": 1, "kind": "compress.bench", **_document(found)}, _lines(found))
+    _remarks(found, view)
+
+
+def _batch_sizes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(
+            f"--batch-sizes {text!r} is no list of integers", "give for example --batch-sizes 1,4,8"
+        ) from None
+
+
+def _document(found: Result) -> dict[str, object]:
+    return {name: getattr(found, name) for name in found.__dataclass_fields__}
+
+
+def _tables(found: Result, view: View) -> None:
+    cost = found.cost
+    view.table(
+        f"{found.model.name}: weight files by class",
+        ("class", ">tensors", ">weights", ">bytes", ">scales", ">bits per weight"),
+        class_rows(cost),
+    )
+    view.table(
+        f"{found.model.name}: layers, {cost.workload.runtime} {cost.workload.dtype} on {cost.workload.device}",
+        ("layers", ">number", "class", "kernel", ">stored", ">in memory", ">read per token", "dense fallback"),
+        layer_rows(cost),
+    )
+
+
+def _lines(found: Result) -> list[str]:
+    cost, other, work = found.cost, found.cost_baseline, found.cost.workload
+    machine = f"{work.runtime} {work.dtype} on {work.device}, {work.threads} threads"
+    done = f"prompt {work.prompt_tokens}, new {work.new_tokens}, {work.repeats} repeats after {work.warm_up}"
+    rows = [("model", found.model.name), ("computed", machine), ("work", done), *cost_rows(cost)]
+    if other is None or found.baseline is None:
+        return facts(rows)
+    theirs = dict([("model", found.baseline.name), *cost_rows(other)])
+    table = [(name, value, theirs.get(name, ""), ratio_of(cost, name)) for name, value in rows]
+    return columns([("", "candidate", "baseline", "times as fast"), *table])
+
+
+def _remarks(found: Result, view: View) -> None:
+    from compress.evaluation.costs.machine import DISTURBED_CORES
+
+    for name, cost in ((found.model.name, found.cost), (found.baseline and found.baseline.name, found.cost_baseline)):
+        if cost is not None and cost.dense_fallback_reason is not None:
+            view.warn(f"{name}: dense fallback: {cost.dense_fallback_reason}; its speed and memory are a dense model's")
+    cost, others = found.cost, found.cost.workload.others_busy_cores
+    if others is not None and others > DISTURBED_CORES:
+        view.warn(f"other processes kept {others:.1f} cores busy meanwhile: repeat the timing on a quiet machine")
+    if cost.prices is not None:
+        view.note(
+            f"prices: {cost.prices.machine} of {cost.prices.table}, {cost.prices.price_per_hour:g} "
+            f"{cost.prices.currency} an hour, {cost.prices.watts:g} W. {cost.prices.formula}"
+        )

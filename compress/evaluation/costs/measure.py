@@ -1,0 +1,140 @@
+"""`measure`: what a loaded model costs; `measure_pair`: two models in turns, with the ratio of their speeds.
+
+Speeds are medians over at least ten repeats after a warm-up. A pair is measured in the order candidate, baseline,
+baseline, candidate, so that a drifting machine favours neither, and its ratio is judged over those rounds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+from compress.errors import IntegrityError
+from compress.evaluation.costs.assembly import Samples, Settings, cost_record, speed_ratios
+from compress.evaluation.costs.machine import Busy
+from compress.evaluation.costs.prices import PriceTable
+from compress.evaluation.costs.record import CostRecord
+from compress.evaluation.costs.timing import in_turns
+from compress.evaluation.costs.workload import WARM_UP, Plan, plan
+from compress.progress import NullProgress, Progress
+from compress.runtime.protocol import Generation, Runtime
+
+__all__ = ["Settings", "measure", "measure_pair"]
+
+
+def measure(
+    runtime: Runtime,
+    prices: PriceTable | None = None,
+    settings: Settings | None = None,
+    *,
+    progress: Progress | None = None,
+) -> CostRecord:
+    """Measures one model; money and energy only with `prices`.
+
+    Raises:
+        UserError: settings that do not fit the model, a machine that the table lacks.
+        WorkError: out of memory, logits that are not finite.
+    """
+    settings, progress = settings or Settings(), progress or NullProgress()
+    if prices is not None:
+        prices.choose(runtime.device, settings.machine)  # refuse before the work, not after
+    work = _plan(runtime, settings)
+    before = Busy.now()
+    (samples,) = _time([runtime], [work], progress)
+    return cost_record(runtime, work, samples, settings, prices, _others(before))
+
+
+def measure_pair(
+    candidate: Runtime,
+    baseline: Runtime,
+    prices: PriceTable | None = None,
+    settings: Settings | None = None,
+    *,
+    progress: Progress | None = None,
+) -> tuple[CostRecord, CostRecord]:
+    """Measures two models in turns: (candidate, baseline); the candidate's record holds the ratios to the baseline.
+
+    Raises:
+        IntegrityError: tokenizers that differ, so that their tokens are not comparable.
+        UserError, WorkError: as `measure`.
+    """
+    settings, progress = settings or Settings(), progress or NullProgress()
+    if prices is not None:
+        prices.choose(candidate.device, settings.machine)
+    if candidate.tokenizer_digest() != baseline.tokenizer_digest():
+        raise IntegrityError(
+            "candidate and baseline read text into different tokens, so tokens per second cannot be compared",
+            "give the model that the candidate was made from",
+        )
+    works = [_plan(candidate, settings), _plan(baseline, settings)]
+    if not torch.equal(works[0].rows, works[1].rows) or works[0].new_tokens != works[1].new_tokens:
+        raise IntegrityError(
+            "candidate and baseline have contexts of different length, so they would be given different work",
+            "give --prompt-tokens and --new-tokens that fit both",
+        )
+    before = Busy.now()
+    mine, theirs = _time([candidate, baseline], works, progress)
+    others = _others(before)
+    return (
+        cost_record(candidate, works[0], mine, settings, prices, others, speed_ratios(mine, theirs)),
+        cost_record(baseline, works[1], theirs, settings, prices, others),
+    )
+
+
+def _plan(runtime: Runtime, settings: Settings) -> Plan:
+    return plan(
+        runtime,
+        prompt_tokens=settings.prompt_tokens,
+        new_tokens=settings.new_tokens,
+        batch_sizes=settings.batch_sizes,
+        repeats=settings.repeats,
+    )
+
+
+def _time(runtimes: Sequence[Runtime], works: Sequence[Plan], progress: Progress) -> list[Samples]:
+    """Runs everything; two models in turns."""
+    both, batches, repeats = list(zip(runtimes, works, strict=True)), works[0].batch_sizes, works[0].repeats
+    together = all(runtime.batched_generate for runtime in runtimes)
+    progress.begin("time", 1 + len(batches) * (1 + together))
+    answers = in_turns([partial(_answer, *each) for each in both], repeats, WARM_UP)
+    progress.advance("answers")
+    forward, decode = {}, {}
+    for batch in batches:
+        forward[batch] = in_turns([partial(_forward, *each, batch) for each in both], repeats, WARM_UP)
+        progress.advance(f"forward, batch {batch}")
+        if together:
+            decode[batch] = in_turns([partial(_decode, *each, batch) for each in both], repeats, WARM_UP)
+            progress.advance(f"decode, batch {batch}")
+    progress.end()
+    return [
+        Samples(own, {b: runs[i] for b, runs in forward.items()}, {b: runs[i] for b, runs in decode.items()})
+        for i, own in enumerate(answers)
+    ]
+
+
+def _answer(runtime: Runtime, work: Plan) -> Generation:
+    (answer,) = runtime.generate([work.prompt], work.sampling)
+    return answer
+
+
+def _forward(runtime: Runtime, work: Plan, batch: int) -> float:
+    """Seconds of one forward pass over `batch` prompts, until the device is done."""
+    rows = work.rows[:batch]
+    started = time.perf_counter()
+    runtime.score(rows)
+    if runtime.device.startswith("cuda"):
+        torch.cuda.synchronize(runtime.device)
+    return time.perf_counter() - started
+
+
+def _decode(runtime: Runtime, work: Plan, batch: int) -> float:
+    """Seconds after the first tokens of `batch` answers decoded together."""
+    return max(answer.decode_seconds for answer in runtime.generate([work.prompt] * batch, work.sampling))
+
+
+def _others(before: Busy | None) -> float | None:
+    after = Busy.now()
+    return None if before is None or after is None else round(after.others_since(before), 3)

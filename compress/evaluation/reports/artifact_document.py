@@ -1,0 +1,147 @@
+"""An artifact as a report: what it is, how it was made, where the error went, what it scores, what the gate said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from compress.errors import IntegrityError
+from compress.evaluation.records import EvalRecord, TextRecord
+from compress.evaluation.reports.document import Document, Picture, Section, Table
+from compress.evaluation.reports.values import NONE, of_record, size, value
+from compress.evaluation.reports.verbatim import Verbatim
+
+if TYPE_CHECKING:
+    from compress.artifact.reader import Artifact
+    from compress.evaluation.verdict import Verdict
+
+WORST = 10
+
+
+def artifact_document(artifact: Artifact, record: EvalRecord | None, verdict: Verdict | None = None) -> Document:
+    """The report of one artifact; `record` are its own scores, `verdict` what a gate said of it.
+
+    Raises:
+        IntegrityError: the verdict is about another model.
+    """
+    if verdict is not None and record is not None and verdict.candidate.digest != record.model.digest:
+        raise IntegrityError(
+            f"the verdict is about {verdict.candidate.name}, not about {artifact.path}",
+            "give the verdict of this artifact, or gate it: `compress gate ARTIFACT --output verdict.json`",
+        )
+    sections = [_identity(artifact), *_scores(record), *_layers(artifact.layers()), *_fallbacks(artifact)]
+    lead = [f"{artifact.method}, {artifact.scheme}, made from {artifact.manifest.parents[0].name}"]
+    if verdict is not None:
+        from compress.evaluation.reports.verdict_document import verdict_document
+
+        judged = verdict_document(verdict)
+        lead += judged.lead
+        sections += judged.sections
+    elif record is None:
+        lead.append("not scored yet")
+    name = record.model.name if record is not None else f"{artifact.path.parent.name}/{artifact.path.name}"
+    return Document(name, tuple(lead), tuple(sections), None if verdict is None else verdict.verdict)
+
+
+def _identity(artifact: Artifact) -> Section:
+    manifest = artifact.manifest
+    sizes, calibration = manifest.sizes, manifest.calibration
+    root = manifest.parents[0]
+    facts = [
+        ("artifact", Verbatim(manifest.artifact_id)),
+        ("version", f"{manifest.version}, made {manifest.created} by {manifest.created_with}"),
+        ("lineage", " → ".join(f"{p.stage} of {p.name}" for p in manifest.parents)),
+        ("recipe", Verbatim(manifest.recipe_hash[:16])),
+        ("weight files", f"{size(sizes.bytes)}, {value(sizes.ratio_to_root, 'share')} of {size(root.bytes)}"),
+        ("bits per weight", f"{value(sizes.bits_per_weight)}, whole file {value(sizes.file_bits_per_weight)}"),
+    ]
+    if calibration is not None:
+        text = f"{calibration.samples} x {calibration.seq_len} tokens of {calibration.name}, seed {calibration.seed}"
+        facts.append(("calibration", text))
+    return Section("What it is", facts=tuple(facts))
+
+
+def _scores(record: EvalRecord | None) -> list[Section]:
+    if record is None:
+        return []
+    rows: list[tuple[str, ...]] = []
+    for text in record.texts:
+        rows += [(Verbatim(text.data.name), *row) for row in _text_rows(text)]
+    for task in record.tasks:
+        shown = "" if task.gates else f"not gated: {task.why_not}"
+        scored, before = of_record(task.accuracy, "share"), of_record(task.accuracy_baseline, "share")
+        rows.append((Verbatim(task.name), f"{task.metric}, {len(task.item_ids)} items", scored, before, shown))
+    if record.generation is not None:
+        answers = record.generation
+        name = f"{answers.prompts} prompts"
+        rows.append((name, "answers identical", value(answers.identical, "share"), "100%", ""))
+        rows.append((name, "answers that repeat themselves", value(answers.degenerate, "share"), NONE, ""))
+    against = f"against {record.baseline.name}" if record.baseline is not None else "without a baseline"
+    machine = record.environment
+    lead = f"Scored {against} by {machine.runtime}, {machine.dtype} on {machine.device}; 95% intervals."
+    columns = ("on", "what", ">value [95%]", ">baseline", "")
+    found = [Section("Scores", (lead,), table=Table(columns, tuple(rows)))]
+    from compress.evaluation.reports.plots import PercentileCurve
+
+    curves = [c for text in record.texts if (c := PercentileCurve.of(text.data.name, text)) is not None]
+    if curves:
+
+        def draw() -> bytes:
+            from compress.evaluation.reports.plots import percentiles, svg
+
+            return svg(percentiles(curves, "KL to the baseline by token percentile"))
+
+        found.append(
+            Section("KL by token percentile", picture=Picture(draw, "KL per token from the median to the largest"))
+        )
+    return found
+
+
+def _text_rows(text: TextRecord) -> list[tuple[str, ...]]:
+    summary = text.summary
+    rows: list[tuple[str, ...]] = [
+        ("perplexity", of_record(summary.perplexity), of_record(summary.perplexity_baseline), ""),
+        ("bits per byte", of_record(summary.bits_per_byte), NONE, ""),
+    ]
+    if summary.kl_mean is not None:
+        rows += [
+            ("perplexity ratio", of_record(summary.perplexity_ratio), "1", ""),
+            ("mean KL, nats per token", of_record(summary.kl_mean), "0", ""),
+            ("top-1 agreement", of_record(summary.top1_agreement, "share"), "100%", ""),
+            ("the same, where the baseline is sure", of_record(summary.top1_agreement_confident, "share"), "100%", ""),
+        ]
+    return rows
+
+
+def _layers(layers: Sequence[Mapping[str, Any]]) -> list[Section]:
+    """The error of each linear's output on the calibration tokens; where no text was read, that of its weight."""
+    what: Literal["output", "weight"] = "output"
+    errors = {str(x["name"]): x["output_error"] for x in layers if x.get("output_error") is not None}
+    if not errors:
+        known = {str(x["name"]): x["weight_sqnr_db"] for x in layers if x.get("weight_sqnr_db") is not None}
+        what = "weight"
+        errors = {name: 10 ** (-sqnr / 10) for name, sqnr in known.items()}
+    measured = [{**layer, "error": errors[layer["name"]]} for layer in layers if layer["name"] in errors]
+    if not measured:
+        return []
+    worst = sorted(measured, key=lambda layer: (-layer["error"], layer["name"]))[:WORST]
+    rows = tuple(
+        (Verbatim(w["name"]), Verbatim(w.get("scheme") or NONE), value(w["error"]), value(w.get("weight_sqnr_db")))
+        for w in worst
+    )
+
+    def draw() -> bytes:
+        from compress.evaluation.reports.plots import layer_errors, svg
+
+        return svg(layer_errors(measured, what, f"Relative {what} error of each linear, by decoder block"))
+
+    kept = sum(layer.get("scheme") is None for layer in layers)
+    text = f"{len(layers) - kept} linears quantised, {kept} left as they were. The {len(rows)} largest errors:"
+    alt = f"relative {what} error of every linear by decoder block"
+    columns = ("linear", "scheme", f">relative {what} error", ">weight SQNR, dB")
+    return [Section("Where the error went", (text,), picture=Picture(draw, alt), table=Table(columns, rows))]
+
+
+def _fallbacks(artifact: Artifact) -> list[Section]:
+    rows = tuple((Verbatim(f.name), f.action, f.reason) for f in artifact.manifest.fallbacks)
+    return [Section("Fallbacks", table=Table(("name", "done instead", "why"), rows))] if rows else []

@@ -1,0 +1,33 @@
+"""The numeric layout of a checkpoint as one word, read from its config, so that a gate can choose its limits by it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+DENSE = "dense"
+
+
+def scheme_of(config: Mapping[str, Any]) -> str:
+    """`w4a16-g128`, `w8a8-channel`, `w4a16-g128-asym`; parts joined by `+` where linears differ; `dense` without any.
+
+    A quantisation that does not describe its groups is named by its method, such as `gptq`.
+    """
+    quantization = config.get("quantization_config")
+    if not isinstance(quantization, Mapping) or not quantization:
+        return DENSE
+    groups = quantization.get("config_groups")
+    if not isinstance(groups, Mapping):
+        return str(quantization.get("quant_method") or "quantized")
+    labels = {_label(group) for group in groups.values() if isinstance(group, Mapping)}
+    return "+".join(sorted(labels)) or DENSE
+
+
+def _label(group: Mapping[str, Any]) -> str:
+    weights = group.get("weights") or {}
+    inputs = group.get("input_activations") or {}
+    size = weights.get("group_size")
+    grouped = isinstance(size, int) and size > 0
+    kind = "fp" if weights.get("type") == "float" else "w"
+    label = f"{kind}{weights.get('num_bits')}a{inputs.get('num_bits', 16)}-" + (f"g{size}" if grouped else "channel")
+    return label + ("" if weights.get("symmetric", True) else "-asym")

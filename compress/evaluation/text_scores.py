@@ -1,0 +1,93 @@
+"""One text scored: cut, run through the model and its baseline in lock-step, summed into a `TextRecord`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from compress.errors import IntegrityError
+from compress.evaluation.kept_scores import KeptScores
+from compress.evaluation.metrics import score
+from compress.evaluation.record_parts import DataRecord, EnvironmentRecord, ModelRecord, TextRecord
+from compress.evaluation.summary import summarise
+from compress.evaluation.text import Text, read_text
+from compress.evaluation.windows import Windows, cut
+from compress.progress import Progress
+from compress.runtime.protocol import Runtime
+
+Loaded = tuple[Runtime, ModelRecord]
+
+
+def score_text(
+    source: str | Path,
+    candidate: Loaded,
+    baseline: Loaded | None,
+    environment: EnvironmentRecord,
+    *,
+    seq_len: int | None = None,
+    max_tokens: int | None = None,
+    batch_tokens: int | None = None,
+    keep: Path | None = None,
+    progress: Progress | None = None,
+) -> TextRecord:
+    """Scores a packaged text or a file; candidate and baseline are runtimes with the records of what they loaded.
+
+    keep: a directory for the scores of finished batches; what a killed run left there is used.
+
+    Raises:
+        UserError: no such text, text too short, window beyond the context.
+        IntegrityError: the baseline has another tokenizer or vocabulary.
+        WorkError: logits that are not finite, out of memory, `keep` cannot be written.
+    """
+    text = read_text(source)
+    runtime, model = candidate
+    windows = cut(text.documents, runtime, seq_len=seq_len, max_tokens=max_tokens)
+    if baseline is not None:
+        _check_tokenizers(runtime, baseline[0], text, windows, max_tokens)
+    kept = None
+    if keep is not None:
+        other = None if baseline is None else baseline[1].digest
+        machine = environment.model_dump(mode="json")
+        key = {"model": model.digest, "baseline": other, "windows": windows.sha256(), "batch": batch_tokens, **machine}
+        kept = KeptScores(keep, key)
+    scores = score(
+        runtime,
+        None if baseline is None else baseline[0],
+        windows,
+        progress,
+        batch_tokens=batch_tokens,
+        kept=kept,
+        what=f"scoring {text.name}",
+    )
+    return TextRecord(
+        data=DataRecord(
+            name=text.name,
+            sha256=text.sha256,
+            text_tokens=windows.text_tokens,
+            tokens=windows.scored,
+            seq_len=windows.seq_len,
+            windows=len(windows.tokens),
+            clusters=windows.clusters,
+            cluster_kind=windows.cluster_kind,
+            prefix_id=runtime.prefix_id,
+            windows_sha256=windows.sha256(),
+        ),
+        summary=summarise(scores.clusters, scores.kl_percentiles, scores.dp_percentiles),
+        clusters=scores.clusters,
+        seconds=round(scores.seconds, 3),
+    )
+
+
+def _check_tokenizers(
+    candidate: Runtime, reference: Runtime, text: Text, windows: Windows, max_tokens: int | None
+) -> None:
+    """Both must read the text into the same ids; equal vocabularies alone do not ensure that."""
+    same = candidate.tokenizer_digest() == reference.tokenizer_digest()
+    if same:
+        theirs = cut(text.documents, reference, seq_len=windows.seq_len, max_tokens=max_tokens)
+        same = theirs.sha256() == windows.sha256()
+    if not same:
+        raise IntegrityError(
+            f"{candidate.path} and {reference.path} have different tokenizers",
+            "scores are comparable only between models that read a text into the same tokens: give the model that "
+            "this one was made from",
+        )

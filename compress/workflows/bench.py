@@ -1,0 +1,62 @@
+"""`bench`: load a model, or two to compare, and measure what they cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from compress.content import default_model
+from compress.evaluation.costs.measure import Settings, measure, measure_pair
+from compress.evaluation.costs.prices import PriceTable, load_prices
+from compress.evaluation.costs.record import CostRecord
+from compress.evaluation.identity import check_artifact, environment_record, model_record
+from compress.evaluation.records import EnvironmentRecord, ModelRecord
+from compress.progress import Progress
+from compress.runtime.protocol import Runtime
+from compress.runtime.transformers_backend import load
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What was measured: the model and its cost, the same of the baseline if there was one, and on what."""
+
+    model: ModelRecord
+    cost: CostRecord
+    baseline: ModelRecord | None
+    cost_baseline: CostRecord | None
+    environment: EnvironmentRecord
+
+
+def bench(
+    model: str | Path | None = None,
+    baseline: str | Path | None = None,
+    *,
+    prices: str | Path | None = None,
+    settings: Settings | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    progress: Progress | None = None,
+) -> Bench:
+    """Measures a model directory or an artifact (the packaged model if None), with a baseline in turns.
+
+    prices: a price table's file; the shipped examples if None.
+
+    Raises:
+        UserError: no such model, a price table that cannot be read, settings that do not fit the model.
+        IntegrityError: damaged files, an artifact that was changed, a baseline with another tokenizer.
+        WorkError: out of memory.
+    """
+    settings = settings or Settings()
+    table: PriceTable = load_prices(prices)
+    candidate = _open(default_model() if model is None else model, device, dtype, settings.kernel)
+    if baseline is None:
+        cost = measure(candidate, table, settings, progress=progress)
+        return Bench(model_record(candidate), cost, None, None, environment_record(candidate))
+    reference = _open(baseline, device, dtype, settings.kernel)
+    cost, other = measure_pair(candidate, reference, table, settings, progress=progress)
+    return Bench(model_record(candidate), cost, model_record(reference), other, environment_record(candidate))
+
+
+def _open(model: str | Path, device: str, dtype: str, kernel: str) -> Runtime:
+    check_artifact(model, scores=False)
+    return load(model, device=device, dtype=dtype, kernel=kernel)

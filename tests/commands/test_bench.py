@@ -1,0 +1,114 @@
+"""`compress bench`: what it says and what it refuses. How fast anything was is not looked at."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import compress
+from compress.evaluation.costs.prices import default_prices
+from compress.evaluation.costs.record import CostRecord
+
+pytestmark = pytest.mark.usefixtures("one_thread", "_brief")
+SHORT = ("--prompt-tokens", 8, "--new-tokens", 3, "--batch-sizes", "1,2", "--no-fresh")
+
+
+@pytest.fixture
+def _brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One load and no warm-up: the commands are under test, not the numbers."""
+    monkeypatch.setattr("compress.evaluation.costs.assembly.LOADS", 1)
+    monkeypatch.setattr("compress.evaluation.costs.measure.WARM_UP", 0)
+
+
+def test_bench_of_an_artifact_names_kernel_and_bytes_of_every_layer(run: Callable, copy: Path) -> None:
+    document = run("bench", copy, *SHORT, "--json").json
+    assert (document["kind"], document["schema_version"]) == ("compress.bench", 1)
+    cost = CostRecord.model_validate_json(json.dumps(document["cost"]))
+    assert cost.size.file_bytes == (copy / "model.safetensors").stat().st_size
+    assert len(cost.layers) == 43
+    assert all(layer.kernel == "dense" and layer.stored_bytes for layer in cost.layers)
+    assert cost.dense_fallback
+    assert sum(layer.dense_fallback for layer in cost.layers) == 42
+    assert (document["baseline"], document["cost_baseline"]) == (None, None)
+    assert cost.workload.prompt_tokens == 8
+    assert [each.batch for each in cost.throughput] == [1, 2]
+    assert cost.prices is not None
+    assert cost.prices.table == default_prices().name
+
+
+def test_bench_marks_a_dense_fallback_for_people(run: Callable, copy: Path) -> None:
+    result = run("bench", copy, *SHORT, "--baseline", compress.default_model())
+    assert result.code == 0
+    assert "DENSE FALLBACK" in result.out
+    assert "warning: copy: dense fallback: 42 packed layers" in result.err
+    assert "warning: tales-6m: dense fallback" not in result.err
+    assert "model.layers.*.mlp.down_proj" in result.err
+    assert "times as fast" in result.out
+    lines = {line.split("  ")[0]: line for line in result.out.splitlines()}
+    assert lines["decode, batch 1"].count("tokens/s") == 2
+    assert "hours * price_per_hour" in result.err
+
+
+def test_bench_of_a_pair_holds_the_ratios(run: Callable) -> None:
+    document = run("bench", *SHORT, "--baseline", compress.default_model(), "--json").json
+    cost, other = (CostRecord.model_validate_json(json.dumps(document[k])) for k in ("cost", "cost_baseline"))
+    assert {(x.what, x.batch) for x in cost.speed_ratios} == {
+        ("prefill", 1),
+        ("decode", 1),
+        ("batched forward", 1),
+        ("batched forward", 2),
+    }
+    assert all(len(x.ratios) == 10 for x in cost.speed_ratios)
+    assert other.speed_ratios == []
+    assert not cost.dense_fallback
+    assert document["model"]["digest"] == document["baseline"]["digest"]
+
+
+def test_bench_measures_loading_in_a_fresh_process(run: Callable) -> None:
+    cost = run("bench", *SHORT[:-1], "--json").json["cost"]
+    assert cost["load_seconds"]["repeats"] == 1
+    if sys.platform == "linux":
+        assert cost["memory_kind"] == "host anonymous"
+        assert cost["peak_memory_bytes"] > 4 * cost["size"]["weights"]
+
+
+def test_bench_reads_your_prices(run: Callable, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(
+        'version = 1\ncurrency = "CHF"\n[[machine]]\nname = "desk"\ndevice = "cpu"\nprice_per_hour = 3600\n'
+        'watts = 1000\nsource = "a test"\n'
+    )
+    result = run("bench", *SHORT, "--prices", "mine.toml", "--machine", "desk", "--json").json["cost"]
+    rate = result["decode_tokens_per_second"]["median"]
+    row = next(x for x in result["prices"]["tokens"] if x["what"] == "decode")
+    assert row["money_per_million"] == pytest.approx(1e6 / rate)
+    assert row["kwh_per_million"] == pytest.approx(1e6 / rate / 3600)
+    assert (row["energy_money_per_million"], result["prices"]["currency"]) == (None, "CHF")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--batch-sizes", "1,x"), "batch-sizes"),
+        (("--batch-sizes", "0"), "batch sizes"),
+        (("--repeats", 5), "repeats is 5"),
+        (("--prompt-tokens", 600), "context of 512"),
+        (("--prices", "none.toml"), "price table none.toml"),
+        (("--machine", "nobody's"), "no machine called"),
+        (("--kernel", "warp"), "kernel 'warp'"),
+        (("--device", "tpu"), "device 'tpu'"),
+        (("nowhere",), "nowhere"),
+    ],
+)
+def test_bench_refuses(run: Callable, words: tuple[object, ...], said: str) -> None:
+    assert said in run("bench", *words).refused(2)
+
+
+def test_bench_refuses_a_damaged_artifact(run: Callable, copy: Path) -> None:
+    data = bytearray((copy / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(data)
+    run("bench", copy, *SHORT).refused(5)
