@@ -38,3 +38,26 @@ class NullProgress:
 
     def warn(self, message: str) -> None:
         """Ignored."""
+
+
+class OfModel:
+    """Passes everything on to `inner`, stages with the name of the model that they are about."""
+
+    def __init__(self, inner: Progress, model: str) -> None:
+        self._inner, self._model = inner, model
+
+    def begin(self, what: str, total: int) -> None:
+        """`what`, and of which model."""
+        self._inner.begin(f"{what} of {self._model}", total)
+
+    def advance(self, note: str = "") -> None:
+        """Passed on."""
+        self._inner.advance(note)
+
+    def end(self) -> None:
+        """Passed on."""
+        self._inner.end()
+
+    def warn(self, message: str) -> None:
+        """Passed on."""
+        self._inner.warn(message)

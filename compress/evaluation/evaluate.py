@@ -20,7 +20,7 @@ from compress.evaluation.records import CostRecord, EvalRecord
 from compress.evaluation.scope import resolve
 from compress.evaluation.suites import Suite, SuiteTask
 from compress.evaluation.text_scores import Loaded, score_text
-from compress.progress import Progress
+from compress.progress import OfModel, Progress
 
 TEXTS, ANSWERS, COST = "texts", "greedy answers", "speed and memory"
 """What only a model's own files can be scored on, as messages name it."""
@@ -200,7 +200,8 @@ def _tasks(
 
     def answers(opened: Opened) -> list[TaskScores]:
         cache = None if keep is None else ResponseCache(keep, opened.identity())
-        return run_tasks(opened.runtime, tasks, cache, progress, trust_code=trust_code)
+        named = None if progress is None else OfModel(progress, opened.model.name)
+        return run_tasks(opened.runtime, tasks, cache, named, trust_code=trust_code)
 
     ours = answers(candidate)
     theirs = [None] * len(ours) if reference is None else answers(reference)
