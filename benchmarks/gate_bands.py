@@ -31,6 +31,7 @@ from compress.evaluation.gating.noise_record import read_noise, write_noise
 from compress.evaluation.measures import Skipped, measure
 from compress.evaluation.policy import Policy, load_policy
 from compress.evaluation.records import EvalRecord, read_record, write_record
+from compress.models.checkpoint import Checkpoint
 
 DATA = "tales_heldout"
 
@@ -193,7 +194,7 @@ def main() -> int:
     if arguments.json is not None:
         document = {
             "machine": facts(), "versions": versions("compress", "torch", "transformers", "compressed-tensors"),
-            "policy": policy.name, "policy_sha256": policy.sha256(), "noise_floor": floor, "cases": found,
+            "model_digest": Checkpoint.open(compress.default_model()).digest(), "policy": policy.name, "policy_sha256": policy.sha256(), "noise_floor": floor, "cases": found,
         }  # fmt: skip
         arguments.json.write_text(json.dumps(document, indent=1) + "\n")
     wrong = [row for row in found if (row["verdict"] == "PASS") is not row["good"]]

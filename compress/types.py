@@ -14,6 +14,7 @@ codes are computed from the rounded scale, so what is written is what was optimi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,9 +58,13 @@ class IntScheme:
         return self.group_size is None or in_features % self.group_size == 0
 
     def bits_per_weight(self, in_features: int, scale_bits: int = 16) -> float:
-        """Stored bits per weight of one linear: codes, scales and zero points (shape words not counted)."""
+        """Stored bits per weight of one linear: codes, scales and zero points (shape words not counted).
+
+        A row of codes fills whole 32-bit words, so a width that does not come out even costs a little more.
+        """
+        row = 32 * math.ceil(in_features * self.bits / 32)
         per_group = scale_bits + (0 if self.symmetric else self.bits)
-        return self.bits + per_group * self.groups(in_features) / in_features
+        return (row + per_group * self.groups(in_features)) / in_features
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -14,6 +14,7 @@ from compress.artifact.reader import Artifact, follow_latest, is_artifact
 from compress.artifact.scores import headline_scores
 from compress.artifact.tensor_diff import TensorChange, tensor_changes
 from compress.artifact.tensorfile import StoredTensor, natural_key, read_header
+from compress.artifact.verify import require_sound
 from compress.errors import UserError
 
 
@@ -58,7 +59,8 @@ class _Side:
 def diff(a: str | Path, b: str | Path) -> Diff:
     """Compare two directories, each an artifact or a model with safetensors weights.
 
-    Raises UserError if one is neither, IntegrityError if one is damaged where it has to be read.
+    Raises UserError if one is neither, IntegrityError if one is damaged: artifacts are hashed whole, other models only
+    where tensors of equal shape have to be compared.
     """
     left, right = _open(a), _open(b)
     result = Diff(left.path, right.path)
@@ -89,6 +91,8 @@ def changes(a: Any, b: Any, where: str = "") -> Iterator[Change]:
 def _open(path: str | Path) -> _Side:
     directory = follow_latest(Path(path))
     artifact = Artifact.open(directory) if is_artifact(directory) else None
+    if artifact:
+        require_sound(directory, scores=False)  # what is compared below are the manifest's hashes
     files = artifact.weight_files if artifact else sorted(directory.glob("*.safetensors"))
     if not files or not (directory / CONFIG_NAME).is_file():
         raise UserError(
@@ -103,10 +107,20 @@ def _open(path: str | Path) -> _Side:
     return _Side(
         path=directory,
         manifest=artifact.manifest if artifact else None,
-        config=artifact.config if artifact else json.loads((directory / CONFIG_NAME).read_bytes()),
+        config=artifact.config if artifact else _config(directory / CONFIG_NAME),
         tensors=tensors,
         scores=_scores(artifact),
     )
+
+
+def _config(path: Path) -> Any:
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not readable JSON: {error}", "restore it from the model's source") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a JSON object", "restore it from the model's source")
+    return value
 
 
 def _scores(artifact: Artifact | None) -> dict[str, Any]:

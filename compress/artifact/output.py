@@ -14,7 +14,15 @@ from typing import Any, Protocol
 
 from compress.artifact.canonical import sha256_json
 from compress.artifact.durable import guarded
-from compress.artifact.manifest import MANIFEST_NAME, CalibrationRecord, Parent
+from compress.artifact.manifest import (
+    CONFIG_NAME,
+    INDEX_NAME,
+    MANIFEST_NAME,
+    RECIPE_NAME,
+    CalibrationRecord,
+    Manifest,
+    Parent,
+)
 from compress.artifact.reader import Artifact
 from compress.errors import CompressError, IntegrityError, UserError, WorkError
 
@@ -40,12 +48,14 @@ class Identity:
     calibration tokens, None without) decide whether a finished artifact is this run's result. `environment` holds
     what else must be equal for blocks of a killed run to be used (package versions, device, dtype ...). A plan that
     does not hash the source leaves `source` None, and then any source counts as the same; no run may do that.
+    `files`: SHA-256 by name of what goes over from the source unchanged (tokenizer, templates, licence), decides too.
     """
 
     recipe_hash: str
     source: str | None
     calibration: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -54,6 +64,7 @@ class Identity:
             **({} if self.source is None else {"source": self.source}),
             "calibration": self.calibration,
             "environment": dict(self.environment),
+            **({} if self.files is None else {"files": dict(self.files)}),
         }
 
     def sha256(self) -> str:
@@ -66,6 +77,12 @@ class Identity:
         source = result.parents[-1].digest
         mine = (self.recipe_hash, source if self.source is None else self.source, self.calibration)
         return mine == (result.recipe_hash, source, calibration)
+
+    def carries(self, manifest: Manifest) -> bool:
+        """Whether an artifact's files besides config, weights and recipe are those that this run would carry over."""
+        written = {CONFIG_NAME, RECIPE_NAME, INDEX_NAME}
+        carried = {name: record.sha256 for name, record in manifest.files.items() if name not in written}
+        return self.files is None or self.files == {n: h for n, h in carried.items() if not n.endswith(".safetensors")}
 
 
 def resolve_output(output: str | Path) -> Path:
@@ -105,7 +122,7 @@ def _existing(path: Path, identity: Identity, restart: bool) -> Artifact | None:
     if restart or not path.exists() or not any(path.iterdir()):
         return None
     artifact = _finished(path)
-    if artifact is None or not identity.made(artifact.manifest):
+    if artifact is None or not (identity.made(artifact.manifest) and identity.carries(artifact.manifest)):
         what = "an artifact of another recipe or source" if artifact else "something else"
         raise UserError(
             f"output {path} already holds {what}",

@@ -208,7 +208,7 @@ def _check_eval(path: Path, manifest: Manifest) -> list[Problem]:
         return []
     try:
         record = json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         return []  # damaged, and its hash has said so; or attached as it is
     owner = record.get("artifact_id") if isinstance(record, dict) else None
     if owner is not None and owner != manifest.artifact_id:

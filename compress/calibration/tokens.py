@@ -120,7 +120,7 @@ def _windows(
     if available < samples:
         raise UserError(
             f"calibration text {path} holds {available} windows of {seq_len} tokens, {samples} are asked for",
-            f"use --samples {max(available, 1)}, a shorter --seq-len, or a longer text",
+            ("" if available == 0 else f"use --samples {available}, or ") + "a shorter --seq-len, or a longer text",
         )
     windows = torch.tensor(ids[: available * payload], dtype=torch.int64).reshape(available, payload)
     chosen = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:samples]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 
 from transformers import PreTrainedModel
@@ -9,6 +10,8 @@ from transformers import PreTrainedModel
 from compress.errors import IntegrityError, UserError
 from compress.models.checkpoint import Checkpoint
 from compress.models.families import Family
+
+_OLD_BUFFERS = (r"rotary_emb\.inv_freq",)  # stored by older checkpoints; transformers computes them and drops these
 
 
 class Names:
@@ -51,7 +54,9 @@ class Names:
     def check(self, model: PreTrainedModel) -> None:
         """Raises IntegrityError for a tensor of the model that the checkpoint lacks or holds in another shape.
 
-        Raises UserError for a weight that is stored in 8 bits or as integers: someone quantised it without saying so.
+        So it does for one that the checkpoint holds and transformers has neither a place nor an exception for: what
+        is made from such a checkpoint could not be loaded. Raises UserError for a weight that is stored in 8 bits or
+        as integers: someone quantised it without saying so.
         """
         for name, tensor in model.state_dict().items():
             disk = self.stored(name)
@@ -67,6 +72,19 @@ class Names:
                 raise UserError(
                     f"{disk} is already quantised: it is stored as {info.dtype}", "start from the full-precision model"
                 )
+        if unplaced := self._unplaced(model):
+            more = f" and {len(unplaced) - 1} more" if len(unplaced) > 1 else ""
+            raise IntegrityError(
+                f"{self._checkpoint.path} holds {unplaced[0]}{more}, which its config.json has no place for",
+                "config.json belongs to another model, or transformers does not know these parts: leave them out",
+            )
+
+    def _unplaced(self, model: PreTrainedModel) -> list[str]:
+        """Stored tensors that are no tensor of the model, and that its class does not leave out on loading."""
+        placed = {place(name) for name in model.state_dict() for place in (self.disk, self.stored)}
+        left_out = (*(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()), *_OLD_BUFFERS)
+        others = (name for name in self._checkpoint.index if name not in placed)
+        return [name for name in others if not any(re.search(pattern, name) for pattern in left_out)]
 
     def _missing(self, disk: str) -> Exception:
         fused = next((name for name in self._checkpoint.index if name.endswith("experts.gate_up_proj")), None)

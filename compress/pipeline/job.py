@@ -15,6 +15,7 @@ import torch
 
 from compress import content
 from compress.artifact import store
+from compress.artifact.canonical import sha256_file
 from compress.artifact.output import Identity
 from compress.artifact.verify import verify
 from compress.calibration.tokens import CalibrationSet, draw, packaged
@@ -82,6 +83,7 @@ class Job:
             source=self.checkpoint.digest() if hashed else None,
             calibration=None if calibration is None else calibration.sha256,
             environment=environment(self.skeleton.dtype),
+            files={file.name: sha256_file(file) for file in self.checkpoint.aux_files()} if hashed else None,
         )
 
     def scale_dtype(self, spec: LinearSpec) -> torch.dtype:

@@ -153,12 +153,17 @@ def load(model: PathLike | None = None, *, device: str = "auto", dtype: str = "a
 
     Raises:
         UserError: no model there, an unknown architecture, device, dtype or kernel.
-        IntegrityError: damaged files.
+        IntegrityError: damaged files; an artifact is hashed whole first.
         WorkError: out of memory.
     """
+    from compress.artifact.reader import is_artifact
+    from compress.artifact.verify import require_sound
     from compress.runtime.transformers_backend import load as load_runtime
 
-    return load_runtime(_model(model), device=device, dtype=dtype, kernel=kernel)
+    found = _model(model)
+    if is_artifact(Path(found)):
+        require_sound(found, scores=False)
+    return load_runtime(found, device=device, dtype=dtype, kernel=kernel)
 
 
 def evaluate(

@@ -14,7 +14,7 @@ from compress.artifact.attach import attach_eval
 from compress.artifact.diff import Change, changes, diff
 from compress.artifact.tensor_diff import tensor_changes
 from compress.artifact.tensorfile import read_header
-from compress.errors import UserError
+from compress.errors import IntegrityError, UserError
 from compress.formats.int_packed import pack_bits
 from tests.artifact import producer
 
@@ -155,3 +155,24 @@ def test_what_is_no_model_is_refused(finished: Path, tmp_path: Path, what: str) 
         path.mkdir()
     with pytest.raises(UserError, match="neither an artifact nor a model directory"):
         diff(finished, path)
+
+
+def test_a_damaged_artifact_is_not_the_same_model(finished: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(finished, tmp_path / "damaged"))
+    weights = min(damaged.glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-3] ^= 1
+    weights.write_bytes(data)
+    for pair in ((finished, damaged), (damaged, finished)):
+        with pytest.raises(IntegrityError, match="damaged"):
+            diff(*pair)
+
+
+@pytest.mark.parametrize("config", ["{nope", "[]", "[" * 100_000])
+def test_a_model_whose_config_is_no_object_is_refused(finished: Path, tmp_path: Path, config: str) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    shutil.copy(min(finished.glob("*.safetensors")), model)
+    (model / "config.json").write_text(config)
+    with pytest.raises(UserError, match=r"config\.json is not"):
+        diff(finished, model)

@@ -267,6 +267,11 @@ def test_a_manifest_cannot_point_outside(scored: Path, name: str) -> None:
         assert "cannot be read" in verify(scored).problems[0].what
 
 
+def test_scores_that_nest_too_deeply_are_only_damaged(scored: Path) -> None:
+    (scored / "eval.json").write_text("[" * 100_000)
+    assert "eval.json" in {problem.file for problem in verify(scored).problems}
+
+
 def test_scores_of_another_artifact_are_found(scored: Path) -> None:
     attach(scored, {"eval.json": json.dumps({"artifact_id": Artifact.open(scored).artifact_id}).encode()})
     assert verify(scored).ok

@@ -118,7 +118,7 @@ def test_the_packaged_text_has_a_name() -> None:
         (None, "neither a packaged name nor a file", "tales"),
         (b"", "is empty", "words"),
         (b"\n \t\n", "is empty", "words"),
-        (b"abc", "holds 0 windows of 11 tokens, 6 are asked for", "--samples 1"),
+        (b"abc", "holds 0 windows of 11 tokens, 6 are asked for", "a shorter --seq-len, or a longer text"),
         (b"abcdefghij" * 5, "holds 5 windows of 11 tokens, 6 are asked for", "--samples 5"),
         (b"abc\xff", r"not UTF-8 \(byte 3\)", "UTF-8"),
     ],

@@ -185,6 +185,7 @@ def test_a_damaged_weight_is_not_scored(run: Callable, copy: Path) -> None:
     data[-1] ^= 1
     (copy / "model.safetensors").write_bytes(data)
     assert "is damaged" in run("eval", copy, "--attach").refused(5)
+    assert "is damaged" in run("generate", copy, "--prompt", "a").refused(5)
 
 
 def test_eval_attach_renews_scores_and_card(run: Callable, copy: Path) -> None:

@@ -141,7 +141,7 @@ def test_gpt_neox_with_the_older_name_of_its_head(
 def test_extra_layers_behind_the_last_block_are_outer_tensors(
     tiny: Callable[..., Path], rewritten: Callable[[Path, Rewrite], Path]
 ) -> None:
-    extra = {"model.layers.2.eh_proj.weight": torch.ones(3, 5), "mtp.norm.weight": torch.ones(7)}
+    extra = {"model.layers.61.eh_proj.weight": torch.ones(3, 5), "model.layers.61.enorm.weight": torch.ones(7)}
     original, tokens = tiny("deepseek_v3"), tiny_tokens(1, 9)
     skeleton = open_skeleton(rewritten(original, lambda tensors: {**tensors, **extra}))
     assert set(extra) <= set(skeleton.outer_tensors())

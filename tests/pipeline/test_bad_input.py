@@ -105,6 +105,19 @@ def test_a_bad_model_directory(
 
 
 @pytest.mark.parametrize("carry", BOTH)
+@pytest.mark.parametrize(
+    ("name", "shape"), [("mtp.fc.weight", (8, 8)), ("model.layers.7.mlp.up_proj.weight", (64, 96))]
+)
+def test_a_tensor_that_the_config_has_no_place_for(
+    name: str, shape: tuple[int, int], carry: Carry, tiny: Callable[..., Path], tmp_path: Path, place: Path
+) -> None:
+    """What is made from it could not be loaded again."""
+    model = harness.copy_with(tiny("llama"), tmp_path / "model", lambda tensors: {**tensors, name: torch.ones(shape)})
+    with untouched(tmp_path):
+        refused(IntegrityError, recipe("rtn"), model, place / "out", f"holds {name}, which", carry)
+
+
+@pytest.mark.parametrize("carry", BOTH)
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json", "compress_manifest.json"])
 def test_an_artifact_with_a_flipped_byte(
     file: str, carry: Carry, tiny: Callable[..., Path], tmp_path: Path, place: Path

@@ -54,6 +54,16 @@ def test_the_plan_is_what_the_run_makes(
     assert planned.seconds_estimate > 0
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_rows_that_do_not_fill_their_words(bits: int, tiny: Callable[..., Path], tmp_path: Path) -> None:
+    source, wanted = tiny("llama", intermediate_size=172), recipe("rtn", bits=bits, group_size="channel")
+    planned = pipeline.plan(wanted, model=source, output=tmp_path / "out")
+    artifact = pipeline.run(wanted, model=source, output=tmp_path / "out").artifact
+    assert planned.bits_per_weight == pytest.approx(artifact.manifest.sizes.bits_per_weight, rel=1e-6)
+    told = {linear.name: linear.bits_per_weight for linear in planned.linears}
+    assert {layer["name"]: layer["bits_per_weight"] for layer in artifact.layers()} == pytest.approx(told)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_the_packaged_model(method: str, packaged_model: Path, tmp_path: Path) -> None:
     wanted = recipe(method, "tales", group_size=128, samples=4, seq_len=64)

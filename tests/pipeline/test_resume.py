@@ -17,7 +17,7 @@ import torch
 from compress import pipeline
 from compress.artifact import durable
 from compress.artifact.output import staging_path
-from compress.errors import WorkError
+from compress.errors import UserError, WorkError
 from compress.progress import NullProgress
 from tests.pipeline import crash_driver, harness
 from tests.pipeline.crash_driver import BLOCKS, CRASHED
@@ -149,6 +149,24 @@ def test_an_error_between_blocks_is_resumed_too(
     assert harness.tensor_hashes(result.artifact) == harness.tensor_hashes(whole)
     assert not staging_path(output).exists()
     assert pipeline.run(wanted, model=source, output=output).complete_already
+
+
+@pytest.mark.parametrize("change", ["changed", "added", "removed"])
+def test_a_changed_tokenizer_is_another_source(change: str, tiny: Callable[..., Path], tmp_path: Path) -> None:
+    source = harness.copy_with(tiny("llama", **crash_driver.TINY), tmp_path / "model", lambda tensors: tensors)
+    (source / "LICENSE").write_text("Do as you like.")
+    wanted, output = recipe("rtn", group_size=16), tmp_path / "out"
+    pipeline.run(wanted, model=source, output=output)
+    assert pipeline.run(wanted, model=source, output=output).complete_already
+    if change == "changed":
+        settings = harness.read_json(source / "tokenizer_config.json")
+        (source / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "{{ messages }}"}))
+    elif change == "added":
+        (source / "generation_config.json").write_text('{"temperature": 0.5}')
+    else:
+        (source / "LICENSE").unlink()
+    with pytest.raises(UserError, match="another recipe or source"):
+        pipeline.run(wanted, model=source, output=output)
 
 
 def test_a_changed_source_is_not_resumed(tiny: Callable[..., Path], text: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import secrets
 import signal
 import subprocess
 import sys
@@ -28,8 +29,13 @@ def passes_tests(doc: Mapping[str, Any], results: list[Any]) -> dict[str, int]:
 
 
 def runs(program: str) -> bool:
-    """Whether a Python program ends without an error within the limits."""
-    with tempfile.TemporaryDirectory() as directory:
+    """Whether a Python program reaches its last line without an error within the limits.
+
+    A line behind it writes a word to a pipe, because a program that ends early succeeds at nothing.
+    """
+    word = secrets.token_hex(16)
+    listen, tell = os.pipe()
+    with tempfile.TemporaryDirectory() as directory, os.fdopen(listen, "rb") as heard:
         process = subprocess.Popen(
             [sys.executable, "-I", "-"],
             stdin=subprocess.PIPE,
@@ -39,14 +45,17 @@ def runs(program: str) -> bool:
             env={},
             start_new_session=True,
             preexec_fn=_limit,
+            pass_fds=(tell,),
         )
+        os.close(tell)
+        report = f"\nimport os\nos.write({tell}, b'{word}')\n"
         try:
-            process.communicate(program.encode("utf-8", "replace"), timeout=SECONDS)
+            process.communicate((program + report).encode("utf-8", "replace"), timeout=SECONDS)
         except subprocess.TimeoutExpired:
             return False
         finally:
             _end(process)
-    return process.returncode == 0
+        return process.returncode == 0 and heard.read(len(word) + 1) == word.encode()
 
 
 def _limit() -> None:

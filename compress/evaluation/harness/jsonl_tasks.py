@@ -151,6 +151,8 @@ def _answer_row(line: Line, settings: Settings, where: str) -> dict[str, Any]:
     references = [given] if isinstance(given, str) else list(given or [])
     if not line.prompt:
         raise UserError(f"{where}: the prompt is empty", _HINT)
+    if "" in references:
+        raise UserError(f"{where}: an empty reference is found in every answer", "leave it out")
     if match == "regex":
         for pattern in references:
             try:

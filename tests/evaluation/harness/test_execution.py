@@ -24,6 +24,8 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
         ("assert 1 + 1 == 2", True),
         ("assert 1 + 1 == 3", False),
         ("raise SystemExit(1)", False),
+        ("exit()\nassert 1 + 1 == 3", False),
+        ("import os; os._exit(0)\nassert 1 + 1 == 3", False),
         ("def f(:", False),
         ("x = bytearray(8 << 30)", False),
         ("open('big', 'wb').write(b'0' * (32 << 20))", False),

@@ -170,6 +170,7 @@ def test_a_scorer_that_is_not_there_is_told(spec: str, scorer: Path) -> None:
         (['{"reference": "a"}'], "prompt: missing"),
         (['{"prompt": "a", "referense": "b"}'], "did you mean `reference`"),
         (['{"prompt": "a", "reference": ""}'], "`reference`"),
+        (['{"prompt": "a", "reference": ["b", ""]}'], "empty reference"),
         (['{"prompt": "", "reference": "b"}'], "prompt is empty"),
         (['{"prompt": "a", "reference": 3}'], "`reference`"),
         (['{"prompt": "a", "reference": "(", "match": "regex"}'], "no regular expression"),
