@@ -194,7 +194,8 @@ def main() -> int:
     if arguments.json is not None:
         document = {
             "machine": facts(), "versions": versions("compress", "torch", "transformers", "compressed-tensors"),
-            "model_digest": Checkpoint.open(compress.default_model()).digest(), "policy": policy.name, "policy_sha256": policy.sha256(), "noise_floor": floor, "cases": found,
+            "model_digest": Checkpoint.open(compress.default_model()).digest(),
+            "policy": policy.name, "policy_sha256": policy.sha256(), "noise_floor": floor, "cases": found,
         }  # fmt: skip
         arguments.json.write_text(json.dumps(document, indent=1) + "\n")
     wrong = [row for row in found if (row["verdict"] == "PASS") is not row["good"]]

@@ -48,7 +48,7 @@ def model_record(runtime: Runtime) -> ModelRecord:
         scheme=scheme_of(checkpoint.config),
         weights_bytes=weights_bytes,
         parameters=parameters,
-        bits_per_weight=round(8 * weights_bytes / parameters, 6),
+        bits_per_weight=round(8 * checkpoint.nbytes / parameters, 6),
         tokenizer_sha256=runtime.tokenizer_digest(),
     )
 

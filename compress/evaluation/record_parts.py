@@ -29,8 +29,9 @@ class ModelRecord(_Record):
     """A model as it was scored. `digest` hashes its tensors and its config.
 
     `weights_bytes` is the size of its weight files, `parameters` the weights it stands for (tied ones once), and
-    `bits_per_weight` their quotient in bits; `scheme` is the numeric layout of its linears (see `scheme_of`). A model
-    behind an address shows neither weights nor tokenizer: they are None, and `digest` is over its answers.
+    `bits_per_weight` the bits of all its tensors over them, as in an artifact's manifest; `scheme` is the numeric
+    layout of its linears (see `scheme_of`). A model behind an address shows neither weights nor tokenizer: they are
+    None, and `digest` is over its answers.
     """
 
     name: str

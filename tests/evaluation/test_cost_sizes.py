@@ -51,7 +51,7 @@ def test_every_tensor_of_every_family_is_classified(family: str, tmp_path: Path)
     assert sum(each.weights for each in found.classes) - buffers == parameters == found.weights
     assert sum(each.tensors for each in found.classes) == len(checkpoint.index)
     assert {each.bits_per_weight for each in found.classes} == {32.0}
-    assert found.bits_per_weight == pytest.approx(8 * found.file_bytes / parameters)
+    assert found.bits_per_weight == pytest.approx(8 * (found.file_bytes - found.header_bytes) / parameters)
 
 
 def test_packed_weights_count_as_what_they_stand_for(artifact: Path, tiny: Path) -> None:
@@ -79,6 +79,8 @@ def test_bits_agree_with_the_manifest(artifact: Path) -> None:
     left_out = sum(t.nbytes for n, t in tensors.items() if n.endswith((".weight_shape", ".bias")))
     bits = 8 * (sum(m.bytes + m.scale_bytes for m in packed.values()) - left_out) / sizes.quantized_parameters
     assert bits == pytest.approx(sizes.bits_per_weight, abs=1e-5)
+    whole = size_record(Checkpoint.open(artifact), sizes.parameters)
+    assert whole.bits_per_weight == pytest.approx(sizes.file_bits_per_weight, abs=1e-6)
 
 
 @pytest.mark.parametrize(

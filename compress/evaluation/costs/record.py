@@ -60,7 +60,7 @@ class ClassSize(_Record):
 
 
 class SizeRecord(_Record):
-    """The weight files. file_bytes = the classes' bytes + header_bytes; bits_per_weight counts all of the file.
+    """The weight files. file_bytes = the classes' bytes + header_bytes; bits_per_weight counts all tensors, no headers.
 
     `weights` counts tied ones once. The classes' may add up to more: where the files hold tied tensors twice, or
     buffers that are no parameters.

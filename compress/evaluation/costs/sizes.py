@@ -70,7 +70,7 @@ def size_record(checkpoint: Checkpoint, parameters: int) -> SizeRecord:
         file_bytes=file_bytes,
         header_bytes=file_bytes - checkpoint.nbytes,
         weights=parameters,
-        bits_per_weight=8 * file_bytes / parameters,
+        bits_per_weight=8 * checkpoint.nbytes / parameters,
         classes=_classes(modules),
     )
 
