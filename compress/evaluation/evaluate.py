@@ -17,6 +17,7 @@ from compress.evaluation.kept_answers import Answering
 from compress.evaluation.opened import Opened, open_model
 from compress.evaluation.record_parts import TaskRecord
 from compress.evaluation.records import CostRecord, EvalRecord
+from compress.evaluation.same_tokenizer import require_same_tokenizer
 from compress.evaluation.scope import resolve
 from compress.evaluation.suites import Suite, SuiteTask
 from compress.evaluation.text_scores import Loaded, score_text
@@ -110,6 +111,8 @@ def evaluate_with_samples(
     _check_tasks(wanted.tasks, trust_code)
     candidate = open_model(model, device, dtype)
     reference = None if baseline is None else open_model(baseline, device, dtype)
+    if reference is not None:
+        require_same_tokenizer(candidate.model, reference.model)
     _check_local(wanted, [candidate] if reference is None else [candidate, reference])
     texts = [
         score_text(

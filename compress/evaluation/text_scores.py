@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compress.errors import IntegrityError
 from compress.evaluation.kept_scores import KeptScores
 from compress.evaluation.metrics import score
 from compress.evaluation.record_parts import DataRecord, EnvironmentRecord, ModelRecord, TextRecord
+from compress.evaluation.same_tokenizer import different_tokenizers
 from compress.evaluation.summary import summarise
 from compress.evaluation.text import Text, read_text
 from compress.evaluation.windows import Windows, cut
@@ -86,8 +86,4 @@ def _check_tokenizers(
         theirs = cut(text.documents, reference, seq_len=windows.seq_len, max_tokens=max_tokens)
         same = theirs.sha256() == windows.sha256()
     if not same:
-        raise IntegrityError(
-            f"{candidate.path} and {reference.path} have different tokenizers",
-            "scores are comparable only between models that read a text into the same tokens: give the model that "
-            "this one was made from",
-        )
+        raise different_tokenizers(candidate.path, reference.path)

@@ -100,18 +100,48 @@ def test_a_zeroed_block_fails(run: Callable[..., Result], packaged_model: Path, 
     assert json.loads(result.out)["verdict"] == "FAIL"
 
 
-def test_a_swapped_tokenizer_is_refused(
-    run: Callable[..., Result], tiny: Path, damaged: Path, tmp_path: Path, policy: Path
-) -> None:
-    swapped = Path(shutil.copytree(damaged, tmp_path / "swapped"))
-    tokenizer = json.loads((swapped / "tokenizer.json").read_text())
+@pytest.fixture
+def swapped(damaged: Path, tmp_path: Path) -> Path:
+    """The tiny model at 4 bits with two tokens that have changed places."""
+    copy = Path(shutil.copytree(damaged, tmp_path / "swapped"))
+    tokenizer = json.loads((copy / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
     first, second = [name for name, index in vocabulary.items() if index in (70, 71)]
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
-    (swapped / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (copy / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return copy
+
+
+def test_a_swapped_tokenizer_is_refused(run: Callable[..., Result], tiny: Path, swapped: Path, policy: Path) -> None:
     result = run(swapped, "--baseline", tiny, "--policy", policy)
     assert result.code == 5
     assert "different tokenizers" in result.err
+
+
+TASK_ONLY = """
+version = 1
+gate = [{id = "task", kind = "accuracy_paired", task = "task", margin = 50.0}]
+"""
+
+
+def test_a_swapped_tokenizer_is_refused_where_tasks_alone_are_scored(
+    run: Callable[..., Result], tiny: Path, swapped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", str(swapped), "--baseline", str(tiny), "--tasks", "blimp:4", "--output", "swap.json"]) == 5
+    assert "different tokenizers" in capsys.readouterr().err
+    assert not (tmp_path / "swap.json").exists()
+    (tmp_path / "p.toml").write_text(TASK_ONLY)
+    honest = made(texts=[], tasks=[task(700, 260, 20, 20)])
+    write_record(honest, tmp_path / "eval.json")
+    assert run("eval.json", "--policy", "p.toml").code == 0
+    other = honest.model.model_copy(update={"tokenizer_sha256": "a" * 64})
+    write_record(honest.model_copy(update={"model": other}).sealed(), tmp_path / "eval.json")
+    result = run("eval.json", "--policy", "p.toml")
+    assert result.code == 5
+    assert "different tokenizers" in result.err
+    served = honest.model.model_copy(update={"tokenizer_sha256": None})
+    write_record(honest.model_copy(update={"model": served}).sealed(), tmp_path / "eval.json")
+    assert run("eval.json", "--policy", "p.toml").code == 0  # behind an address: not known
 
 
 @pytest.mark.parametrize("keep", [0, 10, 0.5, 0.99])

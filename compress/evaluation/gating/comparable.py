@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from compress.errors import IntegrityError
 from compress.evaluation.gating.comparison import Comparison
 from compress.evaluation.records import EvalRecord, ModelRecord
+from compress.evaluation.same_tokenizer import require_same_tokenizer
 
 ARITHMETIC = ("runtime", "kernel", "device", "dtype")
 """Fields of the environment that change the numbers of a model scored alone."""
@@ -27,6 +28,7 @@ def compare(
                 f"the record of {record.model.name} has no baseline",
                 "run `compress eval CANDIDATE --baseline BASELINE`, or give --baseline",
             )
+        require_same_tokenizer(record.model, record.baseline)
         found = Comparison(name, record, record.baseline)
     else:
         same = record.baseline is not None and record.baseline.digest == alone.model.digest
