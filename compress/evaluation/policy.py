@@ -76,7 +76,8 @@ class Policy(Section):
     been scored; scores made on anything else are refused, because limits hold for what they were measured on.
 
     `on_inconclusive`: what the data cannot decide counts as a failure, as a pass with a warning, or as what it is;
-    `extend` scores more, in at most `looks` equal steps up to all there is, and spends alpha over the looks.
+    `extend` scores more, in at most `looks` equal steps up to all there is, and spends alpha over the looks. A primary
+    gate that was not measured never passes, with `warn` neither.
     `secondary`: whether a secondary gate that is significantly beyond its limit (Holm over all of them) only warns.
     `allow_identical`: for candidates that are meant to compute exactly what the baseline does, such as another format.
     `seed` is that of the BCa bootstrap.

@@ -291,9 +291,9 @@ def test_a_skipped_gate_never_passes() -> None:
     assert "not above chance" in only.gates[0].message
     assert decided(more=[PASS]).exit_code == 3
     assert decided(more=[PASS], on_inconclusive="fail").exit_code == 1
-    warned = decided(more=[PASS], on_inconclusive="warn")
-    assert warned.exit_code == 0
-    assert "not above chance" in warned.warnings[0]
+    assert decided(more=[PASS], on_inconclusive="warn").exit_code == 3
+    assert decided(more=[PASS, OPEN], on_inconclusive="warn").exit_code == 3
+    assert decided(more=[PASS], on_inconclusive="extend").exit_code == 3
 
 
 def test_a_verdict_is_json_and_comes_back(tmp_path: Path) -> None:

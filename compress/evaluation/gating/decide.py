@@ -1,8 +1,8 @@
 """From comparisons and a policy to a verdict. Free of torch.
 
 All primary gates have to pass (an intersection-union test, so the risk of a false pass stays at alpha without
-correction). What was not measured, or could not be told, is never a pass unless the policy says `warn` or a waiver
-holds.
+correction). What could not be told is never a pass unless the policy says `warn` or a waiver holds; what was not
+measured is none even then, but for a waiver.
 """
 
 from __future__ import annotations
@@ -106,10 +106,9 @@ def overall(results: Sequence[GateResult], policy: Policy) -> tuple[Outcome, lis
     if primary & {"INCONCLUSIVE", "SKIPPED"}:
         if policy.on_inconclusive == "fail":
             return "FAIL", warnings
-        measured = primary - {"SKIPPED"}
-        if policy.on_inconclusive != "warn" or not measured:
+        if policy.on_inconclusive != "warn" or "SKIPPED" in primary:
             return "INCONCLUSIVE", warnings
-        open_ = [r for r in results if r.role == "primary" and r.verdict in ("INCONCLUSIVE", "SKIPPED")]
+        open_ = [r for r in results if r.role == "primary" and r.verdict == "INCONCLUSIVE"]
         warnings += [f"{r.id}: {r.message}" for r in open_]
     return "PASS", warnings
 
