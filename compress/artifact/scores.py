@@ -6,9 +6,11 @@ one text's `summary` at the top; later ones hold `texts`, `tasks` and `generatio
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from compress.artifact.manifest import Parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,17 @@ class TaskScore:
     flips: int | None
     gates: bool
     why_not: str | None
+
+
+def scored_against(record: Mapping[str, Any] | None, parents: Sequence[Parent]) -> str | None:
+    """The name of the model that a record compares with where that is not the last of `parents`; else None.
+
+    What an artifact lost is told against its parent; scores against anything else, itself above all, say nothing of it.
+    """
+    baseline = (record or {}).get("baseline")
+    if not isinstance(baseline, Mapping) or baseline.get("digest") == parents[-1].digest:
+        return None
+    return str(baseline.get("name"))
 
 
 def headline_scores(record: Mapping[str, Any] | None) -> dict[str, Score]:

@@ -14,7 +14,7 @@ from compress.artifact.lock import LockedError, is_locked
 from compress.artifact.manifest import EVAL_NAME
 from compress.artifact.output import Identity, existing, lock_path, resolve_output, staging_path
 from compress.artifact.reader import LATEST, Artifact, is_artifact
-from compress.artifact.scores import Score, headline_scores
+from compress.artifact.scores import Score, headline_scores, scored_against
 from compress.artifact.staging import Staging
 from compress.errors import CompressError
 
@@ -122,7 +122,10 @@ def update_latest(version: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One artifact as `compress list` shows it. `problem` is set, and the rest empty, where it cannot be read."""
+    """One artifact as `compress list` shows it. `problem` is set, and the rest empty, where it cannot be read.
+
+    `against` names the model that `scores` compare with where that is not the parent.
+    """
 
     path: Path
     name: str
@@ -135,6 +138,7 @@ class Row:
     created: str | None = None
     latest: bool = False
     scores: dict[str, Score] = field(default_factory=dict)
+    against: str | None = None
     problem: str | None = None
 
 
@@ -166,9 +170,10 @@ def _row(path: Path) -> Row:
         artifact = Artifact.open(path)
     except CompressError as error:
         return Row(path, name, problem=error.message)
-    problem = None
+    problem = against = None
     try:
-        scores = headline_scores(artifact.eval())
+        record = artifact.eval()
+        scores, against = headline_scores(record), scored_against(record, artifact.manifest.parents)
     except (CompressError, ValueError) as error:
         scores, problem = {}, str(error)
     manifest = artifact.manifest
@@ -184,6 +189,7 @@ def _row(path: Path) -> Row:
         created=manifest.created,
         latest=_is_latest(path),
         scores=scores,
+        against=against,
         problem=problem,
     )
 

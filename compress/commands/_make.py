@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from compress.artifact.scores import task_scores
+from compress.artifact.scores import scored_against, task_scores
 from compress.commands import _environment
 from compress.commands._options import Quantize, RunRecipe
 from compress.commands._output import View, duration, number, relative, size
@@ -48,6 +48,8 @@ def _show(result: QuantizeResult, view: View) -> None:
     ]
     title = f"{manifest.parents[-1].name}: {artifact.method}, {artifact.scheme}, {duration(result.seconds)}"
     view.table(title, ("", ">PARENT", ">ARTIFACT"), rows)
+    if (against := scored_against(result.evaluation, manifest.parents)) is not None:
+        view.warn(f"the attached scores are against {against}, not against the parent")
     for fallback in manifest.fallbacks:
         view.warn(f"{fallback.name}: {fallback.action} ({fallback.reason})")
     if result.not_scored is not None:

@@ -28,7 +28,8 @@ def list_(options: List, view: View) -> None:
     """List the artifacts in a directory, three levels deep. `*` marks the one that `latest` names.
 
     The scores are those of the attached eval.json against the parent: mean KL in nats per token, share of tokens with
-    the same likeliest next token, perplexity over the parent's. `-` where an artifact was not scored.
+    the same likeliest next token, perplexity over the parent's. `-` where an artifact was not scored; scores against
+    another model than the parent end with `against` and its name.
 
     Examples:
 
@@ -43,7 +44,7 @@ def list_(options: List, view: View) -> None:
     rows = list_artifacts(options.directory)
     lines = columns(
         [
-            ("PATH", "METHOD", "SCHEME", "BITS", "SIZE", "ID", "MADE", "KL", "TOP-1", "PPL RATIO"),
+            ("PATH", "METHOD", "SCHEME", "BITS", "SIZE", "ID", "MADE", "KL", "TOP-1", "PPL RATIO", ""),
             *(
                 (
                     relative(row.path) + (" *" if row.latest else ""),
@@ -56,6 +57,7 @@ def list_(options: List, view: View) -> None:
                     _value(row.scores.get("kl_mean")),
                     _share(row.scores.get("top1_agreement")),
                     _value(row.scores.get("perplexity_ratio")),
+                    "" if row.against is None else f"against {row.against}",
                 )
                 for row in rows
                 if row.problem is None

@@ -36,7 +36,7 @@ def show(options: Show, view: View) -> None:
       $ compress show ./artifact --json
     """
     from compress.artifact.reader import Artifact
-    from compress.artifact.scores import further_texts, generation_scores, headline_scores, task_scores
+    from compress.artifact.scores import further_texts, generation_scores, headline_scores, scored_against, task_scores
 
     artifact = Artifact.open(options.artifact)
     layers = artifact.layers()
@@ -45,16 +45,19 @@ def show(options: Show, view: View) -> None:
     kept = [layer for layer in layers if layer.get("scheme") is None]
     record = artifact.eval()
     scores, tasks = headline_scores(record), task_scores(record)
+    against = scored_against(record, artifact.manifest.parents)
     more = {**further_texts(record), "generation": generation_scores(record)}
     document = {**_document(artifact, layers, worst, kept, scores), "tasks": tasks, "further_scores": more}
-    view.result(document, _lines(artifact, layers, kept, scores))
+    document["scored_against"] = against
+    view.result(document, _lines(artifact, layers, kept, scores, against))
     for name, further in more.items():
         if further:
             values = [(key.replace("_", " "), score_text(score)) for key, score in further.items()]
             view.table(f"Scores: {name}", ("", ">VALUE"), values)
     if tasks:
+        before = ">PARENT" if against is None else f">{against}"
         view.table(
-            "Tasks", ("TASK", ">ITEMS", ">PARENT", ">ARTIFACT", ">FLIPS", "NOTE"), [_task_row(task) for task in tasks]
+            "Tasks", ("TASK", ">ITEMS", before, ">ARTIFACT", ">FLIPS", "NOTE"), [_task_row(task) for task in tasks]
         )
     fallbacks = artifact.manifest.fallbacks
     if fallbacks:
@@ -96,7 +99,11 @@ def _document(
 
 
 def _lines(
-    artifact: Artifact, layers: list[dict[str, Any]], kept: list[dict[str, Any]], scores: dict[str, Score]
+    artifact: Artifact,
+    layers: list[dict[str, Any]],
+    kept: list[dict[str, Any]],
+    scores: dict[str, Score],
+    against: str | None,
 ) -> list[str]:
     manifest = artifact.manifest
     sizes, calibration = manifest.sizes, manifest.calibration
@@ -118,6 +125,8 @@ def _lines(
         ("linears", f"{len(layers) - len(kept)} quantised, {len(kept)} left as they were"),
         ("fallbacks", len(manifest.fallbacks)),
     ]
+    if against is not None:
+        pairs.append(("scored against", f"{against}, not the parent {manifest.parents[-1].name}"))
     pairs += [(name.replace("_", " "), score_text(score)) for name, score in scores.items()]
     if not scores:
         pairs.append(("scores", f"none yet: compress eval {relative(artifact.path)}"))

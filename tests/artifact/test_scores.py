@@ -9,7 +9,15 @@ import pytest
 
 from compress.artifact.attach import attach_eval
 from compress.artifact.reader import Artifact
-from compress.artifact.scores import Score, TaskScore, further_texts, generation_scores, headline_scores, task_scores
+from compress.artifact.scores import (
+    Score,
+    TaskScore,
+    further_texts,
+    generation_scores,
+    headline_scores,
+    scored_against,
+    task_scores,
+)
 from compress.artifact.verify import verify
 
 
@@ -62,6 +70,18 @@ def test_what_a_record_shows() -> None:
         "degenerate": Score(0.0),
         "empty": Score(0.0),
     }
+
+
+def test_scores_against_another_model_than_the_parent_name_it(finished: Path) -> None:
+    parents = Artifact.open(finished).manifest.parents
+    honest = {**RECORD, "baseline": {"name": "what it was", "digest": parents[-1].digest}}
+    other = {**RECORD, "baseline": {"name": "it|self", "digest": "f" * 64}}
+    assert scored_against(honest, parents) is scored_against(RECORD, parents) is scored_against(None, parents) is None
+    assert scored_against(other, parents) == "it|self"
+    attach_eval(finished, other)
+    assert "Scored against it\\|self, not against the parent" in (finished / "README.md").read_text()
+    attach_eval(finished, honest)
+    assert "Scored against" not in (finished / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,15 @@ def test_list_shows_kl_agreement_and_perplexity_ratio(run: Callable, made: Path)
     assert row.split()[-3:] == [f"{kl:.4g}", f"{agreement:.1%}", f"{ratio:.4g}"]
 
 
+def test_scores_against_itself_are_shown_as_such(run: Callable, copy: Path) -> None:
+    assert run("eval", copy, "--baseline", copy, "--max-tokens", 2600, "--attach").code == 0
+    assert run("list", copy.parent).out.splitlines()[1].endswith("against copy")
+    assert run("list", copy.parent, "--json").json["artifacts"][0]["against"] == "copy"
+    assert "copy, not the parent tales-6m" in run("show", copy).out
+    assert run("show", copy, "--json").json["scored_against"] == "copy"
+    assert "scored against copy, which it was not made from" in run("gate", copy).refused(5)
+
+
 def test_eval_scores_a_suite_and_tasks_item_by_item(run: Callable, copy: Path, tmp_path: Path) -> None:
     (tmp_path / "own.jsonl").write_text(
         '{"prompt": "The sky is", "choices": [" blue", " made of cheese"], "reference": 0}\n' * 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from compress.artifact import verify
 from compress.artifact.attach import attach_eval
+from compress.artifact.store import list_artifacts
 from compress.errors import IntegrityError, UserError
 from compress.evaluation.evaluate import evaluate
 from compress.evaluation.gate import gate
@@ -77,6 +79,25 @@ def test_an_artifact_without_scores_needs_a_baseline(artifact: Path, tiny: Path,
     with pytest.raises(UserError, match="was not scored"):
         gate(artifact, policy=bound)
     assert gate(artifact, tiny, bound, device="cpu").verdict == "PASS"
+
+
+def test_scores_against_itself_say_nothing_of_an_artifact(
+    artifact: Path, tiny: Path, text: Path, tmp_path: Path, bound: Policy
+) -> None:
+    itself = Path(shutil.copytree(artifact, tmp_path / "itself"))
+    attach_eval(artifact, evaluate(artifact, itself, data=text, device="cpu").to_bytes())
+    for candidate in (artifact, artifact / "eval.json"):
+        with pytest.raises(IntegrityError, match="was scored against itself, which it was not made from") as refused:
+            gate(candidate, policy=bound)
+        assert "--baseline" in str(refused.value.hint)
+    assert gate(artifact, itself, bound).verdict == "PASS"  # asked for by name: an A/A run
+    kl = list_artifacts(artifact.parent)[0]
+    assert (kl.scores["kl_mean"].value, kl.against) == (0.0, "itself")
+    assert f"Scored against itself, not against the parent {tiny.name}" in (artifact / "README.md").read_text()
+    attach_eval(artifact, evaluate(artifact, tiny, data=text, device="cpu").to_bytes())
+    assert list_artifacts(artifact.parent)[0].against is None
+    assert "Scored against" not in (artifact / "README.md").read_text()
+    assert gate(artifact, policy=bound).baseline.name == tiny.name
 
 
 def flip(path: Path, at: int) -> None:

@@ -98,6 +98,7 @@ def _records(wanted: _Wanted, policy: Policy, scoring: Scoring) -> tuple[EvalRec
     if baseline is None:
         if record is None:
             raise UserError(f"{candidate} was not scored against a baseline, and none is given", "add --baseline MODEL")
+        _require_parent(candidate, record)
         return record, None, False
     if is_file(baseline):
         alone = read_record(baseline)
@@ -147,6 +148,29 @@ def _own_record(path: str | Path, policy: Policy, *, paired: bool = False) -> Ev
     if (paired and record.baseline is None) or not _serves(record, policy):
         return None
     return record
+
+
+def _require_parent(candidate: str | Path, record: EvalRecord) -> None:
+    """Where nobody says what to compare with, an artifact is held against what it was made from, and nothing else.
+
+    Its own scores could name any model, itself too, and would then pass whatever was lost.
+    """
+    from compress.artifact.reader import Artifact, is_artifact
+    from compress.models.checkpoint import Checkpoint
+
+    directory = Path(candidate).parent if is_file(candidate) else Checkpoint.open(candidate).path
+    if record.baseline is None or not is_artifact(directory):
+        return
+    artifact = Artifact.open(directory)
+    if record.artifact_id != artifact.artifact_id:
+        return
+    parents = artifact.manifest.parents
+    if record.baseline.digest not in {parent.digest for parent in parents}:
+        raise IntegrityError(
+            f"{candidate} was scored against {record.baseline.name}, which it was not made from; its parent is "
+            f"{parents[-1].name}",
+            "give --baseline MODEL, the model to compare with",
+        )
 
 
 def _serves(record: EvalRecord, policy: Policy) -> bool:
