@@ -15,6 +15,9 @@ from pathlib import Path
 
 TOKENS = 4096
 
+RESULTS = frozenset({"verdict.json", "verdict.records.json.gz", "gate.xml", "gate.md", "gate.html"})
+"""What gate.sh leaves where there is a verdict."""
+
 POLICY = """version = 1
 name = "small"
 data = "tales_heldout"

@@ -20,7 +20,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from gate_scenarios import SCENARIOS, prepare
+from gate_scenarios import RESULTS, SCENARIOS, prepare
 
 GATE = Path(__file__).resolve().parents[1] / "docs" / "ci" / "gate.sh"
 ALONE = ("unshare", "--net", "--map-root-user")
@@ -95,7 +95,7 @@ def check_gate(installed: Installed, base: Path) -> None:
     for scenario in SCENARIOS:
         installed.call(scenario.code, *alone, "sh", str(script), *scenario.arguments)
         found = {path.name for path in (installed.work / "gate-results").iterdir()}
-        wanted = {"verdict.json", "gate.xml", "gate.md", "gate.html"} if scenario.verdict else set()
+        wanted = RESULTS if scenario.verdict else frozenset()
         if found != wanted:
             sys.exit(f"gate.sh wrote {sorted(found)} for the scenario {scenario.name}, not {sorted(wanted)}")
 

@@ -18,7 +18,8 @@ from compress.commands._output import View, relative
 from compress.errors import UserError
 
 if TYPE_CHECKING:
-    from compress.evaluation.verdict import Verdict
+    from compress.evaluation.gate import Decision
+    from compress.evaluation.gating.check import Checked
 
 OUTCOMES = {"PASS": Outcome.OK, "FAIL": Outcome.GATE_FAILED, "INCONCLUSIVE": Outcome.INCONCLUSIVE}
 WRITTEN = ("output", "junit", "markdown")
@@ -53,7 +54,7 @@ class Gate(Machine):
     check: Annotated[
         Path | None,
         typer.Option(
-            help="Check a verdict file and repeat its exit code; with CANDIDATE also derive it again from the records.",
+            help="Derive a verdict again from the records that --output kept beside it (or CANDIDATE), as of today.",
             metavar="VERDICT",
             rich_help_panel=INSTEAD,
         ),
@@ -85,7 +86,7 @@ class Gate(Machine):
     allowed_signers: Annotated[
         Path | None,
         typer.Option(
-            help="With --check: the verdict must be signed by one of these (see ssh-keygen, ALLOWED SIGNERS).",
+            help="With --check: one of these must have signed it (see ssh-keygen, ALLOWED SIGNERS); needs no records.",
             metavar="FILE",
             rich_help_panel=INSTEAD,
         ),
@@ -130,9 +131,9 @@ def gate(options: Gate, view: View) -> Outcome:
         raise UserError(
             "missing argument 'CANDIDATE'", "name an artifact, a model or an eval.json; see `compress gate --help`"
         )
-    from compress.workflows import api
+    from compress.evaluation.gate import decide_release
 
-    verdict = api.gate(
+    done = decide_release(
         options.candidate,
         baselines or None,
         options.policy,
@@ -141,9 +142,9 @@ def gate(options: Gate, view: View) -> Outcome:
         cache_dir=options.cache_dir,
         progress=view.progress(),
     )
-    _publish(options, verdict, view)
-    show_verdict(verdict, view)
-    return OUTCOMES[verdict.verdict]
+    _publish(options, done, view)
+    show_verdict(done.verdict, view)
+    return OUTCOMES[done.verdict.verdict]
 
 
 def parse_baselines(given: list[str]) -> dict[str, str]:
@@ -171,15 +172,19 @@ def _check(options: Gate, baselines: dict[str, str], view: View) -> Outcome:
     from compress.evaluation.gate import check
 
     assert options.check is not None
-    if options.allowed_signers is not None:
-        from compress.evaluation.gating.signing import verify
-
-        view.note(f"signed by {verify(options.check, options.allowed_signers)}")
-    verdict = check(options.check, options.candidate, baselines or None, options.policy)
-    view.note("it follows from the records" if options.candidate else "its hash holds; give the records to derive it")
-    _publish(options, verdict, view)
-    show_verdict(verdict, view)
-    return OUTCOMES[verdict.verdict]
+    done = check(
+        options.check, options.candidate, baselines or None, options.policy, allowed_signers=options.allowed_signers
+    )
+    if done.signer is not None:
+        view.note(f"signed by {done.signer}")
+    if done.derived:
+        which = "" if options.policy else "; its limits are its own: --policy FILE holds it to yours"
+        view.note(f"it follows from the records and the policy {done.verdict.policy}{which}")
+    else:
+        view.note("its hash and its signature hold; it was not derived again, because the records are not here")
+    _publish(options, done, view)
+    show_verdict(done.verdict, view)
+    return OUTCOMES[done.verdict.verdict]
 
 
 def _plan(options: Gate, baselines: dict[str, str], view: View) -> Outcome:
@@ -211,12 +216,18 @@ def _noise(options: Gate, baselines: dict[str, str], view: View) -> Outcome:
     return Outcome.OK
 
 
-def _publish(options: Gate, verdict: Verdict, view: View) -> None:
-    """Writes what was asked for: the verdict first, because all else follows from it."""
+def _publish(options: Gate, done: Decision | Checked, view: View) -> None:
+    """Writes what was asked for: the verdict after what it rests on, and before all that follows from it."""
+    from compress.evaluation.gating.evidence import evidence_path, write_evidence
     from compress.evaluation.reports import github
     from compress.evaluation.verdict import write_verdict
 
+    verdict = done.verdict
     if options.output is not None:
+        if done.policy is None:
+            evidence_path(options.output).unlink(missing_ok=True)
+        else:
+            write_evidence(options.output, done.policy, done.records)
         write_verdict(verdict, options.output)
         view.note(f"verdict written to {relative(options.output)}")
         if options.sign is not None:

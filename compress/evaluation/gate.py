@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compress.errors import IntegrityError, UserError
+from compress.errors import IntegrityError
+from compress.evaluation.gating.check import NO_MORE_TO_READ, NO_MORE_TO_SCORE, Checked, check_verdict
 from compress.evaluation.gating.comparable import compare
 from compress.evaluation.gating.decide import Look, decide
 from compress.evaluation.gating.noise import find_noise, refuse_below_noise
@@ -16,15 +18,25 @@ from compress.evaluation.gating.plan import GatePlan, plan
 from compress.evaluation.gating.scoring import Scoring, planned_tokens
 from compress.evaluation.gating.sources import FIRST, Gathered, gather, is_file
 from compress.evaluation.policy import Policy, default_policy, load_policy
-from compress.evaluation.verdict import Verdict, read_verdict
+from compress.evaluation.records import EvalRecord
+from compress.evaluation.verdict import Verdict
 
 if TYPE_CHECKING:
     from compress.progress import Progress
 
-__all__ = ["check", "compare", "gate", "measure_floor", "plan_gate", "refuse_policy_below"]
+__all__ = ["check", "compare", "decide_release", "gate", "measure_floor", "plan_gate", "refuse_policy_below"]
 
 PathLike = str | Path
 Baselines = PathLike | Mapping[str, PathLike] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A verdict, and the policy and records that it can be derived from again."""
+
+    verdict: Verdict
+    policy: Policy
+    records: tuple[EvalRecord, ...]
 
 
 def gate(
@@ -51,6 +63,32 @@ def gate(
         IntegrityError: damaged or edited files, or records of other tokens, tokenizers, baselines or arithmetic.
         WorkError: scoring failed.
     """
+    return decide_release(
+        candidate,
+        baseline,
+        policy,
+        device=device,
+        dtype=dtype,
+        cache_dir=cache_dir,
+        noise=noise,
+        today=today,
+        progress=progress,
+    ).verdict
+
+
+def decide_release(
+    candidate: PathLike,
+    baseline: Baselines = None,
+    policy: PathLike | Policy | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    cache_dir: PathLike | None = None,
+    noise: NoiseRecord | None = None,
+    today: datetime.date | None = None,
+    progress: Progress | None = None,
+) -> Decision:
+    """As `gate`, with what the verdict rests on."""
     rules = _policy(policy)
     named = _named(baseline)
     scoring = Scoring(device, dtype, cache_dir, progress)
@@ -58,23 +96,22 @@ def gate(
     gathered = gather(candidate, named, rules, scoring, share=1 / looks)
     verdict = _decide(gathered, rules, Look(1, looks), noise, today)
     if looks == 1 or verdict.verdict != "INCONCLUSIVE":
-        return verdict
+        return Decision(verdict, rules, gathered.records())
     if is_file(candidate) or not named or any(is_file(path) for path in named.values()):
-        more = "cannot be extended: records hold no more than they hold; give the models to score more"
-        return _with_warning(verdict, more)
+        return Decision(_with_warning(verdict, NO_MORE_TO_READ), rules, gathered.records())
     size = _size(gathered)
     number = 1
     for step in range(2, looks + 1):
         if step < looks and rules.suite is None and (planned_tokens(candidate, rules, step / looks) or 0) <= size:
             continue
-        gathered = gather(candidate, named, rules, scoring, share=step / looks, fresh=True)
-        if _size(gathered) <= size:
+        larger = gather(candidate, named, rules, scoring, share=step / looks, fresh=True)
+        if _size(larger) <= size:
             continue
-        size, number = _size(gathered), number + 1
+        gathered, size, number = larger, _size(larger), number + 1
         verdict = _decide(gathered, rules, Look(number, looks), noise, today)
         if verdict.verdict != "INCONCLUSIVE":
-            return verdict
-    return _with_warning(verdict, "still open after all there is was scored")
+            return Decision(verdict, rules, gathered.records())
+    return Decision(_with_warning(verdict, NO_MORE_TO_SCORE), rules, gathered.records())
 
 
 def plan_gate(
@@ -137,43 +174,30 @@ def check(
     candidate: PathLike | None = None,
     baseline: Baselines = None,
     policy: PathLike | Policy | None = None,
-) -> Verdict:
-    """The verdict in a file, after its hash was checked; with the records and the policy, derived from them again.
+    *,
+    allowed_signers: PathLike | None = None,
+    today: datetime.date | None = None,
+) -> Checked:
+    """A verdict made elsewhere, as it stands today: derived again from its records, or vouched for by a signer.
 
-    candidate, baseline: the eval.json files that the verdict rests on. Nothing is scored. policy: the one that it must
-    have been decided by; the default one if None and a candidate is given.
+    Records and policy are those given, else the ones found beside the file by their hashes in it: what `--output` keeps
+    there, an eval.json, a policy's TOML, a packaged policy. Nothing is scored. A waiver that has expired since is void.
+    candidate, baseline: the eval.json files that the verdict rests on. policy: the one that it must have been decided
+    by. allowed_signers: the file must be signed by one of these; a verdict without its records counts only then.
 
     Raises:
         UserError: there is no such file, or a baseline is given without a candidate.
-        IntegrityError: the file was edited, or the records and the policy do not give this verdict.
+        IntegrityError: the file was edited, contradicts itself, does not follow from the records and the policy, is not
+            signed as asked, or cannot be checked for lack of records.
     """
-    verdict = read_verdict(path)
-    rules = _policy(policy)
-    if (policy is not None or candidate is not None) and rules.sha256() != verdict.policy_sha256:
-        raise IntegrityError(
-            f"{path} was decided by the policy {verdict.policy!r} with other contents than {rules.name!r} has",
-            "give the --policy that it was decided by",
-        )
-    if candidate is None:
-        if baseline is not None:
-            raise UserError("a baseline alone derives no verdict again", "give the candidate's eval.json too")
-        return verdict
-    gathered = gather(candidate, _named(baseline), rules, Scoring(), may_score=False)
-    again = decide(
-        gathered.comparisons,
-        rules,
-        text=gathered.text,
-        look=Look(verdict.look, verdict.looks),
-        noise=verdict.noise,
-        today=verdict.created,
-    )
-    for field in ("candidate", "baselines", "records", "gates", "verdict", "alpha_per_look"):
-        if getattr(again, field) != getattr(verdict, field):
-            raise IntegrityError(
-                f"{path} does not follow from the records: its `{field}` would be another",
-                "it was made from other records, by another version, or by hand: run `compress gate` again",
-            )
-    return verdict
+    signer = None
+    if allowed_signers is not None:
+        from compress.evaluation.gating.signing import verify
+
+        signer = verify(Path(path), Path(allowed_signers))
+    rules = None if policy is None else _policy(policy)
+    day = today or datetime.datetime.now(datetime.UTC).date()
+    return check_verdict(Path(path), candidate, _named(baseline), rules, signer, day)
 
 
 def _decide(

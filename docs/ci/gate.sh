@@ -5,7 +5,8 @@
 #
 # CANDIDATE is an artifact, a model directory or an eval.json. The exit code is the answer: 0 passed, 1 failed,
 # 2 a mistake in the request or a policy that the data cannot decide, 3 inconclusive, 4 the work failed,
-# 5 damaged or not comparable. Results are in $GATE_OUTPUT: verdict.json, gate.xml (JUnit), gate.md, gate.html.
+# 5 damaged or not comparable. Results are in $GATE_OUTPUT: verdict.json (and what it rests on, verdict.records.json.gz),
+# gate.xml (JUnit), gate.md, gate.html.
 #
 #   COMPRESS       the program; `compress` if unset
 #   GATE_OUTPUT    folder for the results; `gate-results` if unset
@@ -28,7 +29,7 @@ candidate=$1
 shift
 
 mkdir -p "$GATE_OUTPUT" || exit 4
-for name in verdict.json gate.xml gate.md gate.html trend.html; do
+for name in verdict.json verdict.records.json.gz gate.xml gate.md gate.html trend.html; do
     rm -f "$GATE_OUTPUT/$name" || exit 4 # what an earlier run left must not pass for this one's
 done
 

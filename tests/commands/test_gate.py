@@ -34,9 +34,12 @@ def test_a_verdict_can_be_checked_later(run: Callable, scored: str, tmp_path: Pa
     written = run(*words, "--output", "v.json", "--junit", "v.xml", "--markdown", "v.md")
     assert written.code == 0
     assert all((tmp_path / name).stat().st_size for name in ("v.json", "v.xml", "v.md"))
-    assert "give the records" in run("gate", "--check", "v.json").err
-    again = run(*words, "--check", "v.json")
-    assert (again.code, "follows from the records" in again.err) == (0, True)
+    for check in (("gate", "--check", "v.json"), (*words, "--check", "v.json")):
+        again = run(*check)
+        assert (again.code, "follows from the records" in again.err) == (0, True)
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "v.json").write_bytes((tmp_path / "v.json").read_bytes())
+    assert "cannot be checked" in run("gate", "--check", "alone/v.json").refused(5)
     (tmp_path / "other.toml").write_text(POLICY.format(limit=0.03))
     for records in ((), (scored,)):
         run("gate", *records, "--check", "v.json", "--policy", "other.toml").refused(5)

@@ -17,7 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from compress.cli import main
 from compress.evaluation.evaluate import evaluate
+from compress.evaluation.gate import gate
 from compress.evaluation.records import EvalRecord, write_record
+from compress.evaluation.verdict import read_verdict, write_verdict
 from tests.evaluation.gate_records import model, task
 from tests.evaluation.gate_records import record as made
 from tests.evaluation.gate_records import text as made_text
@@ -252,6 +254,32 @@ def test_a_verdict_file_repeats_its_code_and_reports_are_written(
     (tmp_path / "v.json").write_text(json.dumps(document))
     assert run("--check", "v.json").code == 5
     assert run("--check", "nothing.json").code == 2
+
+
+def test_a_forged_verdict_is_refused(run: Callable[..., Result], scored: Path, policy: Path, tmp_path: Path) -> None:
+    policy.write_text(policy.read_text().replace("max = 0.5", "max = 1e-9"))
+    assert run(scored, "--policy", policy, "--output", "v.json").code == 1
+    verdict = read_verdict(tmp_path / "v.json")
+    gates = [gate.model_copy(update={"verdict": "PASS"}) for gate in verdict.gates]
+    write_verdict(verdict.model_copy(update={"verdict": "PASS", "gates": gates}).sealed(), tmp_path / "v.json")
+    for words in ((), ("--policy", policy), (scored, "--policy", policy)):
+        result = run(*words, "--check", "v.json")
+        assert (result.code, result.out) == (5, "")
+
+
+def test_a_waiver_is_not_revived_by_a_backdated_verdict(
+    run: Callable[..., Result], scored: Path, policy: Path, tmp_path: Path
+) -> None:
+    day = datetime.datetime.now(datetime.UTC).date() - datetime.timedelta(days=20)
+    waiver = f'\n[[waiver]]\ngate = "kl"\nuntil = {(day + datetime.timedelta(days=2)).isoformat()}\nreason = "x"\n'
+    policy.write_text(policy.read_text().replace("max = 0.5", "max = 1e-9") + waiver)
+    backdated = gate(scored, policy=policy, today=day)
+    assert backdated.exit_code == 0
+    write_verdict(backdated, tmp_path / "backdated.json")
+    for words in ((), (scored, "--policy", policy)):
+        result = run(*words, "--check", "backdated.json")
+        assert result.code == 1
+        assert "its waiver has expired" in result.out
 
 
 def test_a_step_summary_is_written_where_the_ci_asks_for_one(

@@ -32,6 +32,11 @@ class Gathered:
     text: str | None
     scored: bool
 
+    def records(self) -> tuple[EvalRecord, ...]:
+        """Every record that the comparisons hold, of the candidate and of baselines scored alone."""
+        sides = self.comparisons.values()
+        return tuple(each for side in sides for each in (side.record, side.alone) if each is not None)
+
 
 def gather(
     candidate: str | Path,
@@ -63,7 +68,7 @@ def gather(
             gate.lockstep for gate in policy.gate if gate.baseline == name or (first and gate.baseline is None)
         )
         record, alone, made = _records(_Wanted(candidate, baseline, lockstep, share, fresh, may_score), policy, scoring)
-        on = _check_data(record, policy, share if made else 1.0)
+        on = check_data(record, policy, share if made else 1.0)
         found[name] = compare(record, alone, name=name, allow_identical=policy.allow_identical)
         if first:
             text, scored = on, made
@@ -190,8 +195,12 @@ def _on(record: EvalRecord, data: str) -> str | None:
     return next((text.data.name for text in record.texts if text.data.sha256 == wanted), None)
 
 
-def _check_data(record: EvalRecord, policy: Policy, share: float) -> str | None:
-    """The name of the policy's text in a record. Raises IntegrityError for scores on anything else."""
+def check_data(record: EvalRecord, policy: Policy, share: float) -> str | None:
+    """The name of the policy's text in a record of a share of all there is.
+
+    Raises:
+        IntegrityError: the scores are on anything else.
+    """
     if policy.suite is not None:
         suite = suite_of(policy, share)
         if record.suite is None or record.suite.sha256 != suite.sha256():
