@@ -208,4 +208,6 @@ def test_a_floor_includes_tasks_and_answers(runtime: TransformersRuntime) -> Non
 def test_the_floor_is_measured_on_what_the_policy_scores(tiny: Path, text: Path) -> None:
     noise = measure_floor(tiny, policy(text), device="cpu")
     assert list(noise.data) == [text.stem]
+    shorter = measure_floor(tiny, policy(text).model_copy(update={"seq_len": 32}), device="cpu")
+    assert shorter.data != noise.data
     assert noise.model == tiny.name

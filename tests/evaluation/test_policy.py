@@ -91,6 +91,8 @@ def test_inline_gates_read_the_same(tmp_path: Path) -> None:
         (SOUND.replace("kl_mean", "dp_tail").replace("max", "max_drop"), "dp_rms"),
         (SOUND.replace('kind = "kl_mean"\nmax = 0.04', ACCURACY + "margin = 0"), "margin above 0"),
         ('suite = "pr"\ndata = "tales_heldout"' + SOUND, "no place beside it"),
+        ('suite = "pr"\nseq_len = 64' + SOUND, "no place beside it"),
+        ("seq_len = 1" + SOUND, "seq_len"),
         ("looks = 1" + SOUND, "looks"),
         (SOUND.replace('"kl"', '"schemes"'), "profiles use that word"),
         (SOUND + WAIVER.replace('"kl"', '"k"'), "`k`, which the policy does not hold"),
