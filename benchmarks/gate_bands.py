@@ -188,7 +188,7 @@ def main() -> int:
     noise_file = arguments.work / "noise.json"
     if not noise_file.is_file():
         write_noise(measure_floor(compress.default_model(), policy.model_copy(update={"max_tokens": 4200})), noise_file)
-    floor = {name: value.high for name, value in read_noise(noise_file).values.items()}
+    floor = read_noise(noise_file).largest()
     found = list(rows(cases, arguments.work, arguments.tokens, policy))
     show(found, floor)
     if arguments.json is not None:

@@ -273,6 +273,26 @@ def test_the_noise_floor_is_kept_and_reported(
     verdict = json.loads(run(tiny, "--baseline", tiny, "--policy", policy, "--json").out)
     assert verdict["noise"] == noise
     assert verdict["gates"][0]["estimate"] == 0.0
+    largest = max(abs(noise["values"]["ppl_ratio"][end]) for end in ("low", "high"))
+    said = f"ppl_ratio {largest:.2g}"
+    result = run(tiny, "--baseline", tiny, "--policy", policy, "--markdown", "v.md", "--junit", "v.xml")
+    assert result.code == 0
+    for shown in (result.err, *((tmp_path / name).read_text().replace("\\", "") for name in ("v.md", "v.xml"))):
+        assert said in " ".join(shown.split())
+
+
+def test_a_model_against_itself_says_that_no_floor_was_measured(
+    run: Callable[..., Result], tiny: Path, damaged: Path, policy: Path, tmp_path: Path
+) -> None:
+    policy.write_text(policy.read_text().replace("6000", "2600"))
+    result = run(tiny, "--baseline", tiny, "--policy", policy, "--markdown", "v.md", "--output", "v.json")
+    assert result.code == 0
+    assert json.loads((tmp_path / "v.json").read_text())["noise"] is None
+    for shown in (result.err, (tmp_path / "v.md").read_text().replace("\\", "")):
+        assert "noise floor: not measured; `compress gate --noise-floor" in " ".join(shown.split())
+    other = run(damaged, "--baseline", tiny, "--policy", policy, "--markdown", "v.md")
+    assert "noise floor" not in other.err
+    assert "not measured" in (tmp_path / "v.md").read_text()
 
 
 @pytest.mark.parametrize(
