@@ -180,6 +180,25 @@ def test_an_underpowered_policy_is_refused_beforehand_and_inconclusive_afterward
     assert run("large.json", "--policy", "p.toml").code == 0
 
 
+HOPELESS = [
+    ('suite = "smoke"', '{id = "g", kind = "speed_ratio", min = 1.0}', "does not score"),
+    ('suite = "smoke"', '{id = "g", kind = "generation_identical", min = 0.5}', "does not score"),
+    ('suite = "smoke"', '{id = "g", kind = "kl_mean", max = 1.0, text = "wikitext-2"}', "does not score"),
+    ("max_tokens = 1600", '{id = "g", kind = "kl_mean", max = 1.0}', "an interval needs 5"),
+    ("max_tokens = 2900", '{id = "g", kind = "kl_p999", max = 1.0}', "needs 2,995 tokens"),
+]
+
+
+@pytest.mark.parametrize(("data", "gate", "message"), HOPELESS)
+def test_a_policy_that_nothing_could_decide_is_refused_beforehand(
+    run: Callable[..., Result], tmp_path: Path, data: str, gate: str, message: str
+) -> None:
+    (tmp_path / "p.toml").write_text(f"version = 1\n{data}\ngate = [{gate}]\n")
+    result = run("--plan", "--policy", "p.toml")
+    assert (result.code, result.out) == (2, "")
+    assert message in " ".join(result.err.split())
+
+
 def test_kl_between_two_files_that_do_not_hold_it_is_refused(
     run: Callable[..., Result], tiny: Path, damaged: Path, text: Path, policy: Path, tmp_path: Path
 ) -> None:
