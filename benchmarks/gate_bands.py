@@ -73,6 +73,8 @@ CASES: tuple[Case, ...] = (
     _case("awq", 4, W4_G32_ASYM, True, 32, asym=True),
     _case("rtn", 4, W4_G64_ASYM, False, 64, asym=True),
     _case("rtn", 4, W4_G32_ASYM, False, 32, asym=True),
+    *(_case("awq", 4, f"w4a16-g{g}{'-asym' * a}", True, g, asym=a) for g in (16, 8) for a in (False, True)),
+    *(_case("rtn", 4, f"w4a16-g{g}{'-asym' * a}", False, g, asym=a) for g in (16, 8) for a in (False, True)),
     _case("gptq", 3, W3, True),
     _case("awq", 3, W3, True),
     _case("rtn", 3, W3, False),
@@ -80,6 +82,8 @@ CASES: tuple[Case, ...] = (
     _case("awq", 3, W3_ASYM, True, asym=True),
     _case("rtn", 3, W3_ASYM, False, asym=True),
     _case("rtn", 3, W3_ASYM, False, 32, asym=True),
+    *(_case("awq", 3, f"w3a16-g{g}-asym", True, g, asym=True) for g in (16, 8)),
+    *(_case("rtn", 3, f"w3a16-g{g}{'-asym' * a}", False, g, asym=a) for g in (16, 8) for a in (False, True)),
     _case("rtn", 2, W3, False),
     _case("rtn", 2, W2, False),
     Case("zeroed-block", W4, False, {}, zeroed=".layers.3."),
@@ -188,7 +192,7 @@ def main() -> int:
     noise_file = arguments.work / "noise.json"
     if not noise_file.is_file():
         write_noise(measure_floor(compress.default_model(), policy.model_copy(update={"max_tokens": 4200})), noise_file)
-    floor = {name: value.high for name, value in read_noise(noise_file).values.items()}
+    floor = read_noise(noise_file).largest()
     found = list(rows(cases, arguments.work, arguments.tokens, policy))
     show(found, floor)
     if arguments.json is not None:

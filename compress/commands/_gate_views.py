@@ -34,9 +34,8 @@ def show_verdict(verdict: Verdict, view: View) -> None:
     title += f", profile {verdict.profile}" if verdict.profile else ""
     title += f", look {verdict.look} of {verdict.looks}" if verdict.looks > 1 else ""
     view.table(title, ("GATE", "ROLE", ">ESTIMATE", "BOUNDS", "LIMIT", "VERDICT"), rows)
-    if verdict.noise is not None:
-        floor = ", ".join(f"{name} {value.high:.2g}" for name, value in verdict.noise.values.items())
-        view.note(f"noise floor ({verdict.noise.variation}): {floor}")
+    if verdict.noise is not None or verdict.against_itself:
+        view.note(f"noise floor: {verdict.noise_floor()}")
     reasons = [_reason(r) for r in verdict.gates if r.verdict != "PASS"]
     view.result(verdict.model_dump(mode="json"), [*reasons, verdict.verdict])
     for warning in verdict.warnings:

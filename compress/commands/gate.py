@@ -212,7 +212,7 @@ def _noise(options: Gate, baselines: dict[str, str], view: View) -> Outcome:
     show_noise(noise, view)
     refuse_policy_below(noise, options.policy)
     if options.candidate is None:
-        view.result(noise.model_dump(mode="json"), [f"{name} {value.high:.3g}" for name, value in noise.values.items()])
+        view.result(noise.model_dump(mode="json"), [f"{name} {value:.3g}" for name, value in noise.largest().items()])
     return Outcome.OK
 
 

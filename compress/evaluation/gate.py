@@ -119,21 +119,23 @@ def plan_gate(
 ) -> GatePlan:
     """What a policy can decide; see `compress.evaluation.gating.plan`. Scores nothing.
 
-    With a candidate (its eval.json, or an artifact that has one) the plan rests on what was seen; else on the number of
-    items in the policy's suite and on the flips that its gates expect.
+    With a candidate (its eval.json, or an artifact that has one) the plan rests on what was seen; else on what the
+    policy's suite or text holds and on the flips that its gates expect.
 
     Raises:
-        UserError, IntegrityError: as `gate`, or the candidate has no scores that serve.
+        UserError, IntegrityError: as `gate`, or the candidate has no scores that serve, or, without a candidate, the
+            policy has a gate on what its suite does not score, or a text of too few tokens for an interval.
     """
     rules = _policy(policy)
     if candidate is not None:
         gathered = gather(candidate, _named(baseline), rules, Scoring(), may_score=False)
         return plan(rules, comparisons=gathered.comparisons, text=gathered.text)
-    if rules.suite is None:
-        return plan(rules)
-    from compress.evaluation.gating.suite_sizes import items_of, prompts_of
+    from compress.evaluation.gating.suite_sizes import items_of, prompts_of, require_scored, tokens_of
 
-    return plan(rules, items=items_of(rules), prompts=prompts_of(rules))
+    require_scored(rules)
+    if rules.suite is None:
+        return plan(rules, tokens=tokens_of(rules))
+    return plan(rules, items=items_of(rules), prompts=prompts_of(rules), tokens=tokens_of(rules))
 
 
 def measure_floor(

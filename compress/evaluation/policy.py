@@ -72,8 +72,10 @@ __all__ = [
 class Policy(Section):
     """The whole file. `alpha`: the risk, per gate, of passing a model that lies exactly on the limit.
 
-    `suite`, or `data` (a packaged text's name or a path) with `max_tokens`, says what to score on when a model has not
-    been scored; scores made on anything else are refused, because limits hold for what they were measured on.
+    `suite`, or `data` (a packaged text's name or a path) with `max_tokens` and `seq_len`, says what to score on when a
+    model has not been scored; scores made on anything else, or in other windows, are refused, because limits hold for
+    what they were measured on. `seq_len` is tokens per window: 512, or the model's context where that is shorter, if it
+    is left out.
 
     `on_inconclusive`: what the data cannot decide counts as a failure, as a pass with a warning, or as what it is;
     `extend` scores more, in at most `looks` equal steps up to all there is, and spends alpha over the looks. A primary
@@ -94,6 +96,7 @@ class Policy(Section):
     suite: str | None = None
     data: str | None = None
     max_tokens: int | None = Field(default=None, ge=1)
+    seq_len: int | None = Field(default=None, ge=2)
     gate: list[GateSpec] = Field(min_length=1)
     profile: dict[str, Profile] = Field(default_factory=dict)
     waiver: list[Waiver] = Field(default_factory=list)
@@ -107,8 +110,10 @@ class Policy(Section):
             raise ValueError("`schemes` cannot be a gate's id: profiles use that word")
         if all(gate.role == "secondary" for gate in self.gate):
             raise ValueError("no gate is primary, so nothing could fail")
-        if self.suite is not None and (self.data is not None or self.max_tokens is not None):
-            raise ValueError("`suite` says what to score on, so `data` and `max_tokens` have no place beside it")
+        if self.suite is not None and any(each is not None for each in (self.data, self.max_tokens, self.seq_len)):
+            raise ValueError(
+                "`suite` says what to score on, so `data`, `max_tokens` and `seq_len` have no place beside it"
+            )
         waived = [waiver.gate for waiver in self.waiver]
         for name in waived:
             if name not in ids:

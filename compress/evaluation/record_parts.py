@@ -82,9 +82,14 @@ class EnvironmentRecord(_Record):
 
 
 class TextRecord(_Record):
-    """One text scored. `seconds`: the candidate's forward passes alone (information, never gated)."""
+    """One text scored. `seconds`: the candidate's forward passes alone (information, never gated).
+
+    `context` is what the candidate was trained to read at once, None where its config does not say: from it follows
+    whether `data.seq_len` is the standard window.
+    """
 
     data: DataRecord
+    context: Positive | None
     summary: Summary
     clusters: ClusterSums
     seconds: Seconds

@@ -65,7 +65,7 @@ __all__ = [
     "write_record",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _HINT = "score the model again with `compress eval`"
 
 
@@ -76,7 +76,7 @@ class EvalRecord(_Record):
     order in which they were scored.
     """
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     kind: Literal["compress.eval"] = "compress.eval"
     artifact_id: Digest | None
     model: ModelRecord

@@ -108,7 +108,7 @@ def summarise(clusters: ClusterSums, kl: KlPercentiles | None = None, dp: DpPerc
     kl_sums, dp_sums, dp2_sums = _there(clusters.kl), _there(clusters.dp), _there(clusters.dp2)
     agree, sure, sure_agree = _there(clusters.top1_agree), _there(clusters.confident), _there(clusters.confident_agree)
     several = sum(count > 0 for count in sure) > 1  # an interval needs two clusters
-    confident = IntervalRecord.of(statistics.ratio(sure_agree, sure)) if several else None
+    confident = _share(sure_agree, sure) if several else None
     return Summary(
         perplexity=perplexity,
         bits_per_byte=bits_per_byte,
@@ -116,12 +116,18 @@ def summarise(clusters: ClusterSums, kl: KlPercentiles | None = None, dp: DpPerc
         perplexity_ratio=IntervalRecord.of(statistics.perplexity_ratio(clusters.nll, clusters.nll_baseline, tokens)),
         kl_mean=IntervalRecord.of(statistics.ratio(kl_sums, tokens)),
         kl_percentiles=kl,
-        top1_agreement=IntervalRecord.of(statistics.ratio(agree, tokens)),
+        top1_agreement=_share(agree, tokens),
         top1_agreement_confident=confident,
         dp_mean=IntervalRecord.of(statistics.ratio(dp_sums, tokens)),
         dp_rms=math.sqrt(math.fsum(dp2_sums) / sum(tokens)),
         dp_percentiles=dp,
     )
+
+
+def _share(counts: list[int], tokens: list[int]) -> IntervalRecord:
+    """A share of tokens with the bounds that gates take: clusters without a single miss show no variance."""
+    low, high = statistics.share_bounds(counts, tokens, (1 - statistics.LEVEL) / 2)
+    return IntervalRecord(estimate=sum(counts) / sum(tokens), low=low, high=high, level=statistics.LEVEL)
 
 
 def _there(column: list[T] | None) -> list[T]:

@@ -71,6 +71,7 @@ def score_text(
             prefix_id=runtime.prefix_id,
             windows_sha256=windows.sha256(),
         ),
+        context=runtime.context_length,
         summary=summarise(scores.clusters, scores.kl_percentiles, scores.dp_percentiles),
         clusters=scores.clusters,
         seconds=round(scores.seconds, 3),

@@ -114,6 +114,17 @@ class Verdict(_Record):
         """The first baseline."""
         return next(iter(self.baselines.values()))
 
+    @property
+    def against_itself(self) -> bool:
+        """Whether candidate and first baseline are one model, so that what is measured is noise."""
+        return self.candidate.digest == self.baseline.digest
+
+    def noise_floor(self) -> str:
+        """The noise floor in words, or how to measure it."""
+        if self.noise is None:
+            return "not measured; `compress gate --noise-floor --baseline MODEL` measures it"
+        return self.noise.floor()
+
     def sealed(self) -> Verdict:
         """The same verdict with `sha256` set to the hash of all its other fields."""
         return self.model_copy(update={"sha256": self.expected_sha256()})

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from compress.errors import UserError
+from compress.evaluation.window_sizes import (
+    MIN_CLUSTERS,
+    MIN_DOCUMENTS,
+    fewest_windows,
+    standard_window,
+    windows_per_block,
+)
 from compress.runtime.protocol import Runtime
-
-DEFAULT_SEQ_LEN = 512
-BLOCK_TOKENS = 2048
-MIN_DOCUMENTS = 30
-MIN_CLUSTERS = 2
 
 ClusterKind = Literal["documents", "blocks"]
 
@@ -172,14 +174,14 @@ def _clusters(pieces: list[_Piece], length: int) -> tuple[ClusterKind, list[int]
     if len(documents) >= MIN_DOCUMENTS:
         number = {document: index for index, document in enumerate(documents)}
         return "documents", [number[piece.document] for piece in pieces]
-    per_block = max(1, BLOCK_TOKENS // length)
+    per_block = windows_per_block(length)
     return "blocks", [index // per_block for index in range(len(pieces))]
 
 
 def _too_short(
     pieces: list[_Piece], chosen: list[_Piece], text_tokens: int, length: int, max_tokens: int | None
 ) -> UserError:
-    needed = (MIN_CLUSTERS - 1) * max(1, BLOCK_TOKENS // length) + 1
+    needed = fewest_windows(length)
     if max_tokens is not None and len(chosen) < needed <= len(pieces):
         return UserError(
             f"max_tokens {max_tokens} leaves {len(chosen)} windows of {length}; an interval needs {needed}",
@@ -193,7 +195,7 @@ def _too_short(
 
 def _length(runtime: Runtime, seq_len: int | None) -> int:
     context = runtime.context_length
-    length = min(DEFAULT_SEQ_LEN, context or DEFAULT_SEQ_LEN) if seq_len is None else seq_len
+    length = standard_window(context) if seq_len is None else seq_len
     if length < 2:
         raise UserError(f"seq_len is {length}; a window needs at least 2 tokens", "choose a larger --seq-len")
     if context is not None and length > context:

@@ -78,6 +78,7 @@ def text(
             prefix_id=0,
             windows_sha256="2" * 64,
         ),
+        context=2048,
         summary=summarise(clusters, None if alone else tail, None if alone else dp),
         clusters=clusters,
         seconds=1.0,

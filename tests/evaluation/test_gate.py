@@ -209,6 +209,59 @@ def test_limits_hold_for_their_text(record: EvalRecord, tmp_path: Path) -> None:
         gate(file)
 
 
+def in_windows(seq_len: int, context: int | None) -> EvalRecord:
+    text = made().texts[0]
+    data = text.data.model_copy(update={"seq_len": seq_len})
+    return made(texts=[text.model_copy(update={"data": data, "context": context})])
+
+
+@pytest.mark.parametrize(
+    ("stated", "seq_len", "context", "serves"),
+    [
+        (None, 512, 2048, True),
+        (None, 512, None, True),
+        (None, 64, 64, True),
+        (None, 64, 2048, False),
+        (None, 64, None, False),
+        (64, 64, 2048, True),
+        (64, 512, 2048, False),
+        (512, 64, 64, False),
+    ],
+)
+@pytest.mark.parametrize("named", [True, False])
+def test_limits_hold_for_their_windows(
+    stated: int | None,
+    seq_len: int,
+    context: int | None,
+    serves: bool,
+    named: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("compress.evaluation.gating.sources._on", lambda record, data: "text")
+    file = saved(in_windows(seq_len, context), tmp_path / "eval.json")
+    values = {**LOOSE, "seq_len": stated, "data": "tales_heldout" if named else None}
+    if serves or not (named or stated):  # a policy that says neither is about whatever was scored
+        assert gate(file, policy=Policy.model_validate(values)).verdict == "PASS"
+        return
+    with pytest.raises(IntegrityError, match=f"windows of {stated or 512} tokens; .* in windows of {seq_len}") as found:
+        gate(file, policy=Policy.model_validate(values))
+    assert f"--seq-len {stated or 512}" in found.value.hint
+
+
+def test_scores_in_other_windows_are_refused_and_scored_again(
+    tiny: Path, damaged: Path, text: Path, tmp_path: Path
+) -> None:
+    file = saved(evaluate(damaged, tiny, data=text, seq_len=8, device="cpu"), tmp_path / "eval.json")
+    policy = Policy.model_validate({**LOOSE, "data": str(text)})
+    with pytest.raises(IntegrityError, match=r"windows of 64 tokens; .* in windows of 8"):
+        gate(file, policy=policy)
+    short = policy.model_copy(update={"seq_len": 8})
+    assert gate(file, policy=short).verdict == "PASS"
+    assert [t.seq_len for t in gate(damaged, tiny, policy, device="cpu").texts] == [64]
+    assert [t.seq_len for t in gate(damaged, tiny, short, device="cpu").texts] == [8]
+
+
 def test_damaged_files_are_refused(record: EvalRecord, tmp_path: Path, loose: Policy) -> None:
     file = saved(record, tmp_path / "eval.json")
     file.write_bytes(file.read_bytes()[:-500])

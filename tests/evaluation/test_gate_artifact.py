@@ -58,6 +58,16 @@ def test_the_scores_of_an_artifact_are_used(
         gate(scored, tiny, Policy.model_validate({**LOOSE, "data": "tales_heldout"}))
 
 
+def test_scores_of_an_artifact_in_other_windows_do_not_serve(
+    artifact: Path, tiny: Path, text: Path, bound: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attach_eval(artifact, evaluate(artifact, tiny, data=text, seq_len=8, device="cpu").model_dump(mode="json"))
+    forbid_scoring(monkeypatch)
+    with pytest.raises(AssertionError, match="scored again"):
+        gate(artifact, tiny, bound)
+    assert gate(artifact, tiny, bound.model_copy(update={"seq_len": 8})).verdict == "PASS"
+
+
 def test_the_scheme_of_an_artifact_is_that_of_its_recipe(scored: Path, tiny: Path, bound: Policy) -> None:
     verdict = gate(scored, tiny, bound)
     assert verdict.candidate.scheme == "w4a16-g32"

@@ -212,6 +212,25 @@ def test_an_underpowered_policy_is_refused_beforehand_and_inconclusive_afterward
     assert run("large.json", "--policy", "p.toml").code == 0
 
 
+HOPELESS = [
+    ('suite = "smoke"', '{id = "g", kind = "speed_ratio", min = 1.0}', "does not score"),
+    ('suite = "smoke"', '{id = "g", kind = "generation_identical", min = 0.5}', "does not score"),
+    ('suite = "smoke"', '{id = "g", kind = "kl_mean", max = 1.0, text = "wikitext-2"}', "does not score"),
+    ("max_tokens = 1600", '{id = "g", kind = "kl_mean", max = 1.0}', "an interval needs 5"),
+    ("max_tokens = 2900", '{id = "g", kind = "kl_p999", max = 1.0}', "needs 2,995 tokens"),
+]
+
+
+@pytest.mark.parametrize(("data", "gate", "message"), HOPELESS)
+def test_a_policy_that_nothing_could_decide_is_refused_beforehand(
+    run: Callable[..., Result], tmp_path: Path, data: str, gate: str, message: str
+) -> None:
+    (tmp_path / "p.toml").write_text(f"version = 1\n{data}\ngate = [{gate}]\n")
+    result = run("--plan", "--policy", "p.toml")
+    assert (result.code, result.out) == (2, "")
+    assert message in " ".join(result.err.split())
+
+
 def test_kl_between_two_files_that_do_not_hold_it_is_refused(
     run: Callable[..., Result], tiny: Path, damaged: Path, text: Path, policy: Path, tmp_path: Path
 ) -> None:
@@ -331,6 +350,26 @@ def test_the_noise_floor_is_kept_and_reported(
     verdict = json.loads(run(tiny, "--baseline", tiny, "--policy", policy, "--json").out)
     assert verdict["noise"] == noise
     assert verdict["gates"][0]["estimate"] == 0.0
+    largest = max(abs(noise["values"]["ppl_ratio"][end]) for end in ("low", "high"))
+    said = f"ppl_ratio {largest:.2g}"
+    result = run(tiny, "--baseline", tiny, "--policy", policy, "--markdown", "v.md", "--junit", "v.xml")
+    assert result.code == 0
+    for shown in (result.err, *((tmp_path / name).read_text().replace("\\", "") for name in ("v.md", "v.xml"))):
+        assert said in " ".join(shown.split())
+
+
+def test_a_model_against_itself_says_that_no_floor_was_measured(
+    run: Callable[..., Result], tiny: Path, damaged: Path, policy: Path, tmp_path: Path
+) -> None:
+    policy.write_text(policy.read_text().replace("6000", "2600"))
+    result = run(tiny, "--baseline", tiny, "--policy", policy, "--markdown", "v.md", "--output", "v.json")
+    assert result.code == 0
+    assert json.loads((tmp_path / "v.json").read_text())["noise"] is None
+    for shown in (result.err, (tmp_path / "v.md").read_text().replace("\\", "")):
+        assert "noise floor: not measured; `compress gate --noise-floor" in " ".join(shown.split())
+    other = run(damaged, "--baseline", tiny, "--policy", policy, "--markdown", "v.md")
+    assert "noise floor" not in other.err
+    assert "not measured" in (tmp_path / "v.md").read_text()
 
 
 @pytest.mark.parametrize(

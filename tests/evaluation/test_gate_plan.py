@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,6 +128,78 @@ def test_the_power_table_is_that_of_the_formula() -> None:
     table = dict(power_table([1000, 4000], 0.05))
     assert table[1000][0.05] == pytest.approx(1.8, abs=0.05)  # (1.645 + 0.842) sqrt(0.05 / 1000) in points
     assert table[4000][0.05] == pytest.approx(table[1000][0.05] / 2, rel=0.02)
+
+
+SHARES = [
+    ({"id": "tail", "kind": "kl_p999", "max": 0.5}, 2995),  # log 0.05 / log 0.999
+    ({"id": "tail", "kind": "top1_agreement", "min": 0.999}, 2995),
+    ({"id": "tail", "kind": "top1_agreement", "min": 0.99, "confident": True}, 299),
+]
+
+
+@pytest.mark.parametrize(("gate", "needs"), SHARES)
+def test_shares_of_too_few_tokens_are_refused(gate: dict[str, Any], needs: int) -> None:
+    few = plan(policy(gate), tokens=lambda text: needs - 1)
+    assert (row(few, "tail").has, row(few, "tail").needs, row(few, "tail").decidable) == (needs - 1, needs, False)
+    with pytest.raises(UserError, match=f"cannot be decided: tail: needs {needs:,} tokens .* has {needs - 1:,}"):
+        few.require_decidable()
+    plan(policy(gate), tokens=lambda text: needs).require_decidable()
+    plan(policy({**gate, "role": "secondary"}), tokens=lambda text: 1).require_decidable()
+
+
+def test_no_tokens_prove_that_all_agree() -> None:
+    never = {"id": "all", "kind": "top1_agreement", "min": 1.0}
+    with pytest.raises(UserError, match="no number of tokens"):
+        plan(policy(never), tokens=lambda text: 10**9).require_decidable()
+
+
+def test_tokens_of_a_policy_on_a_text_are_counted() -> None:
+    assert row(plan_gate(policy(max_tokens=6000)), "kl").has == 6000
+    tail = {"id": "tail", "kind": "kl_p999", "max": 0.5}
+    with pytest.raises(UserError, match=r"tail: needs 2,995 tokens .* has 2,900"):
+        plan_gate(policy(tail, max_tokens=2900)).require_decidable()
+
+
+def test_a_text_of_too_few_windows_is_refused() -> None:
+    with pytest.raises(UserError, match=r"leaves at most 3 windows of 512 .* needs 5"):
+        plan_gate(policy(max_tokens=1600))
+    with pytest.raises(UserError, match=r"windows of 64 .* needs 33"):
+        plan_gate(policy(max_tokens=1600, seq_len=64))
+    plan_gate(policy(max_tokens=2555)).require_decidable()
+    plan_gate(policy(max_tokens=33 * 63, seq_len=64)).require_decidable()
+
+
+def test_short_documents_make_more_windows(tmp_path: Path) -> None:
+    many = tmp_path / "many.jsonl"
+    many.write_text("".join(json.dumps({"text": f"{i} " + "a tale " * 30}) + "\n" for i in range(40)))
+    plan_gate(policy(max_tokens=1600, data=str(many))).require_decidable()
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(json.dumps({"text": f"{i} " + "a tale " * 60}) + "\n" for i in range(20)))
+    plan_gate(policy(max_tokens=1600, data=str(few))).require_decidable()
+
+
+NOT_IN_SMOKE = [
+    ({"id": "g", "kind": "speed_ratio", "min": 1.0}, "speed and memory"),
+    ({"id": "g", "kind": "load_time", "max": 1.0}, "speed and memory"),
+    ({"id": "g", "kind": "generation_identical", "min": 0.5}, "generated answers"),
+    ({"id": "g", "kind": "degenerate", "max": 0.5}, "generated answers"),
+    ({"id": "g", "kind": "kl_mean", "max": 0.5, "text": "wikitext-2"}, "the text 'wikitext-2'"),
+]
+
+
+@pytest.mark.parametrize("role", ["primary", "secondary"])
+@pytest.mark.parametrize(("gate", "what"), NOT_IN_SMOKE)
+def test_a_gate_on_what_the_suite_does_not_score_is_refused(gate: dict[str, Any], what: str, role: str) -> None:
+    with pytest.raises(UserError, match=f"the gate g is about {re.escape(what)}.*'smoke' does not score"):
+        plan_gate(policy({**gate, "role": role}, suite="smoke"))
+    plan_gate(policy({**gate, "role": role}, suite="nightly"))
+
+
+def test_a_suite_with_its_texts_is_planned() -> None:
+    named = {"id": "named", "kind": "kl_mean", "max": 0.5, "text": "tales_heldout"}
+    found = plan_gate(policy(named, suite="smoke"))
+    assert row(found, "kl").has == row(found, "named").has == 16384
+    found.require_decidable()
 
 
 def test_the_default_policy_can_be_planned_without_anything() -> None:

@@ -168,6 +168,18 @@ def test_every_measured_kind_is_held_against_the_floor(
         refuse_policy_below(FLOOR, policy(refused))
 
 
+def test_the_larger_end_is_the_floor() -> None:
+    lopsided = IntervalRecord(estimate=-2e-3, low=-4e-3, high=1e-3, level=0.95)
+    floor = FLOOR.model_copy(update={"values": {"ppl_ratio": lopsided}})
+    assert floor.largest() == {"ppl_ratio": 4e-3}
+    assert floor.floor() == "ppl_ratio 0.004 (made up)"
+    with pytest.raises(UserError, match=r"allows 0\.003, less than the noise of this environment: 0\.004"):
+        refuse_policy_below(
+            floor,
+            Policy.model_validate({"version": 1, "gate": [{"id": "g", "kind": "ppl_ratio", "max_increase": 3e-3}]}),
+        )
+
+
 def test_the_floor_is_kept_per_model_and_environment(tmp_path: Path) -> None:
     path = keep_noise(FLOOR)
     assert path.is_relative_to(tmp_path)
@@ -208,4 +220,6 @@ def test_a_floor_includes_tasks_and_answers(runtime: TransformersRuntime) -> Non
 def test_the_floor_is_measured_on_what_the_policy_scores(tiny: Path, text: Path) -> None:
     noise = measure_floor(tiny, policy(text), device="cpu")
     assert list(noise.data) == [text.stem]
+    shorter = measure_floor(tiny, policy(text).model_copy(update={"seq_len": 32}), device="cpu")
+    assert shorter.data != noise.data
     assert noise.model == tiny.name

@@ -90,7 +90,16 @@ def test_inline_gates_read_the_same(tmp_path: Path) -> None:
         ("version = ", "not TOML"),
         (SOUND.replace("kl_mean", "dp_tail").replace("max", "max_drop"), "dp_rms"),
         (SOUND.replace('kind = "kl_mean"\nmax = 0.04', ACCURACY + "margin = 0"), "margin above 0"),
+        *(
+            (
+                SOUND.replace('kind = "kl_mean"\nmax = 0.04', f'{ACCURACY}margin = 1\ninterval = "{name}"'),
+                "no `interval`",
+            )
+            for name in ("agresti-min", "tango", "outer")
+        ),
         ('suite = "pr"\ndata = "tales_heldout"' + SOUND, "no place beside it"),
+        ('suite = "pr"\nseq_len = 64' + SOUND, "no place beside it"),
+        ("seq_len = 1" + SOUND, "seq_len"),
         ("looks = 1" + SOUND, "looks"),
         (SOUND.replace('"kl"', '"schemes"'), "profiles use that word"),
         (SOUND + WAIVER.replace('"kl"', '"k"'), "`k`, which the policy does not hold"),
@@ -140,7 +149,7 @@ gate = [
   {id = "h", kind = "top1_agreement", min = 0.9, confident = true},
   {id = "i", kind = "dp_rms", max = 0.05},
   {id = "j", kind = "dp_tail", max_drop = 0.2, role = "secondary"},
-  {id = "k", kind = "accuracy_paired", task = "lambada", margin = 1.0, max_flips = 0.08, interval = "tango"},
+  {id = "k", kind = "accuracy_paired", task = "lambada", margin = 1.0, max_flips = 0.08},
   {id = "l", kind = "generation_identical", min = 0.5},
   {id = "m", kind = "degenerate", max = 0.1, max_empty = 0.1},
   {id = "n", kind = "speed_ratio", min = 1.0, device = "cpu", what = "prefill"},

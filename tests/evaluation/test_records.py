@@ -95,7 +95,7 @@ def test_every_edited_number_is_refused(record: EvalRecord) -> None:
             parse_record(edited(record, path), "eval.json")
 
 
-@pytest.mark.parametrize(("key", "value"), [("model", None), ("schema_version", 3), ("extra", 1), ("kind", "other")])
+@pytest.mark.parametrize(("key", "value"), [("model", None), ("schema_version", 4), ("extra", 1), ("kind", "other")])
 def test_other_documents_are_refused(key: str, value: Any, record: EvalRecord) -> None:
     changed = {**json.loads(record.to_bytes()), key: value}
     with pytest.raises(IntegrityError, match=key):
@@ -239,9 +239,10 @@ def test_answers_that_contradict_their_summary_are_refused(change: dict[str, Any
         parse_record(full.model_copy(update=change).sealed().to_bytes(), "eval.json")
 
 
-def test_a_record_of_the_first_schema_asks_to_score_again(record: EvalRecord) -> None:
-    old = {"schema_version": 1, "kind": "compress.eval", "summary": {}, "blocks": {}}
-    with pytest.raises(IntegrityError, match="eval record of schema 1, not 2") as caught:
+@pytest.mark.parametrize("schema", [1, 2])
+def test_a_record_of_an_older_schema_asks_to_score_again(schema: int, record: EvalRecord) -> None:
+    old = {"schema_version": schema, "kind": "compress.eval", "summary": {}, "blocks": {}}
+    with pytest.raises(IntegrityError, match=f"eval record of schema {schema}, not 3") as caught:
         parse_record(json.dumps(old).encode(), "eval.json")
     assert "score the model again" in caught.value.hint
 

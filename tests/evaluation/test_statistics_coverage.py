@@ -16,6 +16,7 @@ import pytest
 from scipy import stats
 
 from compress.evaluation.statistics import Interval, bca_at, perplexity_ratio, ratio
+from compress.evaluation.summary import KL_THRESHOLDS, ClusterSums, Summary, summarise
 from tests.evaluation.clusters import ARTICLES, BLOCKS, POPULATIONS, SIZES, Column, Coverage, coverage, kl_sums, samples
 
 RUNS = [1500, pytest.param(10_000, marks=pytest.mark.slow)]
@@ -73,6 +74,68 @@ def test_bca_covers(population: str, sizes: str, runs: int) -> None:
     assert worst(found) >= least(runs), found
 
 
+# --- shares of tokens ------------------------------------------------------------------------------------------------
+
+
+def shares_of(missed: list[int], tokens: int) -> Summary:
+    """The summary of clusters of so many tokens each, all of them confident, of which so many do not agree."""
+    clusters = len(missed)
+    agree = [tokens - count for count in missed]
+    return summarise(
+        ClusterSums(
+            tokens=[tokens] * clusters,
+            text_bytes=[tokens] * clusters,
+            nll=[1.0] * clusters,
+            nll_baseline=[1.0] * clusters,
+            kl=[0.0] * clusters,
+            dp=[0.0] * clusters,
+            dp2=[0.0] * clusters,
+            top1_agree=agree,
+            confident=[tokens] * clusters,
+            confident_agree=agree,
+            kl_above=[[0] * len(KL_THRESHOLDS)] * clusters,
+        )
+    )
+
+
+def test_a_share_without_a_single_miss_is_not_certain() -> None:
+    """3,024 tokens that all agree: the truth may be as low as 99.88%, 0.025 ** (1 / 3024)."""
+    found = shares_of([0] * 8, 378)
+    for interval in (found.top1_agreement, found.top1_agreement_confident):
+        assert interval is not None
+        assert (interval.estimate, interval.high, interval.level) == (1.0, 1.0, 0.95)
+        assert interval.low == pytest.approx(0.025 ** (1 / 3024), rel=1e-9)
+
+
+@pytest.mark.parametrize("runs", RUNS)
+@pytest.mark.parametrize("missed", [0.0005, 0.002, 0.02, 0.1])
+def test_shares_of_tokens_cover(missed: float, runs: int) -> None:
+    random = np.random.default_rng(3)
+    inside = low = 0
+    for _ in range(runs):
+        counts = random.binomial(378, missed, 8).tolist()
+        found = shares_of(counts, 378).top1_agreement
+        assert found is not None
+        inside += found.low <= 1 - missed <= found.high
+        low += found.low <= 1 - missed
+    assert inside / runs >= least(runs)
+    assert low / runs >= least(runs, 0.975)
+
+
+@pytest.mark.parametrize("runs", RUNS)
+def test_shares_of_tokens_cover_where_neighbours_are_alike(runs: int) -> None:
+    """Blocks whose own share of misses varies by half of the mean, as that of documents does."""
+    random = np.random.default_rng(4)
+    missed, tokens = 0.01, 2044
+    hits = 0
+    for _ in range(runs):
+        rates = missed * random.gamma(4.0, 1 / 4.0, 8)
+        found = shares_of(random.binomial(tokens, np.minimum(rates, 1.0)).tolist(), tokens).top1_agreement
+        assert found is not None
+        hits += found.low <= 1 - missed <= found.high
+    assert hits / runs >= least(runs)
+
+
 # --- false passes ----------------------------------------------------------------------------------------------------
 
 
@@ -120,3 +183,11 @@ def test_plain_formulas_miss_the_bar(interval: Callable[..., Interval], sizes: C
     population = kl_sums(0.05, 0.2)
     assert worst(coverage(population, sizes, interval, runs, seed=8)) < 0.935
     assert worst(coverage(population, sizes, ratio, runs, seed=8)) >= least(runs)
+
+
+def test_the_interval_over_clusters_alone_misses_the_bar_for_rare_misses() -> None:
+    """In every fifth sample no token misses, and then it has no width."""
+    random = np.random.default_rng(3)
+    counts = random.binomial(378, 0.0005, (2000, 8))
+    hits = [found.low <= 0.0005 <= found.high for found in (ratio(row, [378.0] * 8) for row in counts)]
+    assert np.mean(hits) < 0.9

@@ -189,6 +189,14 @@ def test_a_model_exactly_at_the_margin_passes_no_more_often_than_alpha_allows(
     assert passes <= 0.05 + 0.015
 
 
+@pytest.mark.parametrize(("n", "margin", "alone"), [(100, 0.05, 0.118), (200, 0.02, 0.089)])
+def test_agresti_mins_bound_alone_passes_more_at_the_margin(n: int, margin: float, alone: float) -> None:
+    """Where all flips are losses: why a policy has no choice of the interval."""
+    for name, least, most in (("agresti_min", alone - 0.001, alone + 0.001), ("both", 0.0, 0.05)):
+        passes = sum(p for b, c, p in outcomes(n, margin, -margin) if bounds(name, n, b, c, 0.9)[0] > -margin)
+        assert least <= passes <= most, name
+
+
 # --- clusters --------------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from compress.errors import UserError
-from compress.evaluation.windows import BLOCK_TOKENS, MIN_DOCUMENTS, Windows, cut
+from compress.evaluation.window_sizes import BLOCK_TOKENS, MIN_DOCUMENTS
+from compress.evaluation.windows import Windows, cut
 from tests.evaluation.fakes import TableRuntime
 
 TEXT = "".join(random.Random(0).choices("abcdefghijklmnopqrstuvwxyz", k=10_000))

@@ -5,7 +5,7 @@ A new kind is one class here, one entry in `GateSpec`, and one function in the m
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -147,16 +147,26 @@ class AccuracyPaired(Gate):
 
     `max_flips`: at most this share of the items may change between right and wrong, in either direction. `flips` is
     what `--plan` reckons with where nothing has been scored yet; `items` how many items to score then (None: all).
-    `interval`: that of Agresti and Min, Tango's, or the outer bounds of both, which hold their level everywhere.
+    The interval is the outer one of Agresti and Min's and Tango's. There is no choice: either alone errs more often
+    than alpha says, and Agresti and Min's passes up to 12% of the candidates that lie on the margin at an alpha of 5%.
     """
 
     kind: Literal["accuracy_paired"]
     task: str
     margin: float = Field(ge=0.0, le=100.0)
     max_flips: Fraction | None = None
-    interval: Literal["outer", "agresti-min", "tango"] = "outer"
     flips: Annotated[float, Field(gt=0.0, le=1.0)] = 0.05
     items: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_interval(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "interval" in values:
+            raise ValueError(
+                "accuracy_paired takes no `interval`: its bounds are the outer ones of Agresti and Min's and Tango's, "
+                "because either alone errs more often than alpha says"
+            )
+        return values
 
     @model_validator(mode="after")
     def _can_pass(self) -> AccuracyPaired:

@@ -27,7 +27,7 @@ def measure(gate: AccuracyPaired, task: PairedTask) -> list[Measure] | Skipped:
     found = [
         Measure(
             100 * pairs.difference,
-            _change(gate, task),
+            _change(task),
             -gate.margin,
             False,
             "points",
@@ -55,17 +55,16 @@ def measure(gate: AccuracyPaired, task: PairedTask) -> list[Measure] | Skipped:
     return found
 
 
-def _change(gate: AccuracyPaired, task: PairedTask) -> Bounds:
-    from compress.evaluation.statistics import agresti_min, clustered_difference, paired_difference, pairs_of, tango
+def _change(task: PairedTask) -> Bounds:
+    from compress.evaluation.statistics import clustered_difference, paired_difference, pairs_of
 
-    interval = {"outer": paired_difference, "agresti-min": agresti_min, "tango": tango}[gate.interval]
     ours, theirs = task.record.correct, task.correct_baseline
     clusters = _clusters(task)
 
     def bounds(alpha: float) -> tuple[float, float]:
         level = 1 - 2 * alpha
         if clusters is None:
-            found = interval(pairs_of(theirs, ours), level)
+            found = paired_difference(pairs_of(theirs, ours), level)
         else:
             found = clustered_difference(theirs, ours, clusters, level)
         return 100 * found.low, 100 * found.high

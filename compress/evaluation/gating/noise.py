@@ -216,8 +216,8 @@ def find_noise(digest: str, environment: EnvironmentRecord) -> NoiseRecord | Non
 
 
 def _pair(allowed: float, noise: NoiseRecord, name: str, scale: float = 1.0) -> tuple[float, float] | None:
-    value = noise.values.get(name)
-    return None if value is None else (allowed, scale * max(abs(value.low), abs(value.high)))
+    value = noise.largest().get(name)
+    return None if value is None else (allowed, scale * value)
 
 
 def _flips(first: Sequence[int], second: Sequence[int]) -> Interval:

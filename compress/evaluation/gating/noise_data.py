@@ -20,7 +20,8 @@ def noise_data(policy: Policy) -> dict[str, Any]:
     if policy.suite is None:
         tasks = [SuiteTask(name=gate.task, items=gate.items) for gate in policy.tasks()]
         scores = _answering(tasks) if tasks else None
-        return {"data": policy.data or DEFAULT, "max_tokens": policy.max_tokens, "tasks": scores}
+        limits = {"max_tokens": policy.max_tokens, "seq_len": policy.seq_len}
+        return {"data": policy.data or DEFAULT, **limits, "tasks": scores}
     suite = suite_of(policy)
     first = suite.texts[0] if suite.texts else None
     return {

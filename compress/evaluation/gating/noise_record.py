@@ -41,6 +41,14 @@ class NoiseRecord(_Record):
         """What `sha256` must be."""
         return sha256_json(self.model_dump(mode="json", exclude={"sha256"}))
 
+    def largest(self) -> dict[str, float]:
+        """Measure -> the end that lies farther from nothing: what a gate must allow at least."""
+        return {name: max(abs(value.low), abs(value.high)) for name, value in self.values.items()}
+
+    def floor(self) -> str:
+        """`kl_mean 1.2e-09, ppl_ratio 3.1e-08 (1 and 3 windows per batch ...)`."""
+        return ", ".join(f"{name} {value:.2g}" for name, value in self.largest().items()) + f" ({self.variation})"
+
     def key(self) -> str:
         """Names the environment and the model: the floor holds for no other."""
         return noise_key(self.digest, self.environment)

@@ -23,6 +23,7 @@ from compress.evaluation.gating.kinds import (
     KlP999,
     Role,
     SpeedRatio,
+    TextGate,
     Top1Agreement,
 )
 from compress.evaluation.gating.measure_text import TAIL
@@ -37,6 +38,7 @@ from compress.evaluation.gating.power import (
 from compress.evaluation.measures import Measure, Skipped, measure
 from compress.evaluation.policy import Policy
 
+DEPENDS = "depends on the candidate: give its eval.json to know"
 FLIPS = (0.02, 0.05, 0.10)
 """Shares of flips of the power table: what 8, 5 and 3 to 4 bits tend to give."""
 
@@ -87,13 +89,15 @@ def plan(
     comparisons: Mapping[str, Comparison] | None = None,
     items: Callable[[str], int | None] = lambda task: None,
     prompts: int | None = None,
+    tokens: Callable[[str | None], int | None] = lambda text: None,
     scheme: str = "dense",
     text: str | None = None,
 ) -> GatePlan:
     """What a policy can decide.
 
-    comparisons: of a scored candidate, if there is one. Else `items` tells how many items of a task there would be, and
-    `prompts` how many answers. scheme: chooses the profile where there is no candidate.
+    comparisons: of a scored candidate, if there is one. Else `items` tells how many items of a task there would be,
+    `prompts` how many answers, and `tokens` how many tokens of a text at most (None: of gates that name none).
+    scheme: chooses the profile where there is no candidate.
 
     Raises:
         UserError, IntegrityError: the comparisons lack what a gate needs.
@@ -107,7 +111,7 @@ def plan(
         if comparisons:
             rows += _seen(gate, comparisons, policy, alpha, text)
         else:
-            rows.append(_expected(gate, alpha, items, prompts))
+            rows.append(_expected(gate, alpha, items, prompts, tokens))
     return GatePlan(policy.name, profile, alpha, POWER, rows)
 
 
@@ -137,7 +141,13 @@ def _of_measure(gate: Gate, found: Measure, alpha: float) -> PlanRow:
     return _row(gate, found.counted, found.size, needs, decided, message, name=name)
 
 
-def _expected(gate: Gate, alpha: float, items: Callable[[str], int | None], prompts: int | None) -> PlanRow:
+def _expected(
+    gate: Gate,
+    alpha: float,
+    items: Callable[[str], int | None],
+    prompts: int | None,
+    tokens: Callable[[str | None], int | None],
+) -> PlanRow:
     if isinstance(gate, AccuracyPaired):
         has = items(gate.task)
         if gate.items is not None:
@@ -148,11 +158,12 @@ def _expected(gate: Gate, alpha: float, items: Callable[[str], int | None], prom
     if isinstance(gate, GenerationIdentical | Degenerate):
         return _answers_row(gate, alpha, prompts)
     if isinstance(gate, KlP999 | Top1Agreement):
-        needs = without_hits(TAIL if isinstance(gate, KlP999) else 1 - gate.min, alpha)
-        return _row(gate, "tokens", None, needs, None, "at the very least; more where clusters differ")
+        return _share_row(gate, TAIL if isinstance(gate, KlP999) else 1 - gate.min, alpha, tokens(gate.text))
     if isinstance(gate, SpeedRatio):
         return _row(gate, "rounds", None, math.ceil(-math.log2(alpha)), None, "at the very least")
-    return _row(gate, "", None, None, None, "depends on the candidate: give its eval.json to know")
+    if isinstance(gate, TextGate):
+        return _row(gate, "tokens", tokens(gate.text), None, None, DEPENDS)
+    return _row(gate, "", None, None, None, DEPENDS)
 
 
 def _task_row(gate: AccuracyPaired, has: int, flips: float, alpha: float) -> PlanRow:
@@ -165,6 +176,17 @@ def _task_row(gate: AccuracyPaired, has: int, flips: float, alpha: float) -> Pla
     if gate.max_flips is not None and flips >= gate.max_flips:
         enough, message = False, f"expects flips of {100 * flips:.3g}% and allows {100 * gate.max_flips:.3g}%"
     return PlanRow(gate.id, gate.kind, gate.role, "items", has, needs, enough, message, resolves)
+
+
+def _share_row(gate: Gate, share: float, alpha: float, has: int | None) -> PlanRow:
+    """A share of tokens: `has` is the most that there may be, so more than enough decides nothing yet."""
+    needs = without_hits(share, alpha)
+    if needs is None:
+        return _row(gate, "tokens", has, None, False, "no number of tokens proves that there is not one")
+    if has is not None and has < needs:
+        message = f"needs {needs:,} tokens even if none is beyond it; has {has:,}"
+        return _row(gate, "tokens", has, needs, False, message)
+    return _row(gate, "tokens", has, needs, None, "at the very least; more where clusters differ")
 
 
 def _answers_row(gate: AnswerGate, alpha: float, prompts: int | None) -> PlanRow:

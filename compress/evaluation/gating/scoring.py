@@ -12,6 +12,7 @@ from compress.evaluation.gating.kinds import Degenerate, DeviceGate, GenerationI
 from compress.evaluation.policy import Policy
 from compress.evaluation.records import EvalRecord
 from compress.evaluation.text import DEFAULT, read_text
+from compress.evaluation.window_sizes import BLOCK_TOKENS
 
 if TYPE_CHECKING:
     from compress.evaluation.suites import Suite
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 FEWEST_BLOCKS = 14
 """Blocks of the smallest look. With fewer, bounds at the small alpha of one look err more often than they say, and over
 five looks the gate would pass 6.7% of the candidates that lie on the limit (tests/evaluation/test_verdict_rates.py)."""
-BLOCK_TOKENS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,7 @@ def score(
         baseline,
         data=policy.data or DEFAULT,
         max_tokens=planned_tokens(candidate, policy, share),
+        seq_len=policy.seq_len,
         tasks=_tasks(policy, share),
         cost=any(isinstance(gate, DeviceGate) for gate in policy.gate),
         **options,
@@ -96,7 +97,7 @@ def planned_tokens(model: str | Path, policy: Policy, share: float) -> int | Non
     tokenizer: Any = load_tokenizer(Checkpoint.open(model))
     documents = read_text(policy.data or DEFAULT).documents
     total = sum(len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) for text in documents)
-    return _scaled(min(total, policy.max_tokens or total), share, _smallest())
+    return _scaled(min(total, policy.max_tokens or total), share, _smallest(policy.seq_len))
 
 
 def _smallest(seq_len: int | None = None) -> int:

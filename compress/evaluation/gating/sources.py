@@ -16,8 +16,9 @@ from compress.evaluation.gating.comparison import Comparison
 from compress.evaluation.gating.kinds import DeviceGate
 from compress.evaluation.gating.scoring import Scoring, score, suite_of
 from compress.evaluation.policy import Policy
-from compress.evaluation.records import EvalRecord, parse_record, read_record
+from compress.evaluation.records import DataRecord, EvalRecord, parse_record, read_record
 from compress.evaluation.text import read_text
+from compress.evaluation.window_sizes import standard_window
 
 FIRST = "baseline"
 """The name of a baseline that was given without one."""
@@ -184,6 +185,8 @@ def _serves(record: EvalRecord, policy: Policy) -> bool:
         return record.suite is not None and record.suite.sha256 == suite_of(policy).sha256()
     if policy.data is not None and _on(record, policy.data) is None:
         return False
+    if _other_windows(record, policy) is not None:
+        return False
     tasks = {task.name for task in record.tasks}
     costs = any(isinstance(gate, DeviceGate) for gate in policy.gate)
     return all(gate.task in tasks for gate in policy.tasks()) and (record.cost is not None or not costs)
@@ -212,16 +215,37 @@ def check_data(record: EvalRecord, policy: Policy, share: float) -> str | None:
                 f"score with it: `compress eval --suite {policy.suite}`",
             )
         return None
-    if policy.data is None:
-        return None
-    name = _on(record, policy.data)
-    if name is None:
+    name = None if policy.data is None else _on(record, policy.data)
+    if policy.data is not None and name is None:
         texts = ", ".join(repr(text.data.name) for text in record.texts) or "no text"
         raise IntegrityError(
             f"the policy's limits hold for the text {policy.data!r}; the scores are on {texts}",
             f"score on it (`compress eval --data {policy.data}`), or write a policy with limits for your text",
         )
+    if (other := _other_windows(record, policy)) is not None:
+        data, wanted = other
+        raise IntegrityError(
+            f"the policy's limits hold for windows of {wanted} tokens; {record.model.name} was scored on "
+            f"{data.name!r} in windows of {data.seq_len}",
+            f"score it so: `compress eval --data {policy.data or data.name} --seq-len {wanted}`; limits that were "
+            f"measured in other windows say so in their policy (`seq_len = {data.seq_len}`)",
+        )
     return name
+
+
+def _other_windows(record: EvalRecord, policy: Policy) -> tuple[DataRecord, int] | None:
+    """The first text that the policy is about and that was cut into other windows, with what they have to be.
+
+    A policy that names neither a text nor a window is about whatever was scored.
+    """
+    if policy.data is None and policy.seq_len is None:
+        return None
+    named = None if policy.data is None else {_on(record, policy.data), *policy.texts()}
+    for text in record.texts:
+        wanted = policy.seq_len or standard_window(text.context)
+        if (named is None or text.data.name in named) and text.data.seq_len != wanted:
+            return text.data, wanted
+    return None
 
 
 def _is(record: EvalRecord, baseline: str | Path) -> bool:

@@ -78,6 +78,7 @@ def _properties(verdict: Verdict) -> ElementTree.Element:
         "candidate.digest": verdict.candidate.digest,
         "policy": verdict.policy,
         "policy.sha256": verdict.policy_sha256,
+        "noise.floor": verdict.noise_floor(),
         "verdict.sha256": verdict.sha256,
     }
     for name, model in verdict.baselines.items():

@@ -37,9 +37,10 @@ def verdict_document(verdict: Verdict) -> Document:
     ]
     names = " and ".join(f"{model.name} ({name})" for name, model in verdict.baselines.items())
     lead = f"against {names}, policy {verdict.policy}" + (f", profile {verdict.profile}" if verdict.profile else "")
+    itself = (f"a model against itself; noise floor: {verdict.noise_floor()}",) if verdict.against_itself else ()
     counts = [f"{sum(g.verdict == v for g in gates)} {v}" for v in _ORDER if any(g.verdict == v for g in gates)]
-    return Document(verdict.candidate.name, (lead, f"{len(gates)} gates: {', '.join(counts)}"), tuple(sections),
-                    verdict.verdict)  # fmt: skip
+    leads = (lead, f"{len(gates)} gates: {', '.join(counts)}", *itself)
+    return Document(verdict.candidate.name, leads, tuple(sections), verdict.verdict)
 
 
 def blocks(verdict: Verdict, gate: GateResult) -> bool:
@@ -126,6 +127,7 @@ def _basis(verdict: Verdict) -> Section:
     ]
     facts += [
         ("computed by", f"{machine.runtime}, {machine.kernel} {machine.dtype} on {machine.device}, {machine.machine}"),
+        ("noise floor", verdict.noise_floor()),
         ("policy", Verbatim(verdict.policy_sha256[:16])),
         ("evaluation code", Verbatim(f"{verdict.code.version} {verdict.code.sha256[:16]}")),
         ("verdict", Verbatim(verdict.sha256[:16])),
