@@ -56,19 +56,15 @@ def prompts_of(policy: Policy) -> int | None:
 
 
 def tokens_of(policy: Policy) -> Callable[[str | None], int | None]:
-    """Name of a text (None: that of gates which name none) -> how many tokens it has at most; None where unknown.
+    """Name of a text (None: that of gates which name none) -> its `max_tokens`, at most so many are scored.
 
-    Without a tokenizer the tokens are not known, but no text has more tokens than bytes.
+    None where it has no such limit: without a tokenizer its tokens are not known.
     """
     texts = {_recorded(text.name): text for text in _texts(policy)}
 
     def tokens(name: str | None) -> int | None:
         text = next(iter(texts.values()), None) if name is None else texts.get(name)
-        if text is None:
-            return None
-        size = _bytes(_read(text))
-        known = [count for count in (text.max_tokens, size) if count is not None]
-        return min(known, default=None)
+        return None if text is None else text.max_tokens
 
     return tokens
 
