@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from compress.workflows.api import gate as gate
     from compress.workflows.api import load as load
     from compress.workflows.api import plan as plan
+    from compress.workflows.api import prune as prune
     from compress.workflows.api import quantize as quantize
 
 _HOME = {
@@ -29,10 +30,11 @@ _HOME = {
     "gate": "compress.workflows.api",
     "load": "compress.workflows.api",
     "plan": "compress.workflows.api",
+    "prune": "compress.workflows.api",
     "quantize": "compress.workflows.api",
 }
 
-__all__ = ["Artifact", "CompressError", "default_model", "evaluate", "gate", "load", "plan", "quantize"]
+__all__ = ["Artifact", "CompressError", "default_model", "evaluate", "gate", "load", "plan", "prune", "quantize"]
 
 
 def __getattr__(name: str) -> Any:

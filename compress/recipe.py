@@ -10,25 +10,29 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     StrictInt,
     StrictStr,
+    Tag,
     ValidationError,
     field_validator,
     model_validator,
 )
 
 from compress.errors import UserError
+from compress.pruning.configs import PruningConfig
 from compress.quantization.configs import MethodConfig
 from compress.recipe_problems import describe
 from compress.recipe_yaml import apply_override, find_recipe, read_yaml
-from compress.types import IntScheme
+from compress.types import IntScheme, Sparsity
 
 HINT = "correct the keys named above; `recipes/` holds a commented recipe per method"
 
@@ -67,28 +71,88 @@ class CalibrationConfig(_Section):
     seq_len: StrictInt = Field(default=512, ge=2)
 
 
+def _short_form(value: object) -> object:
+    """`method: awq` is `method: {kind: awq}`."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
 class QuantizeStage(_Section):
     """One pass of one method over the linears of the decoder blocks, `ignore` apart."""
 
     kind: Literal["quantize"] = "quantize"
-    method: MethodConfig
+    method: Annotated[MethodConfig, BeforeValidator(_short_form)]
     scheme: SchemeConfig = SchemeConfig()
     ignore: list[StrictStr] = Field(default_factory=list)
     calibration: CalibrationConfig | None = None
 
-    @field_validator("method", mode="before")
-    @classmethod
-    def _short_form(cls, value: object) -> object:
-        """`method: awq` is `method: {kind: awq}`."""
-        return {"kind": value} if isinstance(value, str) else value
-
     @model_validator(mode="after")
     def _calibration_goes_with_method(self) -> QuantizeStage:
-        if self.method.calibrated and self.calibration is None:
-            object.__setattr__(self, "calibration", CalibrationConfig())
-        if not self.method.calibrated and self.calibration is not None:
-            raise ValueError(f"{self.method.kind} reads no calibration text: remove `calibration`")
+        return _with_calibration(self)
+
+
+class PruneStage(_Section):
+    """One pass of one pruning method.
+
+    `sparsity`, a share of each linear's weights, or a `pattern` such as 2:4; of a structured method `keep`, the share
+    of all parameters that stays.
+    """
+
+    kind: Literal["prune"] = "prune"
+    method: Annotated[PruningConfig, BeforeValidator(_short_form)]
+    sparsity: float | None = Field(default=None, gt=0.0, lt=1.0)
+    pattern: StrictStr | None = None
+    keep: float | None = Field(default=None, gt=0.0, lt=1.0)
+    ignore: list[StrictStr] = Field(default_factory=list)
+    calibration: CalibrationConfig | None = None
+
+    @field_validator("pattern")
+    @classmethod
+    def _pattern(cls, value: str | None) -> str | None:
+        if value is not None:
+            Sparsity.parse(value)
+        return value
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> PruneStage:
+        if self.method.structured:
+            if self.keep is None or self.sparsity is not None or self.pattern is not None:
+                raise ValueError(f"{self.method.kind} needs `keep`, such as 0.75, and no other amount")
+            if self.ignore:
+                raise ValueError(f"{self.method.kind} cuts all blocks alike: remove `ignore`")
+        elif self.keep is not None:
+            raise ValueError(f"{self.method.kind} removes single weights: give `sparsity` or `pattern`, not `keep`")
+        elif (self.sparsity is None) == (self.pattern is None):
+            raise ValueError("needs either `sparsity`, such as 0.5, or `pattern`, such as 2:4")
         return self
+
+    @model_validator(mode="after")
+    def _calibration_goes_with_method(self) -> PruneStage:
+        return _with_calibration(self)
+
+    def to_sparsity(self) -> Sparsity:
+        """The amount as the rest of the library passes it around."""
+        if self.pattern is not None:
+            return Sparsity.parse(self.pattern)
+        assert self.sparsity is not None
+        return Sparsity(self.sparsity)
+
+
+Stage = QuantizeStage | PruneStage
+_AnyStage = TypeVar("_AnyStage", QuantizeStage, PruneStage)
+
+
+def _with_calibration(stage: _AnyStage) -> _AnyStage:
+    """Fills in the default text where the method learns from one. ValueError for one that it does not read."""
+    if stage.method.calibrated and stage.calibration is None:
+        object.__setattr__(stage, "calibration", CalibrationConfig())
+    if not stage.method.calibrated and stage.calibration is not None:
+        raise ValueError(f"{stage.method.kind} reads no calibration text: remove `calibration`")
+    return stage
+
+
+def _kind_of(stage: object) -> str:
+    """A stage without a `kind` quantises."""
+    return str(stage.get("kind", "quantize") if isinstance(stage, Mapping) else getattr(stage, "kind", "quantize"))
 
 
 class Recipe(_Section):
@@ -97,7 +161,11 @@ class Recipe(_Section):
     version: Literal[1] = 1
     model: StrictStr | None = None
     seed: StrictInt = Field(default=0, ge=0, lt=2**63)
-    stages: list[QuantizeStage] = Field(min_length=1)
+    stages: list[
+        Annotated[
+            Annotated[QuantizeStage, Tag("quantize")] | Annotated[PruneStage, Tag("prune")], Discriminator(_kind_of)
+        ]
+    ] = Field(min_length=1)
 
     def canonical(self) -> str:
         """`placeless` as JSON with sorted keys and no spaces."""
@@ -119,8 +187,9 @@ class Recipe(_Section):
         """The resolved recipe as YAML, in the order of the definitions above; `load_recipe` reads it back equal."""
         data = self.model_dump(mode="json")
         for stage in data["stages"]:
-            if stage["calibration"] is None:
-                del stage["calibration"]
+            for key in ("sparsity", "pattern", "keep", "calibration"):
+                if key in stage and stage[key] is None:
+                    del stage[key]
         if data["model"] is None:
             del data["model"]
         return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=1000)

@@ -5,10 +5,10 @@ A setting that is None was not given; given ones override the base recipe. Contr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from compress.errors import UserError
 from compress.quantization.configs import METHODS
@@ -65,13 +65,13 @@ def build_recipe(
         data["seed"] = settings.seed
     notes: list[str] = []
     if base is None or settings.for_stage():
-        notes = _set_stage(_only_stage(data, base), settings)
+        notes = _set_stage(only_stage(data, base), settings)
     if base is None:
         return parse_recipe(data, "the request", root="stages.0.", hint=FLAGS_HINT), notes
     return parse_recipe(data, f"recipe {base}"), notes
 
 
-def _only_stage(data: dict[str, Any], base: str | Path | None) -> dict[str, Any]:
+def only_stage(data: dict[str, Any], base: str | Path | None) -> dict[str, Any]:
     stages = data.get("stages")
     if isinstance(stages, list) and len(stages) == 1 and isinstance(stages[0], dict):
         return stages[0]
@@ -83,21 +83,27 @@ def _only_stage(data: dict[str, Any], base: str | Path | None) -> dict[str, Any]
 
 def _set_stage(stage: dict[str, Any], settings: Settings) -> list[str]:
     """Writes the given settings into plain stage data, in place; returns notes."""
-    _set_method(stage, settings.method)
+    set_method(stage, settings.method, DEFAULT_METHOD)
     _set_scheme(stage, settings)
-    if settings.ignore:
+    add_ignored(stage, settings.ignore)
+    return set_calibration(stage, settings, METHODS)
+
+
+def add_ignored(stage: dict[str, Any], ignore: Sequence[str]) -> None:
+    """Adds linears to those that plain stage data leaves alone, in place."""
+    if ignore:
         before = stage.get("ignore") or []
-        stage["ignore"] = [*before, *(name for name in settings.ignore if name not in before)]
-    return _set_calibration(stage, settings)
+        stage["ignore"] = [*before, *(name for name in ignore if name not in before)]
 
 
-def _set_method(stage: dict[str, Any], method: str | None) -> None:
+def set_method(stage: dict[str, Any], method: str | None, default: str) -> None:
+    """Writes the method into plain stage data, in place; `default` where neither gives one."""
     now = stage.get("method")
     kind = now.get("kind") if isinstance(now, dict) else now
     if method is not None and method != kind:
         stage["method"] = {"kind": method}
     elif now is None:
-        stage["method"] = {"kind": DEFAULT_METHOD}
+        stage["method"] = {"kind": default}
 
 
 def _set_scheme(stage: dict[str, Any], settings: Settings) -> None:
@@ -118,14 +124,39 @@ def _set_scheme(stage: dict[str, Any], settings: Settings) -> None:
         stage["scheme"] = {**scheme, **{key: value for key, value in given.items() if value is not None}}
 
 
-def _set_calibration(stage: dict[str, Any], settings: Settings) -> list[str]:
+class CalibrationSettings(Protocol):
+    """What settings of every kind say of the calibration text."""
+
+    @property
+    def method(self) -> str | None: ...
+
+    @property
+    def calib(self) -> str | None: ...
+
+    @property
+    def samples(self) -> int | None: ...
+
+    @property
+    def seq_len(self) -> int | None: ...
+
+
+class Method(Protocol):
+    """What is read of a method's settings class."""
+
+    calibrated: ClassVar[bool]
+
+
+def set_calibration(
+    stage: dict[str, Any], settings: CalibrationSettings, methods: Mapping[str, type[Method]]
+) -> list[str]:
+    """Writes the calibration settings into plain stage data, in place; returns notes on those without effect."""
     given = {"source": settings.calib, "samples": settings.samples, "seq_len": settings.seq_len}
     given = {key: value for key, value in given.items() if value is not None}
     now = stage["method"]
-    config = METHODS.get(str(now.get("kind") if isinstance(now, dict) else now))
+    config = methods.get(str(now.get("kind") if isinstance(now, dict) else now))
     if config is not None and not config.calibrated:
         dropped = stage.pop("calibration", None) if settings.method is not None else None
-        name = config.model_fields["kind"].default
+        name = str(now.get("kind") if isinstance(now, dict) else now)
         return [f"{name} reads no calibration text: those settings have no effect"] if given or dropped else []
     before = stage.get("calibration") or {}
     if given and isinstance(before, dict):

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     import torch
 
 
+LONGEST_PATTERN = 1024
+
+
 @dataclass(frozen=True, slots=True)
 class IntScheme:
     """Integer weight-only layout: `bits` per code, one scale per `group_size` inputs (None: per output channel)."""
@@ -65,6 +68,37 @@ class IntScheme:
         row = 32 * math.ceil(in_features * self.bits / 32)
         per_group = scale_bits + (0 if self.symmetric else self.bits)
         return (row + per_group * self.groups(in_features)) / in_features
+
+
+@dataclass(frozen=True, slots=True)
+class Sparsity:
+    """Which share of a linear's weights is zero; with `of`, `kept` of every `of` consecutive inputs stay (n:m)."""
+
+    share: float
+    kept: int | None = None
+    of: int | None = None
+
+    @classmethod
+    def parse(cls, pattern: str) -> Sparsity:
+        """The sparsity of a pattern n:m such as `2:4`. ValueError for what is none."""
+        kept, _, of = pattern.partition(":")
+        if kept.isdecimal() and of.isdecimal() and 0 < int(kept) < int(of) <= LONGEST_PATTERN:
+            return cls(1 - int(kept) / int(of), int(kept), int(of))
+        raise ValueError(f"is not a pattern n:m with 0 < n < m <= {LONGEST_PATTERN}, such as 2:4")
+
+    @property
+    def name(self) -> str:
+        """As the field writes it: `2:4`, or a percentage."""
+        return f"{100 * self.share:g}%" if self.of is None else f"{self.kept}:{self.of}"
+
+    @property
+    def label(self) -> str:
+        """In one word that a directory can be called: `sparse50`, `2of4`."""
+        return f"sparse{100 * self.share:g}" if self.of is None else f"{self.kept}of{self.of}"
+
+    def fits(self, in_features: int) -> bool:
+        """Whether the pattern's length divides `in_features`."""
+        return self.of is None or in_features % self.of == 0
 
 
 @dataclass(frozen=True, eq=False, slots=True)

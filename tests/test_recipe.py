@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from compress.artifact.summary import recipe_summary
 from compress.errors import UserError
+from compress.pruning.configs import PRUNING_NAMES
 from compress.quantization.configs import METHOD_NAMES
-from compress.recipe import CalibrationConfig, Recipe, load_recipe, parse_recipe
+from compress.recipe import CalibrationConfig, PruneStage, Recipe, load_recipe, parse_recipe
 from compress.recipe_build import Settings, build_recipe
-from compress.types import IntScheme
+from compress.recipe_prune import PruneSettings, build_prune_recipe
+from compress.types import IntScheme, Sparsity
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 AWQ = {"version": 1, "stages": [{"method": "awq"}]}
@@ -239,16 +242,53 @@ def test_contradictions_and_bad_values_are_refused(settings: Settings) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_shipped_recipes_parse_explain_themselves_and_are_named_for_what_they_do(path: Path) -> None:
     recipe = load_recipe(path)
-    method, bits, group = path.stem.split("-")
+    method, *amount = path.stem.split("-")
     stage = recipe.stages[0]
-    assert (stage.method.kind, stage.scheme.bits) == (method, int(bits.removeprefix("w")))
-    assert str(stage.scheme.group_size) == group.removeprefix("g")
+    assert stage.method.kind == method
+    if isinstance(stage, PruneStage):
+        assert recipe_summary(recipe.placeless()).scheme.removeprefix("sparse") == amount[0]
+    else:
+        assert stage.scheme.bits == int(amount[0].removeprefix("w"))
+        assert str(stage.scheme.group_size) == amount[1].removeprefix("g")
     assert sum(line.lstrip().startswith("#") for line in path.read_text().splitlines()) >= 4
     assert recipe.model is None
 
 
 def test_there_is_a_recipe_for_every_method() -> None:
-    assert {load_recipe(path).stages[0].method.kind for path in RECIPES} == set(METHOD_NAMES)
+    assert {load_recipe(path).stages[0].method.kind for path in RECIPES} == {*METHOD_NAMES, *PRUNING_NAMES}
+
+
+def test_a_pruning_stage_has_one_amount_and_its_method_s_calibration() -> None:
+    stage = {"kind": "prune", "method": "wanda", "pattern": "2:4"}
+    recipe = parse_recipe({"stages": [stage]})
+    assert recipe.stages[0].calibration == CalibrationConfig()
+    assert recipe.stages[0].to_sparsity() == Sparsity(0.5, 2, 4)
+    assert parse_recipe(yaml.safe_load(recipe.to_yaml())) == recipe
+    assert parse_recipe({"stages": [{**stage, "method": "magnitude"}]}).stages[0].calibration is None
+    assert "either `sparsity`" in problem({"stages": [{**stage, "sparsity": 0.5}]})
+    assert "either `sparsity`" in problem({"stages": [{"kind": "prune", "method": "wanda"}]})
+    assert "'4:2' is not a pattern n:m" in problem({"stages": [{**stage, "pattern": "4:2"}]})
+    assert "did you mean `prune`" in problem({"stages": [{**stage, "kind": "prun"}]})
+    assert "did you mean `pattern`" in problem({"stages": [{**stage, "patern": "2:4"}]})
+    assert "magnitude reads no" in problem({"stages": [{**stage, "method": "magnitude", "calibration": {}}]})
+    assert "did you mean `wanda`" in problem({"stages": [{**stage, "method": "wamda"}]})
+
+
+def test_prune_settings_over_a_recipe_and_over_nothing(tmp_path: Path) -> None:
+    plain = build_prune_recipe(PruneSettings())[0].stages[0]
+    assert (plain.method.kind, plain.sparsity, plain.pattern) == ("sparsegpt", 0.5, None)
+    changed = build_prune_recipe(PruneSettings(sparsity=0.3, ignore=["a"], seed=3), base="wanda-2of4")[0]
+    stage = changed.stages[0]
+    assert (stage.method.kind, stage.sparsity, stage.pattern, stage.ignore) == ("wanda", 0.3, None, ["a"])
+    assert changed.seed == 3
+    switched, notes = build_prune_recipe(PruneSettings(method="magnitude"), base="wanda-2of4")
+    assert switched.stages[0].calibration is None
+    assert notes == ["magnitude reads no calibration text: those settings have no effect"]
+    for wrong in (PruneSettings(sparsity=0.5, pattern="2:4"), PruneSettings(sparsity=1.5), PruneSettings(method="rtn")):
+        with pytest.raises(UserError):
+            build_prune_recipe(wrong)
+    with pytest.raises(UserError, match="does not prune"):
+        build_prune_recipe(PruneSettings(), base="awq-w4-g128")
 
 
 def test_a_recipe_is_a_value() -> None:

@@ -34,6 +34,8 @@ def render(
         summary=summary,
         name="-".join(part for part in (manifest.parents[0].name, summary.method, summary.scheme) if part != "-"),
         blocks=block_rows(layers),
+        zeros=zeros(layers),
+        removed=removed(layers),
         kept=[layer for layer in layers if layer.get("scheme") is None],
         scores=headline_scores(evaluation),
         against=scored_against(evaluation, manifest.parents),
@@ -58,7 +60,7 @@ def _template() -> Template:
 
 
 def block_rows(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Per decoder block, in order: how many linears were quantised, and the mean and the worst of their errors."""
+    """Per decoder block, in order: how many linears were changed, and the mean and the worst of their errors."""
     rows = []
     for block in sorted({layer["block"] for layer in layers}):
         members = [layer for layer in layers if layer["block"] == block and layer.get("scheme") is not None]
@@ -76,6 +78,20 @@ def block_rows(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def zeros(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Of the linears that were pruned: weights, how many of them are zero, their share; None where none was."""
+    pruned = [layer["details"] for layer in layers if "zeros" in (layer.get("details") or {})]
+    if not pruned:
+        return None
+    weights, none = sum(each["weights"] for each in pruned), sum(each["zeros"] for each in pruned)
+    return {"linears": len(pruned), "weights": weights, "zeros": none, "share": none / weights}
+
+
+def removed(layers: Sequence[Mapping[str, Any]]) -> int:
+    """How many parameters went with neurons and heads, rows, columns and biases."""
+    return sum((layer.get("details") or {}).get("removed", 0) for layer in layers)
 
 
 def _text_of(evaluation: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

@@ -25,11 +25,14 @@ def sizes(
 ) -> SizesRecord:
     """The sizes of an artifact whose weight files are `file_bytes` long.
 
-    Weights are counted from the source's shapes; a tied copy is not counted again, and a dropped tensor is not a
-    weight of the output. The few bytes that spell a packed tensor's shape are in the file's bits, not the linears'.
+    Weights are counted from the source's shapes, or the output's where rows or columns were cut; a tied copy is not
+    counted again, and a dropped tensor is not a weight of the output. The few bytes that spell a packed tensor's shape
+    are in the file's bits, not the linears'.
     """
     parameters = sum(
-        math.prod(source_shapes[name]) for name, entry in ledger.items() if entry.action not in ("tied", "dropped")
+        math.prod(_shape(source_shapes[name], entry, tensors))
+        for name, entry in ledger.items()
+        if entry.action not in ("tied", "dropped")
     )
     quantized = {name: entry for name, entry in ledger.items() if entry.action == "quantized"}
     quantized_parameters = sum(math.prod(source_shapes[name]) for name in quantized)
@@ -45,6 +48,11 @@ def sizes(
         ratio_to_parent=_ratio(file_bytes, parents[-1].bytes),
         ratio_to_root=_ratio(file_bytes, parents[0].bytes),
     )
+
+
+def _shape(source: Sequence[int], entry: LedgerEntry, tensors: Mapping[str, TensorRecord]) -> Sequence[int]:
+    """The shape whose weights count: the output's where rows or columns were cut, else the source's."""
+    return tensors[entry.into[0]].shape if entry.action in ("pruned", "repaired") else source
 
 
 def _ratio(part: int, whole: int) -> float:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -188,8 +188,16 @@ class Staging:
             if (state := old.get("state")) and not (new and new["file"] == state["file"]):
                 durable.unlink(self.path / state["file"])
 
-    def publish(self, contents: Contents, *, max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> Artifact:
+    def publish(
+        self,
+        contents: Contents,
+        *,
+        max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+        check: Callable[[Path], None] | None = None,
+    ) -> Artifact:
         """Assemble the artifact from all committed parts and make it appear at the output in one step.
+
+        check: called with the assembled directory before it appears; what it raises keeps it from appearing.
 
         Raises IntegrityError if the ledger does not add up or a part was damaged, WorkError if it cannot be
         written, UserError if something else appeared at the output meanwhile. In each case nothing is published and
@@ -210,6 +218,8 @@ class Staging:
                 version=_version(self.output, replace.current(self.output)),
                 max_shard_bytes=max_shard_bytes,
             )
+            if check is not None:
+                check(self.path / "new")
         except CompressError:
             with contextlib.suppress(CompressError):
                 durable.remove_tree(self.path / "new")

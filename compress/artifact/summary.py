@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from compress.types import IntScheme
+from compress.types import IntScheme, Sparsity
 
 
 @dataclass(frozen=True, slots=True)
 class RecipeSummary:
-    """`method`: the stages' methods joined by `+`; `scheme`: the last stage's layout; `bits`: its code width."""
+    """`method`: the stages' methods joined by `+`; `scheme`: the last's layout or sparsity; `bits`: code width."""
 
     method: str
     scheme: str
@@ -26,7 +26,7 @@ def recipe_summary(recipe: Mapping[str, Any]) -> RecipeSummary:
     last = schemes[-1] if schemes else None
     return RecipeSummary(
         method="+".join(methods) or "-",
-        scheme=_label(last) if last else "-",
+        scheme=_label(last) if last else _sparsity(stages[-1]) if stages else "-",
         bits=int(last["bits"]) if last else None,
     )
 
@@ -34,6 +34,15 @@ def recipe_summary(recipe: Mapping[str, Any]) -> RecipeSummary:
 def _kind(method: Any) -> str | None:
     kind = method.get("kind") if isinstance(method, Mapping) else method
     return kind if isinstance(kind, str) else None
+
+
+def _sparsity(stage: Mapping[str, Any]) -> str:
+    share, pattern = stage.get("sparsity"), stage.get("pattern")
+    if isinstance(pattern, str):
+        return Sparsity.parse(pattern).label
+    if isinstance(keep := stage.get("keep"), float):
+        return f"keep{100 * keep:g}"
+    return Sparsity(share).label if isinstance(share, float) else "-"
 
 
 def _label(scheme: Mapping[str, Any]) -> str:

@@ -56,6 +56,15 @@ class GroupStats:
         return self.blocks.diagonal(dim1=1, dim2=2).reshape(-1)
 
 
+def square_mean(chunks: Sequence[Tensor], pool: Executor) -> Tensor:
+    """mean x^2, (in,) float32, over chunks of inputs (tokens, in) each; zero of no tokens."""
+    sums = list(pool.map(lambda chunk: chunk.float().square().sum(0), chunks))
+    total = torch.zeros(chunks[0].shape[-1])
+    for part in sums:
+        total += part
+    return total / max(_tokens(chunks), 1)
+
+
 def collect(chunks: Sequence[Tensor], originals: Mapping[int, Tensor], pool: Executor) -> LinearStats:
     """Full statistics over chunks of inputs (tokens, in) each.
 

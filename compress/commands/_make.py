@@ -1,4 +1,4 @@
-"""What `quantize` and `run` do with a recipe: one library call, then what it made and what that lost."""
+"""What `quantize`, `prune` and `run` do with a recipe: one library call, then what it made and what that lost."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.artifact.scores import scored_against, task_scores
 from compress.commands import _environment
-from compress.commands._options import Quantize, RunRecipe
+from compress.commands._options import Prune, Quantize, RunRecipe
 from compress.commands._output import View, duration, number, relative, size
 from compress.commands._scores import score_rows
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from compress.workflows.quantize import QuantizeResult
 
 
-def make(recipe: Recipe, options: Quantize | RunRecipe, view: View) -> None:
+def make(recipe: Recipe, options: Quantize | Prune | RunRecipe, view: View) -> None:
     """Runs the recipe and shows the result; the path of the artifact goes to stdout."""
     _environment.prepare(options.threads)
     _environment.import_models()
@@ -42,7 +42,7 @@ def _show(result: QuantizeResult, view: View) -> None:
         view.note(f"resumed after {result.resumed_blocks} finished blocks, computed {result.computed_blocks}")
     rows: list[tuple[str, str, str]] = [
         ("weight files", size(manifest.parents[-1].bytes), size(sizes.bytes)),
-        ("bits per weight, quantised linears", "", number(sizes.bits_per_weight)),
+        *_amount_rows(result),
         ("bits per weight, whole file", "", number(sizes.file_bits_per_weight)),
         *score_rows(result.evaluation),
     ]
@@ -58,9 +58,26 @@ def _show(result: QuantizeResult, view: View) -> None:
     view.result(_document(result), [relative(artifact.path)])
 
 
+def _amount_rows(result: QuantizeResult) -> list[tuple[str, str, str]]:
+    from compress.artifact.card import removed, zeros  # it brings the template engine
+
+    layers, sizes = result.artifact.layers(), result.artifact.manifest.sizes
+    pruned, lost = zeros(layers), removed(layers)
+    if lost:
+        share = f"{100 * sizes.parameters / (sizes.parameters + lost):.2f}%"
+        return [("parameters", str(sizes.parameters + lost), str(sizes.parameters)), ("parameters kept", "", share)]
+    if pruned is not None:
+        return [("zeros in the pruned linears", "", f"{100 * pruned['share']:.2f}%")]
+    return [("bits per weight, quantised linears", "", number(sizes.bits_per_weight))]
+
+
 def _document(result: QuantizeResult) -> dict[str, Any]:
-    manifest = result.artifact.manifest
+    from compress.artifact.card import removed, zeros  # it brings the template engine
+
+    manifest, layers = result.artifact.manifest, result.artifact.layers()
     evaluation = result.evaluation
+    pruned = {"zeros": zeros(layers)} if zeros(layers) else {}
+    narrowed = {"removed_parameters": removed(layers)} if removed(layers) else {}
     return {
         "artifact": result.artifact.path,
         "artifact_id": manifest.artifact_id,
@@ -77,4 +94,6 @@ def _document(result: QuantizeResult) -> dict[str, Any]:
         "summary": evaluation["texts"][0]["summary"] if evaluation and evaluation["texts"] else None,
         "tasks": task_scores(evaluation),
         "not_scored": result.not_scored,
+        **pruned,
+        **narrowed,
     }

@@ -10,8 +10,10 @@ import typer
 
 from compress.commands import _debug
 from compress.errors import UserError
+from compress.pruning.configs import PRUNING_NAMES
 from compress.quantization.configs import METHOD_NAMES
 from compress.recipe_build import Settings
+from compress.recipe_prune import PruneSettings
 
 MAKE = "Make"
 MEASURE = "Use and measure"
@@ -70,7 +72,7 @@ class Run(Machine):
     device: Annotated[
         str,
         typer.Option(
-            help="auto or cpu; quantising runs on the CPU only for now.", metavar="NAME", rich_help_panel=GENERAL
+            help="auto or cpu; compressing runs on the CPU only for now.", metavar="NAME", rich_help_panel=GENERAL
         ),
     ] = "auto"
     output: Annotated[
@@ -183,6 +185,88 @@ class Quantize(Run):
             group_size=parse_group_size(self.group_size),
             symmetric=self.symmetric,
             scheme=self.scheme,
+            ignore=self.ignore,
+            calib=self.calib,
+            samples=self.samples,
+            seq_len=self.seq_len,
+            seed=self.seed,
+            model=self.model,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune(Run):
+    """`compress prune` and `compress plan prune`."""
+
+    model: Annotated[str | None, typer.Argument(help=MODEL_HELP, metavar="MODEL", show_default=False)] = None
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{', '.join(PRUNING_NAMES)}; sparsegpt if left out, with --keep width.",
+            metavar="NAME",
+            rich_help_panel=METHOD,
+        ),
+    ] = None
+    sparsity: Annotated[
+        float | None,
+        typer.Option(help="Share of each linear's weights that goes; 0.5 if left out.", rich_help_panel=METHOD),
+    ] = None
+    pattern: Annotated[
+        str | None,
+        typer.Option(
+            help="n:m, in place of --sparsity: of every m consecutive inputs n stay, as in 2:4.",
+            metavar="N:M",
+            rich_help_panel=METHOD,
+        ),
+    ] = None
+    keep: Annotated[
+        float | None,
+        typer.Option(
+            help="Of width: share of all parameters that stays; the nearest possible below is made.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None
+    repair: Annotated[
+        bool | None,
+        typer.Option(
+            "--repair/--no-repair",
+            help="Of width: repair the linears that lose inputs, or not; --repair if left out.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None
+    ignore: Annotated[
+        list[str],
+        typer.Option(
+            help="Linear to leave as it is, by name or pattern; repeatable.", metavar="NAME", rich_help_panel=METHOD
+        ),
+    ] = field(default_factory=list)
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="Recipe to start from, a file or a shipped name.", metavar="FILE", rich_help_panel=METHOD),
+    ] = None
+    calib: Annotated[
+        str | None,
+        typer.Option(
+            help="Packaged text by name, or a UTF-8 text file; tales if left out.",
+            metavar="NAME|FILE",
+            rich_help_panel=CALIBRATION,
+        ),
+    ] = None
+    samples: Annotated[
+        int | None, typer.Option(help="Calibration windows; 128 if left out.", rich_help_panel=CALIBRATION)
+    ] = None
+    seq_len: Annotated[
+        int | None, typer.Option(help="Tokens per window; 512 if left out.", rich_help_panel=CALIBRATION)
+    ] = None
+
+    def settings(self) -> PruneSettings:
+        """The flags that decide the recipe."""
+        return PruneSettings(
+            method=self.method,
+            sparsity=self.sparsity,
+            pattern=self.pattern,
+            keep=self.keep,
+            repair=self.repair,
             ignore=self.ignore,
             calib=self.calib,
             samples=self.samples,

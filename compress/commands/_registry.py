@@ -17,7 +17,8 @@ from compress.commands.gate import gate
 from compress.commands.generate import generate
 from compress.commands.list import list_
 from compress.commands.methods import methods
-from compress.commands.plan import plan_quantize, plan_run
+from compress.commands.plan import plan_prune, plan_quantize, plan_run
+from compress.commands.prune import prune
 from compress.commands.quantize import quantize
 from compress.commands.report import report
 from compress.commands.run import run
@@ -32,9 +33,9 @@ Examples:
   $ compress plan quantize --method awq --bits 4
   $ compress plan run recipes/gptq-w3-g128.yaml
 """
-PLANS: tuple[Command, ...] = (plan_quantize, plan_run)
+PLANS: tuple[Command, ...] = (plan_quantize, plan_prune, plan_run)
 COMMANDS: tuple[Command, ...] = (
-    *(quantize, run, export, generate, eval_, gate, compare, trend, bench),
+    *(quantize, prune, run, export, generate, eval_, gate, compare, trend, bench),
     *(show, report, list_, verify, diff, methods, doctor),
 )
 

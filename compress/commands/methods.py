@@ -7,6 +7,7 @@ from typing import Any
 from compress.commands._command import command
 from compress.commands._options import LOOK, Common
 from compress.commands._output import View, columns
+from compress.pruning.configs import PRUNING
 from compress.quantization.configs import METHODS
 from compress.schemes import BITS, INTEGER_SCHEMES
 
@@ -20,8 +21,10 @@ def methods(options: Common, view: View) -> None:
       $ compress methods
       $ compress methods --json
     """
+    every: dict[str, Any] = {**METHODS, **PRUNING}
     listed: dict[str, dict[str, Any]] = {
         name: {
+            "stage": "prune" if name in PRUNING else "quantize",
             "summary": config.summary,
             "paper": config.paper,
             "calibrated": config.calibrated,
@@ -31,20 +34,25 @@ def methods(options: Common, view: View) -> None:
                 if key != "kind"
             },
         }
-        for name, config in METHODS.items()
+        for name, config in every.items()
     }
     document = {
         "methods": listed,
         "schemes": {name: {"bits": int(name[1]), "symmetric": "ASYM" not in name} for name in INTEGER_SCHEMES},
         "group_size": "a divisor of the linear's input width, or channel",
+        "sparsity": "a share of each linear's weights, or a pattern n:m whose m divides the linear's input width",
     }
-    rows = [("METHOD", "CALIBRATED", "PAPER", "SUMMARY")]
-    rows += [(name, "yes" if c.calibrated else "no", c.paper, c.summary) for name, c in METHODS.items()]
+    rows = [("METHOD", "STAGE", "CALIBRATED", "PAPER", "SUMMARY")]
+    rows += [
+        (name, each["stage"], "yes" if each["calibrated"] else "no", each["paper"], each["summary"])
+        for name, each in listed.items()
+    ]
     lines = [
         *columns(rows),
         "",
         f"schemes: W{BITS[0]}A16 to W{BITS[-1]}A16; with _ASYM, zero points are stored",
         "group size: a divisor of the linear's input width, or channel",
+        "sparsity: a share of each linear's weights, or a pattern n:m whose m divides the linear's input width",
     ]
     view.result(document, lines)
     view.table(

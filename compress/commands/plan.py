@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from compress.commands import _environment
+from compress.commands import _environment, _prune_plan, _width_plan
 from compress.commands._command import command
-from compress.commands._options import Quantize, Run, RunRecipe
+from compress.commands._options import Prune, Quantize, Run, RunRecipe
 from compress.commands._output import View, duration, facts, number, numberless, relative, size
 from compress.errors import UserError
 
@@ -30,6 +30,20 @@ def plan_quantize(options: Quantize, view: View) -> None:
     show_plan(build(options, view), options, view)
 
 
+@command("prune", Prune)
+def plan_prune(options: Prune, view: View) -> None:
+    """Plan a pruning: sparsity of every linear, output size, peak memory, time.
+
+    The options are those of `compress prune`.
+
+    Examples:
+
+      $ compress plan prune --method sparsegpt --sparsity 0.5
+      $ compress plan prune ./model --method wanda --pattern 2:4 --json
+    """
+    show_plan(build(options, view), options, view)
+
+
 @command("run", RunRecipe)
 def plan_run(options: RunRecipe, view: View) -> None:
     """Plan the run of a recipe.
@@ -44,11 +58,14 @@ def plan_run(options: RunRecipe, view: View) -> None:
     show_plan(build(options, view), options, view)
 
 
-def build(options: Quantize | RunRecipe, view: View) -> Recipe:
+def build(options: Quantize | Prune | RunRecipe, view: View) -> Recipe:
     """The recipe that the options describe; what has no effect is noted."""
     from compress.recipe_build import Settings, build_recipe
+    from compress.recipe_prune import build_prune_recipe
 
-    if isinstance(options, Quantize):
+    if isinstance(options, Prune):
+        recipe, notes = build_prune_recipe(options.settings(), base=options.recipe)
+    elif isinstance(options, Quantize):
         recipe, notes = build_recipe(options.settings(), base=options.recipe)
     else:
         settings = Settings(seed=options.seed, model=options.model)
@@ -71,11 +88,20 @@ def show_plan(recipe: Recipe, options: Run, view: View) -> None:
     plan = pipeline.plan(
         recipe, output=options.output, device=options.device, restart=options.restart, scored=not options.no_eval
     )
-    view.table("Linears", ("LINEARS", ">COUNT", ">IN", ">OUT", "SCHEME", ">BITS/WEIGHT", "NOTE"), _rows(plan))
-    view.result(_document(plan, recipe), _lines(plan))
+    if isinstance(plan, pipeline.WidthPlan):
+        _width_plan.show(plan, recipe, view)
+    elif isinstance(plan, pipeline.PrunePlan):
+        _prune_plan.show(plan, recipe, view)
+    else:
+        _show_quantisation(plan, recipe, view)
     if plan.problems:
         count = "a problem" if len(plan.problems) == 1 else f"{len(plan.problems)} problems"
         raise UserError(f"the plan has {count}: " + "; ".join(plan.problems), plan.hint)
+
+
+def _show_quantisation(plan: Plan, recipe: Recipe, view: View) -> None:
+    view.table("Linears", ("LINEARS", ">COUNT", ">IN", ">OUT", "SCHEME", ">BITS/WEIGHT", "NOTE"), _rows(plan))
+    view.result(_document(plan, recipe), _lines(plan))
 
 
 def _document(plan: Plan, recipe: Recipe) -> dict[str, Any]:

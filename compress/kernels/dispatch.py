@@ -19,6 +19,7 @@ OPERATIONS = (
     "gemv_int4",
     "gptq_quantize",
     "coordinate_descent",
+    "prune_columns",
     "rounding_loss",
     "search_range",
     "add_moment",
@@ -64,6 +65,8 @@ def choose(operation: str, device: torch.device | str) -> Choice:
         return Choice("reference", f"no {kind} kernel: plain torch, one candidate at a time")
     if operation in ("add_moment", "causal_attention"):
         return Choice("reference", f"no {kind} kernel: torch's own product")
+    if operation == "prune_columns":
+        return Choice("reference", f"no {kind} kernel: all rows at once, one column after the other")
     return Choice("batched", f"batched torch: all rows at once on {kind}, columns in chunks of {batched.COLUMN_CHUNK}")
 
 
@@ -152,6 +155,23 @@ def coordinate_descent(
         gradient, hessian.float().contiguous(), scale, zero_point, groups, qmin, qmax, codes, sweeps, _threads(threads)
     )
     return changes
+
+
+def prune_columns(
+    weight: Tensor, upper: Tensor, pruned: Tensor, group: int = 0, drop: int = 0, threads: int | None = None
+) -> Tensor:
+    """SparseGPT's column loop within one block; updates `weight`, and `pruned` where there is a `group`.
+
+    weight (out, in) float32 contiguous, zero where pruned afterwards; upper (in, in) float32, the block's part of U
+    where H^-1 = U^T U; pruned (out, in) int8 contiguous, 1 where a weight goes. With a `group`, of every `group`
+    columns the `drop` with the least w^2 / U_ii^2 go. Returns errors (out, in) float32: later columns are to be
+    corrected by -errors @ (their part of U).
+    """
+    if choose("prune_columns", weight.device).name == "reference":
+        return reference.prune_columns(weight, upper, pruned, group, drop)
+    errors = torch.empty_like(weight)
+    native().prune_columns(weight, upper.contiguous(), pruned, errors, group, drop, _threads(threads))
+    return errors
 
 
 def rounding_loss(

@@ -57,6 +57,27 @@ def gptq_quantize(
     return codes, loss
 
 
+def prune_columns(weight: Tensor, upper: Tensor, pruned: Tensor, group: int, drop: int) -> Tensor:
+    """SparseGPT (arXiv 2301.00774, algorithm 1) one column at a time, within one block of columns.
+
+    weight (out, in), updated: zero where pruned, the rest corrected; upper (in, in), the block's part of the Cholesky
+    factor U of the inverse Hessian (H^-1 = U^T U); pruned (out, in) int8, 1 where a weight is to go. With a `group`
+    (else 0) `pruned` is written: of every `group` columns the `drop` with the least w^2 / U_ii^2 go. Returns the
+    errors (out, in): columns after the block are to be corrected by -errors @ (their part of U).
+    """
+    errors = torch.zeros_like(weight)
+    for i in range(weight.shape[1]):
+        if group and i % group == 0:
+            part = slice(i, i + group)
+            scores = (weight[:, part] / upper.diagonal()[part]).square()
+            pruned[:, part] = 0
+            pruned[:, part].scatter_(1, scores.argsort(dim=1, stable=True)[:, :drop], 1)
+        errors[:, i] = torch.where(pruned[:, i] != 0, weight[:, i] / upper[i, i], 0)
+        weight[:, i] = torch.where(pruned[:, i] != 0, 0, weight[:, i])
+        weight[:, i + 1 :] -= errors[:, i : i + 1] * upper[i, i + 1 :]
+    return errors
+
+
 def coordinate_descent(
     gradient: Tensor,
     hessian: Tensor,

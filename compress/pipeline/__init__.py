@@ -1,18 +1,33 @@
 """plan() and run(): from a recipe and a model directory to an artifact. The only package that mutates a model.
 
-job.py      what is to be done: source, linears and their schemes, calibration tokens, output
-plan.py     the dry run: sizes, memory and time of a job
-duration.py how long it takes on this machine
+work.py     what every kind of stage works from: source, calibration tokens, output; resolve.py makes it from a recipe
+job.py      a quantisation: linears and their schemes; prune_job.py: linears and their sparsities
+plan.py     the dry run: sizes, memory and time of a quantisation; prune_plan.py of a pruning; memory.py, duration.py
+kinds.py    what the loop asks of a kind of stage; quantize_stage.py and prune_stage.py answer
 inputs.py   the activations that flow from block to block
 source.py   reading tensors, refusing what is not finite
 block.py    what a method gives back for one block; rtn_block.py, gptq_block.py, awq_block.py go through it
+mask_block.py zeros in one block; width_job.py, width_block.py, width_stage.py, width_plan.py: whole neurons and heads
 fold.py     moving a scale from a linear into what feeds it, checked on the live block
-linears.py  quantising one linear in row tiles, and measuring the error
+linears.py  quantising one linear in row tiles, and measuring the error; masked.py: one linear with zeros
 output.py   which tensors a block writes, and the ledger
 run.py      the loop over blocks: journal, resume, publish
 """
 
-from compress.pipeline.plan import Plan, PlannedLinear, plan
+from compress.pipeline.plan import AnyPlan, Plan, PlannedLinear, plan
+from compress.pipeline.prune_plan import PrunedShape, PrunePlan
 from compress.pipeline.run import RunResult, run
+from compress.pipeline.width_plan import NarrowShape, WidthPlan
 
-__all__ = ["Plan", "PlannedLinear", "RunResult", "plan", "run"]
+__all__ = [
+    "AnyPlan",
+    "NarrowShape",
+    "Plan",
+    "PlannedLinear",
+    "PrunePlan",
+    "PrunedShape",
+    "RunResult",
+    "WidthPlan",
+    "plan",
+    "run",
+]

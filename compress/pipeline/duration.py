@@ -9,7 +9,7 @@ import torch
 
 from compress.kernels import dispatch
 from compress.pipeline.inputs import compared_tokens
-from compress.pipeline.job import Job, needs_original
+from compress.pipeline.job import Job
 from compress.quantization import awq, rtn
 from compress.quantization.configs import AwqConfig, RtnConfig
 from compress.quantization.grid import quantize, search_grid
@@ -23,10 +23,15 @@ SHARING = ("k_proj", "v_proj", "up_proj")
 
 def seconds_estimate(job: Job) -> float:
     """Seconds that the blocks of this job take on this machine, with as many threads as torch uses now."""
+    return on_all_threads(lambda: _single_threaded(job))
+
+
+def on_all_threads(measured: Callable[[], float]) -> float:
+    """What `measured` finds on one thread, shared among as many as torch uses now."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _single_threaded(job) / threads
+        return measured() / threads
     finally:
         torch.set_num_threads(threads)
 
@@ -40,14 +45,14 @@ def _single_threaded(job: Job) -> float:
         return rounding
     tokens = wanted.samples * wanted.seq_len
     forward = 2.0 * sum(spec.in_features * spec.out_features for spec in job.skeleton.linears())  # per token
-    product = _product_rate()
+    product = product_rate()
     method = job.stage.method
     if isinstance(method, AwqConfig):
         tried = (method.grid * (2 if method.duo_scaling else 1)) if method.scale_search else 0
         return 2 * tokens * forward * product + rounding + tried * weights * _candidate_rate(job, method)
     squares = sum(spec.in_features**2 for spec in specs if not spec.name.endswith(SHARING))
     cubes = sum(float(spec.out_features) * spec.in_features**2 for spec in specs)
-    compared = compared_tokens(tokens) if needs_original(job.stage) else 0
+    compared = compared_tokens(tokens) if job.needs_original else 0
     per_token = (tokens + compared) * forward + (tokens + 2.0 * compared) * squares
     return (per_token + 12 * cubes) * product + rounding
 
@@ -75,7 +80,7 @@ def _candidate_rate(job: Job, method: AwqConfig) -> float:
     return taken / (tile.numel() * CANDIDATES)
 
 
-def _product_rate() -> float:
+def product_rate() -> float:
     """Seconds per floating-point operation of a float32 matrix product."""
     a = torch.ones(384, 384)
     return _seconds(lambda: a @ a) / (2 * 384.0**3)

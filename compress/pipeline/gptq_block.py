@@ -25,6 +25,7 @@ from compress.pipeline.linears import (
     sample_of,
 )
 from compress.pipeline.source import read_weight
+from compress.pipeline.work import Work
 from compress.quantization import gptq
 from compress.quantization.configs import GptqConfig
 from compress.types import QuantizedTensor
@@ -44,7 +45,7 @@ def through_block(
     live = skeleton.modules(block, module)
     by_name = {spec.name: spec for spec in specs}
     forward = StagedForward(entering.runs(skeleton, module), {name: live[name] for name in by_name}, workers.count)
-    twin = _twin(job, entering, specs, block, workers)
+    twin = twin_of(job, entering, specs, block, workers)
     shared: gptq.Preconditioner | None = None
     report: Future[QuantizedLinear] | None = None
     with closing(stages(forward)) as reached, closing(stages(twin)) as counterparts:
@@ -57,7 +58,7 @@ def through_block(
                 originals = dict(zip(entering.original, counterpart.inputs, strict=True))
                 inputs = [stage.inputs[place] for place in originals]
             reading = workers.pool.submit(read_weight, job.checkpoint, spec)
-            sampling = workers.pool.submit(_samples, inputs, list(originals.values()))
+            sampling = workers.pool.submit(samples_of, inputs, list(originals.values()))
             fresh = shared is None or not stage.same_input
             stats = collect(stage.inputs, originals, workers.pool) if fresh else None
             if twin is not None and counterpart is not None:
@@ -82,8 +83,8 @@ def through_block(
     return result
 
 
-def _twin(
-    job: Job, entering: Activations, specs: Sequence[LinearSpec], block: int, workers: Workers
+def twin_of(
+    job: Work, entering: Activations, specs: Sequence[LinearSpec], block: int, workers: Workers
 ) -> StagedForward | None:
     """The original block on the chunks that are compared, or None where none are."""
     if not entering.original:
@@ -105,7 +106,7 @@ def _quantized(
     return in_tiles(weight, lambda rows: gptq.transform(rows, shared, scheme, method, dtype), pool)
 
 
-def _samples(inputs: list[Tensor], originals: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+def samples_of(inputs: list[Tensor], originals: list[Tensor]) -> tuple[Tensor, Tensor | None]:
     """Some inputs of the linear in both models, for the same tokens."""
     return sample_of(inputs), sample_of(originals) if originals else None
 

@@ -78,13 +78,7 @@ def record(
     weight, dequantized: (out, in) float32. sample: (tokens, in) inputs of the quantised linear; reference: (tokens, in)
     inputs that the original model has for the same tokens, where they are known and differ.
     """
-    difference = weight - dequantized
-    noise, signal = float(difference.square().sum()), float(weight.square().sum())
-    error = None
-    if sample is not None and sample.shape[0]:
-        wanted = (sample if reference is None else reference) @ weight.T
-        total = float(wanted.square().sum())
-        error = _ratio(float((wanted - sample @ dequantized.T).square().sum()), total)
+    error, sqnr = errors(weight, dequantized, sample, reference)
     return LayerRecord(
         name=spec.name,
         block=spec.block,
@@ -92,10 +86,24 @@ def record(
         scheme=scheme.label,
         bits_per_weight=scheme.bits_per_weight(spec.in_features, scale_bits),
         output_error=error,
-        weight_sqnr_db=10 * math.log10(ratio) if (ratio := _ratio(signal, noise)) else None,
+        weight_sqnr_db=sqnr,
         fallback=fallback,
         details=dict(details or {}),
     )
+
+
+def errors(
+    weight: Tensor, changed: Tensor, sample: Tensor | None, reference: Tensor | None
+) -> tuple[float | None, float | None]:
+    """(relative output error, SQNR of the weight in dB) of a changed weight; arguments as for `record`."""
+    difference = weight - changed
+    noise, signal = float(difference.square().sum()), float(weight.square().sum())
+    error = None
+    if sample is not None and sample.shape[0]:
+        wanted = (sample if reference is None else reference) @ weight.T
+        total = float(wanted.square().sum())
+        error = _ratio(float((wanted - sample @ changed.T).square().sum()), total)
+    return error, 10 * math.log10(ratio) if (ratio := _ratio(signal, noise)) else None
 
 
 def _ratio(part: float, whole: float) -> float | None:
@@ -141,6 +149,11 @@ def live_weight(module: nn.Module) -> Tensor:
 
 def put(module: nn.Module, quantized: QuantizedTensor) -> None:
     """Gives a live linear the weight that its quantised form stands for."""
+    put_dense(module, quantized.dequantize())
+
+
+def put_dense(module: nn.Module, weight: Tensor) -> None:
+    """Gives a live linear this weight (out, in)."""
     parameter = cast(nn.Parameter, module.weight)
-    dense = quantized.dequantize().to(parameter.dtype)
+    dense = weight.to(parameter.dtype)
     parameter.data = dense.T.contiguous() if isinstance(module, Conv1D) else dense

@@ -9,15 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from compress.artifact.layers import LayerRecord
-from compress.artifact.ledger import Action, LedgerEntry
+from compress.artifact.ledger import LedgerEntry
 from compress.formats import int_packed
 from compress.formats.compressed_tensors import for_own_reader, quantization_config
 from compress.pipeline.block import BlockResult
 from compress.pipeline.job import Job
+from compress.pipeline.kinds import Fate
 from compress.pipeline.source import read_finite
-
-Fate = dict[str, tuple[Action, list[str]]]
-"""What became of each source tensor: the action, and the names of the output tensors that hold it now."""
+from compress.pipeline.work import Work
 
 
 def block_tensors(job: Job, block: int, result: BlockResult, pool: Executor) -> tuple[dict[str, Tensor], Fate]:
@@ -33,10 +32,10 @@ def block_tensors(job: Job, block: int, result: BlockResult, pool: Executor) -> 
         tensors[name] = tensor
         fate[name] = ("folded", [name])
     rest = [name for name in job.skeleton.block_tensors(block) if name not in fate]
-    return _keep(job, rest, tensors, fate)
+    return keep(job, rest, tensors, fate)
 
 
-def left_alone(job: Job, block: int) -> list[LayerRecord]:
+def left_alone(job: Work, block: int) -> list[LayerRecord]:
     """The report of the linears of one block that keep their precision: why they do."""
     return [
         LayerRecord(name=spec.name, block=block, reason=job.reasons[spec.name])
@@ -45,7 +44,7 @@ def left_alone(job: Job, block: int) -> list[LayerRecord]:
     ]
 
 
-def outer_tensors(job: Job) -> tuple[dict[str, Tensor], Fate]:
+def outer_tensors(job: Work) -> tuple[dict[str, Tensor], Fate]:
     """The output tensors outside all blocks; a stored copy of a tied tensor is not written a second time."""
     fate: Fate = {}
     checkpoint, tied = job.checkpoint, job.skeleton.tied()
@@ -56,10 +55,10 @@ def outer_tensors(job: Job) -> tuple[dict[str, Tensor], Fate]:
             fate[name] = ("tied", [target])
         else:
             rest.append(name)
-    return _keep(job, rest, {}, fate)
+    return keep(job, rest, {}, fate)
 
 
-def ledger(job: Job, fate: Fate, sha256: Mapping[str, str]) -> dict[str, LedgerEntry]:
+def ledger(job: Work, fate: Fate, sha256: Mapping[str, str]) -> dict[str, LedgerEntry]:
     """Ledger entries of source tensors; `sha256` holds the hash of every output tensor of the part."""
     return {
         name: LedgerEntry.of(action, job.checkpoint.sha256(name), {output: sha256[output] for output in into})
@@ -94,7 +93,7 @@ def _high_precision(job: Job) -> Iterable[str]:
     return (inside - set(job.schemes)) | set(job.skeleton.outer_linears())
 
 
-def _keep(job: Job, names: Iterable[str], tensors: dict[str, Tensor], fate: Fate) -> tuple[dict[str, Tensor], Fate]:
+def keep(job: Work, names: Iterable[str], tensors: dict[str, Tensor], fate: Fate) -> tuple[dict[str, Tensor], Fate]:
     """Adds tensors that go over as they are. WorkError where one is not finite."""
     for name in names:
         tensors[name] = read_finite(job.checkpoint, name)

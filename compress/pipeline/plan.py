@@ -11,8 +11,14 @@ from compress.artifact.output import existing
 from compress.errors import UserError
 from compress.models.skeleton import LinearSpec
 from compress.pipeline.duration import seconds_estimate
-from compress.pipeline.inputs import CHUNK_TOKENS, compared_tokens
-from compress.pipeline.job import Job, Problem, needs_blocks, needs_original, resolve
+from compress.pipeline.job import Job
+from compress.pipeline.memory import largest_block, largest_linear, streaming, widest_input
+from compress.pipeline.prune_job import PruneJob
+from compress.pipeline.prune_plan import PrunePlan, prune_plan
+from compress.pipeline.resolve import resolve
+from compress.pipeline.width_job import WidthJob
+from compress.pipeline.width_plan import WidthPlan, width_plan
+from compress.pipeline.work import Problem, Work
 from compress.quantization.configs import GptqConfig
 from compress.recipe import Recipe
 from compress.types import IntScheme
@@ -53,6 +59,9 @@ class Plan:
     hint: str = ""
 
 
+AnyPlan = Plan | PrunePlan | WidthPlan
+
+
 def plan(
     recipe: Recipe,
     *,
@@ -61,13 +70,22 @@ def plan(
     device: str = "auto",
     restart: bool = False,
     scored: bool = False,
-) -> Plan:
+) -> AnyPlan:
     """Lays out a run. Its `problems` are what `run` would refuse; other user errors are raised as in `run`.
 
     scored: whether the run ends with scoring, and so takes up a version that was left without scores.
     Whether an artifact in the output is of the same source is left to the run, which hashes it.
     """
     job = resolve(recipe, model=model, output=output, device=device)
+    if isinstance(job, PruneJob):
+        return prune_plan(job, _output(job, restart, scored), job.problems or _output_problems(job, restart))
+    if isinstance(job, WidthJob):
+        return width_plan(job, _output(job, restart, scored), job.problems or _output_problems(job, restart))
+    assert isinstance(job, Job)
+    return _quantisation(job, restart, scored)
+
+
+def _quantisation(job: Job, restart: bool, scored: bool) -> Plan:
     specs = job.skeleton.linears()
     linears = [_planned(job, spec) for spec in specs]
     quantized = [spec for spec in specs if spec.name in job.schemes and job.scheme.fits(spec.in_features)]
@@ -95,7 +113,7 @@ def plan(
     )
 
 
-def _output_problems(job: Job, restart: bool) -> list[Problem]:
+def _output_problems(job: Work, restart: bool) -> list[Problem]:
     """What forbids the named output. Raises what `run` would raise about the calibration text."""
     identity = job.identity(hashed=False)
     if job.output is not None:
@@ -106,7 +124,7 @@ def _output_problems(job: Job, restart: bool) -> list[Problem]:
     return []
 
 
-def _output(job: Job, restart: bool, scored: bool) -> Path:
+def _output(job: Work, restart: bool, scored: bool) -> Path:
     if job.output is not None:
         return job.output
     if job.problems or not job.family_directory.is_dir():
@@ -139,24 +157,10 @@ def _copies(job: Job) -> set[str]:
 
 def _peak_memory(job: Job) -> int:
     """An upper estimate: the largest single tensor or block, activations between blocks, one linear's statistics."""
-    checkpoint, skeleton, specs = job.checkpoint, job.skeleton, job.skeleton.linears()
-    widest = max(spec.in_features for spec in specs)
-    largest = max(spec.in_features * spec.out_features for spec in specs)
-    one_linear = largest * (4 * 4 + 8 + 1)  # float32 weight and temporaries, int64 words while packing, codes
-    if not needs_blocks(job.stage):
-        return one_linear + max(info.nbytes for info in checkpoint.index.values())
-    block = max(
-        sum(math.prod(checkpoint.index[name].shape) for name in skeleton.block_tensors(number))
-        for number in range(skeleton.num_blocks)
-    )
-    itemsize = skeleton.dtype.itemsize
-    original = needs_original(job.stage)
-    wanted = job.stage.calibration
-    tokens = 0 if wanted is None else wanted.samples * wanted.seq_len
-    hidden = int(job.checkpoint.config.get("hidden_size") or specs[0].in_features)
-    inside = widest + 4 * hidden  # what a paused forward holds per token
-    streamed = tokens + (compared_tokens(tokens) if original else 0)
-    activations = streamed * itemsize * (2 * hidden + inside) + CHUNK_TOKENS * widest * 8
-    weights = block * (itemsize * (2 if original else 1) if isinstance(job.stage.method, GptqConfig) else itemsize + 4)
-    statistics = widest * widest * 4 * (5 if isinstance(job.stage.method, GptqConfig) else 1)
-    return one_linear + activations + weights + statistics
+    one_linear = largest_linear(job) * (4 * 4 + 8 + 1)  # float32 weight and temporaries, int64 words, codes
+    if not job.needs_blocks:
+        return one_linear + max(info.nbytes for info in job.checkpoint.index.values())
+    gptq = isinstance(job.stage.method, GptqConfig)
+    itemsize, copies = job.skeleton.dtype.itemsize, 2 if job.needs_original else 1
+    weights = largest_block(job) * (itemsize * copies if gptq else itemsize + 4)
+    return one_linear + streaming(job) + weights + widest_input(job) ** 2 * 4 * (5 if gptq else 1)

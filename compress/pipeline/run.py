@@ -7,7 +7,7 @@ decides who computes what. So the bytes written do not depend on the number of t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,17 +24,26 @@ from compress.artifact.manifest import CalibrationRecord, Fallback, Parent
 from compress.artifact.publish import Contents
 from compress.artifact.reader import Artifact
 from compress.artifact.staging import Staging
-from compress.pipeline import awq_block, gptq_block, inputs, output, rtn_block
-from compress.pipeline.block import BlockResult, Workers
+from compress.pipeline import inputs, output, prune_stage, quantize_stage, width_stage
+from compress.pipeline.block import Workers
 from compress.pipeline.committer import Committer
 from compress.pipeline.inputs import Activations
-from compress.pipeline.job import Job, environment, needs_blocks, needs_original, resolve
-from compress.pipeline.source import read_finite
+from compress.pipeline.job import Job
+from compress.pipeline.kinds import Fate, Kind, Written
+from compress.pipeline.prune_job import PruneJob
+from compress.pipeline.resolve import resolve
+from compress.pipeline.width_job import WidthJob
+from compress.pipeline.work import Work, environment
 from compress.progress import NullProgress, Progress
-from compress.quantization.configs import GptqConfig, RtnConfig
 from compress.recipe import Recipe
 
 OUTER = "outer"
+
+KINDS: dict[type[Work], Kind[Any]] = {
+    Job: quantize_stage.QuantizeKind(),
+    PruneJob: prune_stage.PruneKind(),
+    WidthJob: width_stage.WidthKind(),
+}
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,7 @@ def run(
             started = time.perf_counter()
             resumed, computed = _blocks(job, staging, workers, progress)
             seconds = time.perf_counter() - started
-            artifact = staging.publish(_contents(job, staging.journal()))
+            artifact = staging.publish(_contents(job, staging.journal()), check=_check(job, staging))
             if staging.kept_aside is not None:
                 progress.warn(f"what {artifact.path.name} held besides an artifact was moved to {staging.kept_aside}")
     if output is None:
@@ -105,14 +114,14 @@ def _deterministic() -> Iterator[Workers]:
         torch.set_num_threads(threads)
 
 
-def _staging(job: Job, restart: bool, scored: bool) -> Staging:
+def _staging(job: Work, restart: bool, scored: bool) -> Staging:
     identity = job.identity()
     if job.output is not None:
         return Staging(job.output, identity, restart=restart)
     return store.open_next(job.family_directory, identity, restart=restart, scored=scored)
 
 
-def _blocks(job: Job, staging: Staging, workers: Workers, progress: Progress) -> tuple[int, int]:
+def _blocks(job: Work, staging: Staging, workers: Workers, progress: Progress) -> tuple[int, int]:
     """Does what the journal does not hold yet; returns how many blocks were there and how many were computed."""
     entries = staging.journal()
     done = sum(entry["key"] != OUTER for entry in entries)
@@ -120,30 +129,21 @@ def _blocks(job: Job, staging: Staging, workers: Workers, progress: Progress) ->
     if not any(entry["key"] == OUTER for entry in entries):
         tensors, fate = output.outer_tensors(job)
         _commit(job, staging, OUTER, tensors, fate)
-    activations = _activations(job, staging, done)
-    progress.begin(f"quantising blocks ({job.method_name} {job.scheme.label})", total)
+    activations, kind = _activations(job, staging, done), KINDS[type(job)]
+    progress.begin(kind.doing(job), total)
     for block in range(done):
         progress.advance(f"block {block}: done before")
     with Committer() as committer:
         for block in range(done, total):
-            result = _through_block(job, block, activations, workers)
-            tensors, fate = output.block_tensors(job, block, result, workers.pool)
-            activations = result.activations
-            state = activations if block < total - 1 else None
+            written = kind.through_block(job, block, activations, workers)
+            activations = written.activations
+            state = activations if block < total - 1 or kind.keeps_last_state else None
 
-            def commit(
-                block: int = block,
-                tensors: Mapping[str, torch.Tensor] = tensors,
-                fate: output.Fate = fate,
-                result: BlockResult = result,
-                state: Activations | None = state,
-            ) -> None:
+            def commit(block: int = block, written: Written = written, state: Activations | None = state) -> None:
+                layers = [*written.layers, *output.left_alone(job, block)]
                 _commit(
-                    job, staging, f"block-{block:05d}", tensors, fate,
-                    layers=[*(linear.record for linear in result.linears), *output.left_alone(job, block)],
-                    fallbacks=[*result.fallbacks, *(f for linear in result.linears for f in linear.fallbacks)],
-                    state=state,
-                )  # fmt: skip
+                    job, staging, f"block-{block:05d}", written.tensors, written.fate, layers, written.fallbacks, state
+                )
                 progress.advance(f"block {block}")
 
             committer.submit(commit)
@@ -151,35 +151,33 @@ def _blocks(job: Job, staging: Staging, workers: Workers, progress: Progress) ->
     return done, total - done
 
 
-def _through_block(job: Job, block: int, activations: Activations | None, workers: Workers) -> BlockResult:
-    """Takes one block through the job's method; `activations` enter it (None for data-free methods)."""
-    specs = [spec for spec in job.skeleton.linears(block) if spec.name in job.schemes]
-    method = job.stage.method
-    if isinstance(method, RtnConfig):
-        return rtn_block.through_block(job, method, specs, workers)
-    assert activations is not None
-    list(workers.pool.map(lambda name: read_finite(job.checkpoint, name), job.skeleton.block_tensors(block)))
-    if isinstance(method, GptqConfig):
-        return gptq_block.through_block(job, method, specs, block, activations, workers)
-    return awq_block.through_block(job, method, specs, block, activations, workers)
-
-
-def _activations(job: Job, staging: Staging, done: int) -> Activations | None:
-    if not needs_blocks(job.stage) or done == job.skeleton.num_blocks:
+def _activations(job: Work, staging: Staging, done: int) -> Activations | None:
+    if not job.needs_blocks or done == job.skeleton.num_blocks:
         return None
     assert job.calibration is not None
-    start = inputs.enter(job.skeleton, job.calibration.tokens, needs_original(job.stage))
+    start = inputs.enter(job.skeleton, job.calibration.tokens, job.needs_original)
     if not done:
         return start
     return inputs.resume(start, done, staging.read_state(staging.journal()[-1]["state"]))
 
 
+def _check(job: Work, staging: Staging) -> Callable[[Path], None]:
+    """What the kind of stage looks at before an artifact appears."""
+    kind, last = KINDS[type(job)], staging.journal()[-1]["state"]
+    leaving = None
+    if kind.keeps_last_state:
+        assert job.calibration is not None
+        start = inputs.enter(job.skeleton, job.calibration.tokens, job.needs_original)
+        leaving = inputs.resume(start, job.skeleton.num_blocks, staging.read_state(last))
+    return lambda directory: kind.check(job, directory, leaving)
+
+
 def _commit(
-    job: Job,
+    job: Work,
     staging: Staging,
     key: str,
     tensors: Mapping[str, torch.Tensor],
-    fate: output.Fate,
+    fate: Fate,
     layers: list[LayerRecord] | None = None,
     fallbacks: list[Fallback] | None = None,
     state: Activations | None = None,
@@ -198,11 +196,11 @@ def _commit(
     )
 
 
-def _contents(job: Job, entries: list[dict[str, Any]]) -> Contents:
+def _contents(job: Work, entries: list[dict[str, Any]]) -> Contents:
     checkpoint, calibration = job.checkpoint, job.calibration
     recipe = job.recipe
     return Contents(
-        config=output.config(job),
+        config=KINDS[type(job)].config(job),
         aux_files=checkpoint.aux_files(),
         recipe=recipe.placeless(),
         recipe_hash=recipe.hash(),

@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Executor
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -32,6 +33,19 @@ SHRINKAGE = 4
 ROWS_PER_TASK = 256
 
 
+class Feedback(Protocol):
+    """The settings of error feedback, as methods have them."""
+
+    @property
+    def damp_frac(self) -> float: ...
+
+    @property
+    def act_order(self) -> bool: ...
+
+    @property
+    def correction(self) -> float: ...
+
+
 class Preconditioner:
     """What the linears that share one input share: the ordered, factored Hessian, and the correction.
 
@@ -39,7 +53,7 @@ class Preconditioner:
     there is no drift or its Hessian has no factor.
     """
 
-    def __init__(self, stats: LinearStats, config: GptqConfig, pool: Executor) -> None:
+    def __init__(self, stats: LinearStats, config: Feedback, pool: Executor) -> None:
         drift = stats.drift if config.correction else None
         correction = None if drift is None else pool.submit(_correction, drift, config)
         diagonal = stats.hessian.diagonal()
@@ -197,7 +211,7 @@ def _float_zero(grid: Grid) -> Tensor:
     return torch.zeros(grid.scale.shape) if grid.zero_point is None else grid.zero_point.float()
 
 
-def _correction(drift: Drift, config: GptqConfig) -> Correction | None:
+def _correction(drift: Drift, config: Feedback) -> Correction | None:
     """None where the Hessian has no factor.
 
     D and H are over the same tokens, so that what these tokens have too much or too little of cancels. The drift is an

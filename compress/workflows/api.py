@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from compress.evaluation.policy import Policy
     from compress.evaluation.records import EvalRecord
     from compress.evaluation.verdict import Verdict
-    from compress.pipeline import Plan
+    from compress.pipeline import AnyPlan
     from compress.progress import Progress
     from compress.recipe import Recipe
     from compress.runtime.protocol import Runtime
@@ -100,6 +100,77 @@ def quantize(
     ).artifact
 
 
+def prune(
+    model: PathLike | None = None,
+    method: str | None = None,
+    sparsity: float | None = None,
+    *,
+    pattern: str | None = None,
+    keep: float | None = None,
+    repair: bool | None = None,
+    ignore: Sequence[str] = (),
+    recipe: PathLike | None = None,
+    calib: str | None = None,
+    samples: int | None = None,
+    seq_len: int | None = None,
+    seed: int | None = None,
+    output: PathLike | None = None,
+    device: str = "auto",
+    restart: bool = False,
+    evaluate: bool = True,
+    eval_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Remove weights, or with `width` whole neurons and heads, and score the result against the model.
+
+    Single weights become zero, and the file stays dense; a model cut in width is really smaller. Killed at any moment,
+    the same call resumes and makes the same bytes.
+
+    Args:
+        model: Model directory, hub id or artifact; the packaged model if None.
+        method: `magnitude`, `wanda`, `ria`, `sparsegpt` or `width`; default `sparsegpt`, with `keep` `width`.
+        sparsity: Share of each linear's weights that goes; default 0.5.
+        pattern: n:m such as `2:4` in place of `sparsity`: of every m consecutive inputs n stay.
+        keep: Of `width`: share of all parameters that stays, embeddings counted; the nearest possible below is made.
+        repair: Of `width`: whether the linears that lose inputs are repaired; default True.
+        ignore: Names or patterns of linears to leave as they are.
+        recipe: A recipe file to start from; the settings above override it.
+        calib, samples, seq_len, seed, output, device, restart, evaluate, eval_tokens, progress: As for `quantize`;
+            output defaults to `artifacts/<model>-<method>-<sparsity>/vN`.
+
+    Returns:
+        The finished artifact.
+
+    Raises:
+        UserError, WorkError, IntegrityError: as `quantize`.
+    """
+    from compress.recipe_prune import PruneSettings, build_prune_recipe
+    from compress.workflows import quantize as workflow
+
+    settings = PruneSettings(
+        method=method,
+        sparsity=sparsity,
+        pattern=pattern,
+        keep=keep,
+        repair=repair,
+        ignore=ignore,
+        calib=calib,
+        samples=samples,
+        seq_len=seq_len,
+        seed=seed,
+    )
+    return workflow.quantize(
+        build_prune_recipe(settings, base=recipe)[0],
+        model=model,
+        output=output,
+        device=device,
+        restart=restart,
+        evaluate=evaluate,
+        eval_tokens=eval_tokens,
+        progress=progress,
+    ).artifact
+
+
 def plan(
     model: PathLike | None = None,
     method: str | None = None,
@@ -114,8 +185,10 @@ def plan(
     seq_len: int | None = None,
     output: PathLike | None = None,
     device: str = "auto",
-) -> Plan:
-    """What `quantize` with the same arguments would make and cost. Writes nothing.
+) -> AnyPlan:
+    """What `quantize` with the same arguments would make and cost; of a recipe that prunes, what that would.
+
+    Writes nothing.
 
     Returns:
         The scheme and bits per weight of every linear, bytes of the output, peak memory in bytes, seconds; `problems`

@@ -81,6 +81,12 @@ def search_range(
     shares (n), offsets (m); scale_type float32, float16 or bfloat16. All arrays float32.
     """
 
+def prune_columns(weight: Any, upper: Any, pruned: Any, errors: Any, group: int, drop: int, threads: int) -> None:
+    """As `reference.prune_columns`; updates weight float32 and pruned int8 (out, in), writes errors float32 (out, in).
+
+    `pruned` is read where group is 0, else written.
+    """
+
 def add_moment(out: Any, a: Any, b: Any, first: int, last: int, upper: bool) -> None:
     """As `reference.add_moment` for rows [first, last); out float32 (width, width), updated.
 

@@ -87,6 +87,15 @@ struct AttentionArgs {
     float scale;
 };
 
+// One block of columns of SparseGPT. With a group, the `drop` least of each `group` columns are chosen on the way.
+struct SparseArgs {
+    float* weight;       // (out, in), updated: zero where pruned
+    const float* upper;  // (in, in)
+    int8_t* pruned;      // (out, in), 1 where a weight goes; read where group is 0, else written
+    float* errors;       // (out, in), written: what later columns are corrected by, through their part of U
+    int64_t rows, columns, group, drop;
+};
+
 struct GemvArgs {
     const int32_t* packed;  // (out, words)
     const void* scale;      // (out, groups)
@@ -115,6 +124,8 @@ struct Kernels {
     void (*search_tile)(const SearchArgs&, int64_t first_row, float* scratch);
     int64_t (*moment_scratch)(const MomentArgs&);
     void (*moment_panel)(const MomentArgs&, float* scratch);
+    int64_t (*sparse_scratch)(const SparseArgs&);
+    void (*sparse_tile)(const SparseArgs&, int64_t first_row, float* scratch);
     int64_t (*attention_scratch)(const AttentionArgs&);
     void (*attention_head)(const AttentionArgs&, int64_t index, float* scratch);  // index: batch * kv_heads + kv head
 };
@@ -133,6 +144,8 @@ struct Kernels {
     void search_tile(const SearchArgs&, int64_t, float*);                \
     int64_t moment_scratch(const MomentArgs&);                           \
     void moment_panel(const MomentArgs&, float*);                        \
+    int64_t sparse_scratch(const SparseArgs&);                           \
+    void sparse_tile(const SparseArgs&, int64_t, float*);                \
     int64_t attention_scratch(const AttentionArgs&);                     \
     void attention_head(const AttentionArgs&, int64_t, float*);          \
     }

@@ -53,6 +53,22 @@ void gptq_quantize(const Input& weight, const Input& upper, const Input& scale, 
     std::copy(totals.begin(), totals.end(), loss_out);
 }
 
+void prune_columns(const Output& weight, const Input& upper, const Output& pruned, const Output& errors, int64_t group,
+                   int64_t drop, int threads) {
+    const auto [rows, columns] = extents(weight, "weight");
+    const SparseArgs args{output<float>(weight, "weight", {rows, columns}),
+                          input<float>(upper, "upper", {columns, columns}),
+                          output<int8_t>(pruned, "pruned", {rows, columns}),
+                          output<float>(errors, "errors", {rows, columns}), rows, columns, group, drop};
+    if (group < 0 || (group && columns % group != 0)) bad_value("group", "0 or a divisor of the columns");
+    if (drop < 0 || drop > group) bad_value("drop", "within the group");
+    const int count = checked_threads(threads);
+    const Kernels& kernels = active_kernels();
+    nb::gil_scoped_release release;
+    for_each_tile(args.rows, kernels.sparse_scratch(args), count,
+                  [&](int64_t row, float* scratch) { kernels.sparse_tile(args, row, scratch); });
+}
+
 int64_t coordinate_descent(const Output& gradient, const Input& hessian, const Input& scale, const Input& zero_point,
                            const Input& group_of_column, int qmin, int qmax, const Output& codes, int sweeps,
                            int threads) {
@@ -270,6 +286,9 @@ NB_MODULE(_native, m) {
     m.def("coordinate_descent", &coordinate_descent, nb::arg("gradient").noconvert(), nb::arg("hessian").noconvert(),
           nb::arg("scale").noconvert(), nb::arg("zero_point").noconvert(), nb::arg("group_of_column").noconvert(),
           nb::arg("qmin"), nb::arg("qmax"), nb::arg("codes").noconvert(), nb::arg("sweeps"), nb::arg("threads"));
+    m.def("prune_columns", &prune_columns, nb::arg("weight").noconvert(), nb::arg("upper").noconvert(),
+          nb::arg("pruned").noconvert(), nb::arg("errors").noconvert(), nb::arg("group"), nb::arg("drop"),
+          nb::arg("threads"));
     m.def("add_moment", &add_moment, nb::arg("out").noconvert(), nb::arg("a").noconvert(), nb::arg("b").noconvert(),
           nb::arg("first"), nb::arg("last"), nb::arg("upper"));
     m.def("causal_attention", &causal_attention, nb::arg("q").noconvert(), nb::arg("k").noconvert(),

@@ -1,0 +1,143 @@
+"""Quality of pruning: KL to the dense model on held-out text, llm-compressor's SparseGPT and Wanda on the same samples.
+
+    PEER_LLMC_PYTHON=<python with llmcompressor 0.14> python -m benchmarks.pruning --shared ../shared
+
+Makes what is missing, scores everything on the same held-out windows and prints Markdown; without PEER_LLMC_PYTHON ours
+alone. `--json FILE` keeps the numbers. Artifacts are made again only where their folder under `--work` is removed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import cases
+from benchmarks.scoring import BlockSums, score
+from benchmarks.workspace import ROOT, Workspace
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row: how we are asked for it (settings of the method, amount) and llm-compressor's name of it, if any."""
+
+    name: str
+    amount: str
+    method: dict[str, object]
+    peer: str | None = None
+
+    @property
+    def folder(self) -> str:
+        return f"{self.name}-{self.amount.replace(':', 'of')}".replace(" ", "-")
+
+
+def _masks() -> list[Variant]:
+    rows = []
+    for amount in ("50%", "2:4"):
+        rows += [
+            Variant("magnitude", amount, {"kind": "magnitude"}),
+            Variant("wanda", amount, {"kind": "wanda"}, "wanda"),
+            Variant("ria", amount, {"kind": "ria"}),
+            Variant("sparsegpt, the paper's", amount, {"kind": "sparsegpt", "refit_steps": 0, "correction": 0.0}),
+            Variant("sparsegpt", amount, {"kind": "sparsegpt"}, "sparsegpt"),
+        ]
+    rows.insert(2, Variant("wanda over the matrix", "50%", {"kind": "wanda", "scope": "matrix"}))
+    return rows
+
+
+def _widths() -> list[Variant]:
+    rows = []
+    for heads in (1.0, 0.5):
+        name = "width" if heads == 1 else "width, half the heads"
+        rows += [
+            Variant(f"{name}, no repair", "keep 0.75", {"kind": "width", "heads": heads, "repair": False}),
+            Variant(name, "keep 0.75", {"kind": "width", "heads": heads}),
+        ]
+    return rows
+
+
+VARIANTS = (*_masks(), *_widths())
+
+
+def _amount(variant: Variant) -> dict[str, object]:
+    if variant.amount.startswith("keep"):
+        return {"keep": float(variant.amount.split()[1])}
+    return {"pattern": variant.amount} if ":" in variant.amount else {"sparsity": float(variant.amount[:-1]) / 100}
+
+
+def _ours(workspace: Workspace, model: str, variant: Variant, seed: int) -> Path:
+    """Our artifact, through the command line."""
+    folder = workspace.path / "pruning" / model / f"ours-{variant.folder}-s{seed}"
+    if not (folder / "artifact").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        stage: dict[str, object] = {"kind": "prune", "method": variant.method, **_amount(variant)}
+        if variant.method["kind"] != "magnitude":
+            source = str(workspace.calibration(model, seed).resolve())
+            stage["calibration"] = {"source": source, "samples": cases.SAMPLES, "seq_len": cases.SEQ_LEN}
+        (folder / "recipe.yaml").write_text(json.dumps({"version": 1, "stages": [stage]}))
+        command = Path(sys.executable).with_name("compress")
+        words = ["run", folder / "recipe.yaml", "--model", workspace.model_dir(model), "--output", folder / "artifact"]
+        subprocess.run([command, *words, "--no-eval", "--quiet"], check=True, stdout=subprocess.DEVNULL)
+    return folder / "artifact"
+
+
+def _peer(workspace: Workspace, model: str, variant: Variant, seed: int) -> Path:
+    """llm-compressor's checkpoint of the same."""
+    output = workspace.path / "pruning" / model / f"peer-{variant.folder}-s{seed}"
+    if not (output / "config.json").exists():
+        pattern = ["--pattern", variant.amount] if ":" in variant.amount else []
+        words = ["--model", workspace.model_dir(model), "--method", variant.peer or "", *pattern]
+        words += ["--calib-tokens", workspace.calibration(model, seed), "--output", output]
+        script = [str(workspace.peer_python), str(ROOT / "benchmarks" / "peer_sparse.py")]
+        subprocess.run([*script, *map(str, words)], check=True, stdout=subprocess.DEVNULL)
+    return output
+
+
+def _table(sums: dict[str, BlockSums], names: list[tuple[Variant, str, str | None]]) -> str:
+    lines = [
+        "| amount | method | perplexity | KL to base | llm-compressor's KL | ours / theirs |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines.append(f"| dense | | {sums['base'].perplexity:.3f} | 0 | | |")
+    for variant, ours, peer in names:
+        mine = sums[ours]
+        theirs = f"{sums[peer].mean_kl:.5f} | {mine.mean_kl / sums[peer].mean_kl:.3f}" if peer else " | "
+        lines.append(f"| {variant.amount} | {variant.name} | {mine.perplexity:.3f} | {mine.mean_kl:.5f} | {theirs} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="directory with data/ and models/")
+    parser.add_argument("--work", type=Path, default=Path("build/benchmarks"), help="artifacts and tokens")
+    parser.add_argument("--peer-python", type=Path, default=os.environ.get("PEER_LLMC_PYTHON"))
+    parser.add_argument("--model", choices=tuple(cases.MODELS), default="packaged")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--eval-tokens", type=int, default=cases.EVAL_TOKENS)
+    parser.add_argument("--json", type=Path, help="write the numbers here")
+    arguments = parser.parse_args()
+    workspace = Workspace(arguments.work, arguments.shared, arguments.peer_python, threads=1)
+    candidates: dict[str, Path] = {}
+    names: list[tuple[Variant, str, str | None]] = []
+    for variant in VARIANTS:
+        ours, peer = f"ours {variant.folder}", None
+        candidates[ours] = _ours(workspace, arguments.model, variant, arguments.seed)
+        if variant.peer is not None and arguments.peer_python is not None:
+            peer = f"peer {variant.folder}"
+            candidates[peer] = _peer(workspace, arguments.model, variant, arguments.seed)
+        names.append((variant, ours, peer))
+    windows = workspace.held_out(arguments.model, arguments.eval_tokens)
+    sums = score(workspace.model_dir(arguments.model), candidates, windows)
+    print(_table(sums, names))
+    if arguments.json is not None:
+        rows = {name: {"kl": each.mean_kl, "perplexity": each.perplexity} for name, each in sums.items()}
+        record = {"model": arguments.model, "seed": arguments.seed, "tokens": arguments.eval_tokens, "scores": rows}
+        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Zeros in one block: one pass, pausing at each linear, so that each is judged behind pruned predecessors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from contextlib import closing
+
+from torch import Tensor
+
+from compress.calibration.staged import StagedForward
+from compress.calibration.statistics import collect, square_mean
+from compress.models.skeleton import LinearSpec
+from compress.pipeline.block import Workers, stages
+from compress.pipeline.gptq_block import samples_of, twin_of
+from compress.pipeline.inputs import Activations
+from compress.pipeline.linears import UNSEEN, put_dense
+from compress.pipeline.masked import PrunedLinear, finished
+from compress.pipeline.prune_job import PruneJob
+from compress.pipeline.source import read_weight
+from compress.pruning import magnitude, ria, sparsegpt, wanda
+from compress.pruning.configs import RiaConfig, SparseGptConfig, WandaConfig
+from compress.quantization.gptq import Preconditioner
+from compress.types import Sparsity
+
+Scored = WandaConfig | RiaConfig | SparseGptConfig
+Details = dict[str, float | int | str | bool | None]
+
+
+def by_magnitude(job: PruneJob, specs: Sequence[LinearSpec]) -> list[PrunedLinear]:
+    """Every linear of the block, data-free."""
+    return [_by_magnitude(job, spec, None) for spec in specs]
+
+
+def through_block(
+    job: PruneJob, method: Scored, specs: Sequence[LinearSpec], block: int, entering: Activations, workers: Workers
+) -> tuple[list[PrunedLinear], Activations]:
+    """The pruned linears and what leaves the block; the original block runs beside it where errors are undone."""
+    skeleton, pool = job.skeleton, workers.pool
+    module = skeleton.materialise(block)
+    live = skeleton.modules(block, module)
+    by_name = {spec.name: spec for spec in specs}
+    forward = StagedForward(entering.runs(skeleton, module), {name: live[name] for name in by_name}, workers.count)
+    twin = twin_of(job, entering, specs, block, workers)
+    linears: list[PrunedLinear] = []
+    pruner: _Pruner | None = None
+    with closing(stages(forward)) as reached, closing(stages(twin)) as counterparts:
+        for stage in reached:
+            spec = by_name.pop(stage.name)
+            inputs, originals = stage.inputs, {}
+            counterpart = next(counterparts) if twin is not None and spec.expert is None else None
+            if counterpart is not None:
+                assert counterpart.name == stage.name, "the two models must meet their linears in one order"
+                originals = dict(zip(entering.original, counterpart.inputs, strict=True))
+                inputs = [stage.inputs[place] for place in originals]
+            if pruner is None or not stage.same_input:
+                pruner = _Pruner(method, job.sparsity, stage.inputs, originals, pool)
+            weight = read_weight(job.checkpoint, spec)
+            sample, reference = samples_of(inputs, list(originals.values()))
+            pruned = pruner.pruned(weight)
+            linear = finished(job, spec, weight, pruned, sample, reference, pruner.fallback, pruner.details)
+            put_dense(live[spec.name], linear.weight)
+            linears.append(linear)
+        for _ in counterparts:  # lets the original block run to its end
+            pass
+    linears += [_by_magnitude(job, spec, UNSEEN) for spec in by_name.values()]
+    return linears, entering.advanced(forward.outputs, [] if twin is None else twin.outputs)
+
+
+class _Pruner:
+    """The method with what it knows of one input, for all the linears that share it."""
+
+    def __init__(
+        self, method: Scored, sparsity: Sparsity, inputs: list[Tensor], originals: dict[int, Tensor], pool: Executor
+    ) -> None:
+        self._method, self._sparsity, self._pool = method, sparsity, pool
+        self.fallback: tuple[str, str] | None = None
+        self.details: Details = {"tokens": sum(chunk.shape[0] for chunk in inputs)}
+        self._shared: Preconditioner | None = None
+        if not isinstance(method, SparseGptConfig):
+            self._squares = square_mean(inputs, pool)
+            return
+        if sparsity.of is not None:  # a pattern's columns stay neighbours
+            method = method.model_copy(update={"act_order": False})
+        shared = Preconditioner(collect(inputs, originals, pool), method, pool)
+        self._squares = shared.stats.hessian.diagonal()
+        if shared.factored is None:
+            self.fallback = ("wanda", "no damping makes its Hessian positive definite")
+            return
+        self._shared = shared
+        if (damp_frac := shared.factored.damp_frac) > method.damp_frac:
+            self.fallback = ("damping raised", f"the Hessian needed damping {damp_frac:g}")
+        self.details |= {"damp_frac": damp_frac, "corrected": shared.correction is not None}
+
+    def pruned(self, weight: Tensor) -> Tensor:
+        """The weight (out, in) float32 with its zeros."""
+        if isinstance(self._method, RiaConfig):
+            return weight.masked_fill(ria.mask(weight, self._squares, self._sparsity, self._method), 0.0)
+        if isinstance(self._method, SparseGptConfig) and self._shared is not None:
+            return self._updated(self._method, self._shared, weight)
+        scope = self._method.scope if isinstance(self._method, WandaConfig) else "row"
+        return weight.masked_fill(wanda.mask(weight, self._squares, self._sparsity, scope), 0.0)
+
+    def _updated(self, method: SparseGptConfig, shared: Preconditioner, weight: Tensor) -> Tensor:
+        assert shared.factored is not None
+        if shared.correction is not None:
+            if weight.shape[0] >= weight.shape[1]:
+                shared.correction.expand(self._pool)
+            weight = shared.correction.corrected(weight)
+        pruned = sparsegpt.prune(weight, shared.factored.upper, shared.order, self._sparsity, self._pool)
+        return sparsegpt.refit(weight, pruned, shared.hessian, method.refit_steps, self._pool)
+
+
+def _by_magnitude(job: PruneJob, spec: LinearSpec, why: str | None) -> PrunedLinear:
+    weight = read_weight(job.checkpoint, spec)
+    pruned = weight.masked_fill(magnitude.mask(weight, job.sparsities[spec.name]), 0.0)
+    return finished(job, spec, weight, pruned, fallback=None if why is None else ("magnitude", why))

@@ -1,0 +1,36 @@
+"""Parts of a run's peak memory that every kind of stage has, in bytes or in weights."""
+
+from __future__ import annotations
+
+import math
+
+from compress.pipeline.inputs import CHUNK_TOKENS, compared_tokens
+from compress.pipeline.work import Work
+
+
+def widest_input(work: Work) -> int:
+    """Inputs of the widest linear."""
+    return max(spec.in_features for spec in work.skeleton.linears())
+
+
+def largest_linear(work: Work) -> int:
+    """Weights of the largest linear."""
+    return max(spec.in_features * spec.out_features for spec in work.skeleton.linears())
+
+
+def largest_block(work: Work) -> int:
+    """Weights of the largest block, norms and biases counted."""
+    index, skeleton = work.checkpoint.index, work.skeleton
+    blocks = range(skeleton.num_blocks)
+    return max(sum(math.prod(index[name].shape) for name in skeleton.block_tensors(block)) for block in blocks)
+
+
+def streaming(work: Work) -> int:
+    """Bytes of the activations between and inside blocks, and of the chunk that statistics are taken from."""
+    widest, itemsize = widest_input(work), work.skeleton.dtype.itemsize
+    wanted = work.stage.calibration
+    tokens = 0 if wanted is None else wanted.samples * wanted.seq_len
+    hidden = int(work.checkpoint.config.get("hidden_size") or work.skeleton.linears()[0].in_features)
+    inside = widest + 4 * hidden  # what a paused forward holds per token
+    streamed = tokens + (compared_tokens(tokens) if work.needs_original else 0)
+    return streamed * itemsize * (2 * hidden + inside) + CHUNK_TOKENS * widest * 8

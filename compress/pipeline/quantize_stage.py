@@ -1,0 +1,52 @@
+"""A quantising stage in the loop over blocks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from compress.pipeline import awq_block, gptq_block, output, rtn_block
+from compress.pipeline.block import BlockResult, Workers
+from compress.pipeline.inputs import Activations
+from compress.pipeline.job import Job
+from compress.pipeline.kinds import Written
+from compress.pipeline.source import read_finite
+from compress.quantization.configs import GptqConfig, RtnConfig
+
+
+class QuantizeKind:
+    """As `kinds.Kind` has it."""
+
+    keeps_last_state = False
+
+    def doing(self, job: Job) -> str:
+        return f"quantising blocks ({job.method_name} {job.scheme.label})"
+
+    def through_block(self, job: Job, block: int, entering: Activations | None, workers: Workers) -> Written:
+        result = _quantized(job, block, entering, workers)
+        tensors, fate = output.block_tensors(job, block, result, workers.pool)
+        return Written(
+            tensors,
+            fate,
+            layers=[linear.record for linear in result.linears],
+            fallbacks=[*result.fallbacks, *(f for linear in result.linears for f in linear.fallbacks)],
+            activations=result.activations,
+        )
+
+    def config(self, job: Job) -> dict[str, Any]:
+        return output.config(job)
+
+    def check(self, job: Job, directory: Path, leaving: Activations | None) -> None:
+        """Nothing: no shape changes."""
+
+
+def _quantized(job: Job, block: int, entering: Activations | None, workers: Workers) -> BlockResult:
+    specs = [spec for spec in job.skeleton.linears(block) if spec.name in job.schemes]
+    method = job.stage.method
+    if isinstance(method, RtnConfig):
+        return rtn_block.through_block(job, method, specs, workers)
+    assert entering is not None
+    list(workers.pool.map(lambda name: read_finite(job.checkpoint, name), job.skeleton.block_tensors(block)))
+    if isinstance(method, GptqConfig):
+        return gptq_block.through_block(job, method, specs, block, entering, workers)
+    return awq_block.through_block(job, method, specs, block, entering, workers)

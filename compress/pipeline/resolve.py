@@ -1,0 +1,90 @@
+"""From a recipe to the work of its stage: opens the source and lays out what is to be done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from compress import content
+from compress.artifact.verify import verify
+from compress.calibration.tokens import packaged
+from compress.errors import IntegrityError, UserError
+from compress.models.checkpoint import Checkpoint
+from compress.models.hub import local_directory
+from compress.models.skeleton import Skeleton
+from compress.pipeline import job, prune_job, width_job
+from compress.pipeline.job import Job
+from compress.pipeline.prune_job import PruneJob
+from compress.pipeline.width_job import WidthJob
+from compress.pipeline.work import Work, compute_dtype
+from compress.recipe import PruneStage, Recipe, Stage
+
+
+def resolve(recipe: Recipe, *, model: str | Path | None, output: str | Path | None, device: str) -> Work:
+    """Opens the source and lays out the work.
+
+    Raises:
+        UserError: no such model, an unsupported or already quantised one, an unusable device.
+        IntegrityError: damaged weights, also those of an artifact whose hashes do not match.
+    """
+    if device not in ("auto", "cpu"):
+        raise UserError(
+            f"the block loop runs on the CPU; --device {device} cannot be used here", "use --device auto or cpu"
+        )
+    if len(recipe.stages) != 1:
+        raise UserError(
+            f"the recipe has {len(recipe.stages)} stages, and a run has one: a quantised model cannot be quantised "
+            "again, and a pruned one is the source of the next run",
+            "keep one stage per recipe",
+        )
+    source = model or recipe.model or content.default_model()
+    checkpoint = Checkpoint.open(local_directory(source))
+    if checkpoint.is_artifact:
+        _refuse_damaged(checkpoint)
+    skeleton = Skeleton(checkpoint, compute_dtype(checkpoint))
+    recipe = _anchored(recipe, source)
+    (stage,) = recipe.stages
+    shared: dict[str, Any] = {
+        "recipe": recipe,
+        "checkpoint": checkpoint,
+        "skeleton": skeleton,
+        "output": None if output is None else Path(output),
+    }
+    if isinstance(stage, PruneStage) and stage.method.structured:
+        cut, problems = width_job.assign(stage, skeleton)
+        return WidthJob(stage=stage, cut=cut, reasons={}, problems=problems, **shared)
+    if isinstance(stage, PruneStage):
+        sparsities, reasons, problems = prune_job.assign(stage, skeleton)
+        return PruneJob(stage=stage, sparsities=sparsities, reasons=reasons, problems=problems, **shared)
+    schemes, reasons, problems = job.assign(stage, skeleton)
+    return Job(stage=stage, schemes=schemes, reasons=reasons, problems=problems, **shared)
+
+
+def _anchored(recipe: Recipe, source: str | Path) -> Recipe:
+    """The recipe with the source that is used, and with paths that hold from any working directory.
+
+    The packaged model is what a recipe without a `model` means; hub ids and packaged texts keep their names.
+    """
+    directory = Path(source).expanduser()
+    model: str | None = str(source)
+    if directory.is_dir():
+        model = None if directory.samefile(content.default_model()) else str(directory.resolve())
+    return recipe.model_copy(update={"model": model, "stages": [_stage_anchored(stage) for stage in recipe.stages]})
+
+
+def _stage_anchored(stage: Stage) -> Stage:
+    if stage.calibration is None:
+        return stage
+    text = Path(stage.calibration.source)
+    if packaged(stage.calibration.source) or not text.is_file():  # what is not there is refused when it is read
+        return stage
+    calibration = stage.calibration.model_copy(update={"source": str(text.resolve())})
+    return stage.model_copy(update={"calibration": calibration})
+
+
+def _refuse_damaged(checkpoint: Checkpoint) -> None:
+    problems = verify(checkpoint.path).problems
+    if problems:
+        raise IntegrityError(
+            f"{checkpoint.path} is a damaged artifact: {problems[0]}", "run `compress verify` on it, or make it again"
+        )

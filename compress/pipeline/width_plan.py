@@ -1,0 +1,104 @@
+"""What a width cut would make and cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from compress.models.skeleton import LinearSpec
+from compress.pipeline.duration import on_all_threads, product_rate
+from compress.pipeline.inputs import compared_tokens
+from compress.pipeline.memory import largest_block, largest_linear, streaming, widest_input
+from compress.pipeline.width_job import FED_BY_HEADS, FED_BY_NEURONS, HEADS, NEURONS, Cut, WidthJob
+from compress.pipeline.work import Problem
+from compress.pruning.width import ROUNDS
+
+
+@dataclass(frozen=True, slots=True)
+class NarrowShape:
+    """One linear: its shape now, and what it will be."""
+
+    name: str
+    block: int
+    in_features: int
+    out_features: int
+    kept_in: int
+    kept_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class WidthPlan:
+    """keep: the share of all parameters asked for; cut: what is realisable nearest below. Other fields as in PrunePlan.
+
+    peak_memory_bytes is anonymous memory above the interpreter and its libraries.
+    """
+
+    model: str
+    method: str
+    keep: float
+    cut: Cut
+    linears: list[NarrowShape]
+    output_bytes: int
+    source_bytes: int
+    peak_memory_bytes: int
+    seconds_estimate: float
+    problems: list[str]
+    output: Path
+    hint: str = ""
+
+
+def width_plan(job: WidthJob, output: Path, problems: Sequence[Problem]) -> WidthPlan:
+    """Lays out a width cut; problems are what forbids it."""
+    index, tied = job.checkpoint.index, job.skeleton.tied()
+    copies = {alias for alias, target in tied.items() if alias != target and alias in index and target in index}
+    specs = job.skeleton.linears()
+    lost = (job.cut.all_parameters - job.cut.parameters) * index[specs[0].weight].dtype.itemsize
+    assert job.stage.keep is not None
+    return WidthPlan(
+        model=job.model_name,
+        method=job.method_name,
+        keep=job.stage.keep,
+        cut=job.cut,
+        linears=[_planned(job, spec) for spec in specs],
+        output_bytes=job.checkpoint.nbytes - sum(index[name].nbytes for name in copies) - lost,
+        source_bytes=job.checkpoint.nbytes,
+        peak_memory_bytes=_peak_memory(job),
+        seconds_estimate=_operations(job) * on_all_threads(product_rate),
+        problems=[problem.message for problem in problems],
+        output=output,
+        hint=problems[0].hint if problems else "",
+    )
+
+
+def _planned(job: WidthJob, spec: LinearSpec) -> NarrowShape:
+    kept_in, kept_out, cut = spec.in_features, spec.out_features, job.cut
+    queries = cut.heads * cut.kv_heads * cut.head_dim
+    if spec.name.endswith(FED_BY_NEURONS):
+        kept_in = cut.neurons
+    elif spec.name.endswith(NEURONS):
+        kept_out = cut.neurons
+    elif spec.name.endswith(FED_BY_HEADS):
+        kept_in = queries
+    elif spec.name.endswith(HEADS):
+        kept_out = queries
+    return NarrowShape(spec.name, spec.block, spec.in_features, spec.out_features, kept_in, kept_out)
+
+
+def _peak_memory(job: WidthJob) -> int:
+    """An upper estimate: two of the largest block, activations between blocks, one linear with its statistics."""
+    blocks = 2 * largest_block(job) * job.skeleton.dtype.itemsize
+    return largest_linear(job) * 4 * 6 + streaming(job) + blocks + widest_input(job) ** 2 * 4 * 8
+
+
+def _operations(job: WidthJob) -> float:
+    wanted = job.stage.calibration
+    assert wanted is not None
+    tokens = wanted.samples * wanted.seq_len
+    compared = compared_tokens(tokens)
+    specs = job.skeleton.linears()
+    forward = 2.0 * sum(spec.in_features * spec.out_features for spec in specs)
+    consumers = [spec for spec in specs if spec.name.endswith((FED_BY_HEADS, FED_BY_NEURONS))]
+    squares = sum(float(spec.in_features) ** 2 for spec in consumers)
+    cubes = sum(float(spec.in_features) ** 2 * (2 * spec.in_features + spec.out_features) for spec in consumers)
+    return (tokens + compared) * forward + (tokens + 3 * compared) * squares + 2 * (ROUNDS + 3) * cubes

@@ -1,0 +1,106 @@
+"""Settings of every pruning method, free of torch so that recipes parse and help answers at once.
+
+`PruningConfig` is the registry: the tagged union parses recipes, lists choices in errors and types the dispatch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    summary: ClassVar[str]
+    paper: ClassVar[str]
+    calibrated: ClassVar[bool]
+    structured: ClassVar[bool] = False
+    """Whether whole neurons and heads go (an amount `keep`), not single weights (`sparsity` or `pattern`)."""
+
+
+class MagnitudeConfig(_Config):
+    """The smallest weights of each matrix go: data-free, the baseline every other method must beat."""
+
+    kind: Literal["magnitude"] = "magnitude"
+
+    summary: ClassVar[str] = "smallest weights go; data-free, seconds"
+    paper: ClassVar[str] = "arXiv:1506.02626"
+    calibrated: ClassVar[bool] = False
+
+
+class WandaConfig(_Config):
+    """Weights times the norm of their inputs, compared within each output row; no weight is updated."""
+
+    kind: Literal["wanda"] = "wanda"
+    scope: Literal["row", "matrix"] = Field(
+        "row", description="among which weights scores are compared where there is no pattern"
+    )
+
+    summary: ClassVar[str] = "smallest weight times input norm goes, row by row; no update of what stays"
+    paper: ClassVar[str] = "arXiv:2306.11695"
+    calibrated: ClassVar[bool] = True
+
+
+class RiaConfig(_Config):
+    """Relative importance of a weight in its row and column, times a power of the norm of its inputs."""
+
+    kind: Literal["ria"] = "ria"
+    exponent: float = Field(0.5, ge=0.0, le=2.0, description="power of the input norm")
+
+    summary: ClassVar[str] = "weights relative to their row and column, times input norm; no update of what stays"
+    paper: ClassVar[str] = "arXiv:2310.06694"
+    calibrated: ClassVar[bool] = True
+
+
+class SparseGptConfig(_Config):
+    """SparseGPT with correction of earlier layers' error and an exact refit of the weights that stay."""
+
+    kind: Literal["sparsegpt"] = "sparsegpt"
+    damp_frac: float = Field(0.01, ge=0.0, lt=1.0, description="damping as a share of the mean Hessian diagonal")
+    act_order: bool = Field(
+        False, description="visit columns by falling Hessian diagonal (unstructured only; patterns keep their order)"
+    )
+    refit_steps: int = Field(
+        30, ge=0, le=1000, description="steps of the least-squares refit of what stays (0: plain SparseGPT)"
+    )
+    correction: float = Field(
+        1.0, ge=0.0, le=1.0, description="share of the error of earlier layers that each layer is asked to undo"
+    )
+
+    summary: ClassVar[str] = "removes by the inverse Hessian and refits what stays; best quality at equal sparsity"
+    paper: ClassVar[str] = "arXiv:2301.00774"
+    calibrated: ClassVar[bool] = True
+
+
+class WidthConfig(_Config):
+    """Whole neurons and query heads go, as many in every block, and closed-form least squares repairs what they fed."""
+
+    kind: Literal["width"] = "width"
+    repair: bool = Field(True, description="least-squares repair of the linears that lose inputs")
+    heads: float = Field(
+        1.0, gt=0.0, le=1.0, description="share of the query heads of every KV group that stays; neurons give the rest"
+    )
+    multiple: int = Field(8, ge=1, le=1024, description="the neurons that stay are a multiple of it")
+    damp_frac: float = Field(0.01, ge=0.0, lt=1.0, description="ridge as a share of the mean Hessian diagonal")
+    correction: float = Field(
+        1.0, ge=0.0, le=1.0, description="share of the error of earlier layers that a repair is asked to undo"
+    )
+
+    summary: ClassVar[str] = "neurons and heads go, the same in every block, repaired in closed form; really smaller"
+    paper: ClassVar[str] = "arXiv:2407.14679, arXiv:2312.11983"
+    calibrated: ClassVar[bool] = True
+    structured: ClassVar[bool] = True
+
+    @property
+    def act_order(self) -> bool:
+        """Nothing is visited in an order here."""
+        return False
+
+
+MaskConfig = MagnitudeConfig | WandaConfig | RiaConfig | SparseGptConfig
+PruningConfig = Annotated[MaskConfig | WidthConfig, Field(discriminator="kind")]
+
+PRUNING: dict[str, type[_Config]] = {c.model_fields["kind"].default: c for c in get_args(get_args(PruningConfig)[0])}
+PRUNING_NAMES: tuple[str, ...] = tuple(PRUNING)

@@ -1,0 +1,95 @@
+"""A pruning recipe from single settings: what the flags of `compress prune` and `compress.prune` mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compress.errors import UserError
+from compress.pruning.configs import PRUNING
+from compress.recipe import Recipe, parse_recipe
+from compress.recipe_build import add_ignored, only_stage, set_calibration, set_method
+from compress.recipe_yaml import find_recipe, read_yaml
+
+DEFAULT_METHOD = "sparsegpt"
+STRUCTURED_METHOD = "width"
+DEFAULT_SPARSITY = 0.5
+FLAGS_HINT = "`compress methods` lists methods and their settings; `compress prune --help` the options"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruneSettings:
+    """Settings of one pruning, each None (or empty) where not given."""
+
+    method: str | None = None
+    sparsity: float | None = None
+    pattern: str | None = None
+    keep: float | None = None
+    repair: bool | None = None
+    ignore: Sequence[str] = ()
+    calib: str | None = None
+    samples: int | None = None
+    seq_len: int | None = None
+    seed: int | None = None
+    model: str | None = None
+
+
+def build_prune_recipe(settings: PruneSettings, *, base: str | Path | None = None) -> tuple[Recipe, list[str]]:
+    """The recipe of `settings` over the recipe `base` (a file or a shipped name).
+
+    Returns:
+        The recipe, and notes on settings that have no effect with the chosen method.
+
+    Raises:
+        UserError: more than one amount, a repair setting for a method without repair, a base that does not prune or
+            has several stages, or a result that is no valid recipe.
+    """
+    amounts = {"sparsity": settings.sparsity, "pattern": settings.pattern, "keep": settings.keep}
+    if len(given := [key for key, value in amounts.items() if value is not None]) > 1:
+        raise UserError(
+            f"{given[0]} {amounts[given[0]]} and {given[1]} {amounts[given[1]]} were both given",
+            "give one: a pattern n:m or a sparsity for single weights, keep for whole neurons and heads",
+        )
+    if base is None:
+        data: dict[str, Any] = {"version": 1, "stages": [{"kind": "prune"}]}
+    else:
+        data = read_yaml(find_recipe(base))
+    stage = only_stage(data, base)
+    if stage.get("kind") != "prune":
+        raise UserError(f"recipe {base} does not prune", "use `compress run` or `compress quantize` with it")
+    for key, value in (("model", settings.model), ("seed", settings.seed)):
+        if value is not None:
+            data[key] = value
+    set_method(stage, settings.method, DEFAULT_METHOD if settings.keep is None else STRUCTURED_METHOD)
+    _set_repair(stage, settings.repair)
+    _set_amount(stage, settings)
+    add_ignored(stage, settings.ignore)
+    notes = set_calibration(stage, settings, PRUNING)
+    if base is None:
+        return parse_recipe(data, "the request", root="stages.0.", hint=FLAGS_HINT), notes
+    return parse_recipe(data, f"recipe {base}"), notes
+
+
+def _set_amount(stage: dict[str, Any], settings: PruneSettings) -> None:
+    amounts = {"sparsity": settings.sparsity, "pattern": settings.pattern, "keep": settings.keep}
+    given = {key: value for key, value in amounts.items() if value is not None}
+    config = PRUNING.get(str(stage["method"].get("kind") if isinstance(stage["method"], dict) else stage["method"]))
+    if given:
+        for key in amounts:
+            stage.pop(key, None)
+        stage |= given
+    elif not any(key in stage for key in amounts) and not (config is not None and config.structured):
+        stage["sparsity"] = DEFAULT_SPARSITY
+
+
+def _set_repair(stage: dict[str, Any], repair: bool | None) -> None:
+    if repair is None:
+        return
+    method = stage["method"]
+    method = {"kind": method} if isinstance(method, str) else method
+    config = PRUNING.get(str(method.get("kind")))
+    if config is not None and "repair" not in config.model_fields:
+        raise UserError(f"{method['kind']} has no repair to leave out", "use --no-repair with --method width")
+    stage["method"] = {**method, "repair": repair}

@@ -1,0 +1,162 @@
+"""Width cuts of tiny models: shapes, config, what transformers loads, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from compress import pipeline
+from compress.artifact.verify import verify
+from compress.errors import UserError, WorkError
+from compress.pipeline import WidthPlan, width_stage
+from compress.pipeline.width_job import FAMILIES
+from compress.progress import NullProgress
+from compress.recipe import Recipe, parse_recipe
+from tests.pipeline import harness
+from tests.tiny_models import FAMILIES as EVERY_FAMILY
+from tests.tiny_models import tiny_tokens
+
+
+def recipe(text: Path, keep: float = 0.75, samples: int = 8, **method: Any) -> Recipe:
+    """A width cut calibrated on windows of 24 tokens."""
+    stage = {
+        "kind": "prune",
+        "method": {"kind": "width", **method},
+        "keep": keep,
+        "calibration": {"source": str(text), "samples": samples, "seq_len": 24},
+    }
+    return parse_recipe({"stages": [stage]})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_narrow_model_is_what_transformers_loads(
+    family: str, tiny: Callable[..., Path], text: Path, tmp_path: Path
+) -> None:
+    source, tokens = tiny(family), tiny_tokens(2, 20)
+    wanted = recipe(text, heads=0.6)
+    artifact = pipeline.run(wanted, model=source, output=tmp_path / "out").artifact
+    before, after = harness.tensors(source), harness.tensors(artifact.path)
+    config = artifact.config
+    assert before.keys() == after.keys()
+    assert (config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]) == (4, 2, 16)
+    assert config["intermediate_size"] < 160
+    counted = sum(tensor.numel() for tensor in after.values())
+    assert artifact.manifest.sizes.parameters == counted
+    plan = pipeline.plan(wanted, model=source)
+    assert isinstance(plan, WidthPlan)
+    assert plan.cut.parameters == counted
+    assert plan.cut.all_parameters == sum(tensor.numel() for tensor in before.values())
+    assert 0.7 < plan.cut.keep <= 0.75
+    assert (plan.cut.neurons + 8 - plan.cut.neurons % 8) % 8 == 0
+    shapes = {layer["name"]: layer["details"]["shape"] for layer in artifact.layers()}
+    assert all(list(after[f"{name}.weight"].shape) == shape for name, shape in shapes.items())
+    found = harness.loaded_logits(artifact.path, tokens)
+    assert found.isfinite().all()
+    assert harness.distance(found, harness.source_logits(source, tokens)) > 0.01
+    assert verify(artifact.path).ok
+    assert f"{counted} of the source's {plan.cut.all_parameters}" in (artifact.path / "README.md").read_text()
+    assert artifact.manifest.sizes.bytes < 0.8 * artifact.manifest.parents[0].bytes
+
+
+@pytest.mark.parametrize("family", [family for family in EVERY_FAMILY if family not in FAMILIES])
+def test_other_families_are_refused_by_name(family: str, tiny: Callable[..., Path], text: Path) -> None:
+    with pytest.raises(UserError, match=f"the width of {family} models cannot be cut"):
+        pipeline.plan(recipe(text), model=tiny(family))
+
+
+def test_rows_that_stay_are_the_source_s_and_only_consumers_are_repaired(
+    tiny: Callable[..., Path], text: Path, tmp_path: Path
+) -> None:
+    source = tiny("llama")
+    plain = pipeline.run(recipe(text, repair=False), model=source, output=tmp_path / "plain").artifact
+    mended = pipeline.run(recipe(text), model=source, output=tmp_path / "mended").artifact
+    before, cut, repaired = (harness.tensors(path) for path in (source, plain.path, mended.path))
+    for name, tensor in cut.items():
+        action = mended.manifest.ledger[name].action
+        consumer = name.endswith(("down_proj.weight", "o_proj.weight"))
+        assert (action == "repaired") == consumer, name
+        if "block" in name or not consumer:
+            assert torch.equal(tensor, repaired[name]), "the cut is the same with and without repair"
+        if "gate_proj.weight" in name or "up_proj.weight" in name:
+            rows = {tuple(row.tolist()) for row in before[name]}
+            assert all(tuple(row.tolist()) in rows for row in tensor)
+        if "o_proj" in name or "q_proj" in name:
+            assert torch.equal(tensor, before[name]), "all heads stay"
+    errors = [
+        [layer["output_error"] for layer in artifact.layers() if layer["name"].endswith("down_proj")]
+        for artifact in (plain, mended)
+    ]
+    assert all(after < before for before, after in zip(*errors, strict=True))
+
+
+class _StopsAfterOneBlock(NullProgress):
+    def advance(self, note: str = "") -> None:
+        raise WorkError("stopped", "run it again")
+
+
+def test_killed_runs_resume_to_the_same_bytes_and_threads_change_none(
+    tiny: Callable[..., Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compress.pipeline.inputs.CHUNK_TOKENS", 64)
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    source, wanted = tiny("llama"), recipe(text, samples=12)
+    whole = pipeline.run(wanted, model=source, output=tmp_path / "whole").artifact
+    with pytest.raises(WorkError, match="stopped"):
+        pipeline.run(wanted, model=source, output=tmp_path / "out", progress=_StopsAfterOneBlock())
+    torch.set_num_threads(2)
+    resumed = pipeline.run(wanted, model=source, output=tmp_path / "out")
+    assert (resumed.resumed_blocks, resumed.computed_blocks) == (1, 1)
+    assert harness.snapshot(resumed.artifact.path) == harness.snapshot(whole.path)
+
+
+def test_what_transformers_would_load_as_another_model_is_not_published(
+    tiny: Callable[..., Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = tiny("llama"), tmp_path / "out"
+    right = width_stage.config_of
+    with monkeypatch.context() as patched:
+        patched.setattr(width_stage, "config_of", lambda job: {**right(job), "rms_norm_eps": 10.0})
+        with pytest.raises(WorkError, match="loads the cut model as another"):
+            pipeline.run(recipe(text), model=source, output=out)
+    assert not out.exists()
+    again = pipeline.run(recipe(text), model=source, output=out)
+    assert again.resumed_blocks == 2, "only the check failed: the blocks are still there"
+
+
+def test_inputs_without_usable_moments_are_named(tiny: Callable[..., Path], text: Path, tmp_path: Path) -> None:
+    def silent(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: t * 0 if "up_proj" in name else t for name, t in tensors.items()}
+
+    source = harness.copy_with(tiny("mistral"), tmp_path / "silent", silent)
+    with pytest.raises(WorkError, match=r"second moments of .*down_proj"):
+        pipeline.run(recipe(text), model=source, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cut_that_leaves_nothing_is_refused_with_the_smallest_possible(tiny: Callable[..., Path], text: Path) -> None:
+    plan = pipeline.plan(recipe(text, keep=0.1), model=tiny("llama"))
+    assert "would leave no neuron" in plan.problems[0]
+    smallest = float(plan.hint.rsplit(" ", 1)[1])
+    assert not pipeline.plan(recipe(text, keep=smallest + 0.002), model=tiny("llama")).problems
+    with pytest.raises(UserError, match="would leave no neuron"):
+        pipeline.run(recipe(text, keep=0.1), model=tiny("llama"))
+
+
+@pytest.mark.parametrize(
+    ("stage", "said"),
+    [
+        ({"method": "width"}, "needs `keep`"),
+        ({"method": "width", "keep": 0.7, "sparsity": 0.5}, "no other amount"),
+        ({"method": "width", "keep": 1.0}, "less than 1"),
+        ({"method": "width", "keep": 0.7, "ignore": ["a"]}, "cuts all blocks alike"),
+        ({"method": "wanda", "keep": 0.7}, "single weights"),
+    ],
+    ids=str,
+)
+def test_amounts_that_do_not_fit_the_method(stage: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        parse_recipe({"stages": [{"kind": "prune", **stage}]})
