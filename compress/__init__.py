@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from compress.artifact.reader import Artifact as Artifact
     from compress.content import default_model as default_model
     from compress.errors import CompressError as CompressError
+    from compress.runtime.llm import LLM as LLM
+    from compress.runtime.protocol import SamplingParams as SamplingParams
     from compress.workflows.api import evaluate as evaluate
     from compress.workflows.api import gate as gate
     from compress.workflows.api import load as load
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 _HOME = {
     "Artifact": "compress.artifact.reader",
     "CompressError": "compress.errors",
+    "LLM": "compress.runtime.llm",
+    "SamplingParams": "compress.runtime.protocol",
     "default_model": "compress.content",
     "evaluate": "compress.workflows.api",
     "gate": "compress.workflows.api",
@@ -34,7 +38,19 @@ _HOME = {
     "quantize": "compress.workflows.api",
 }
 
-__all__ = ["Artifact", "CompressError", "default_model", "evaluate", "gate", "load", "plan", "prune", "quantize"]
+__all__ = [
+    "LLM",
+    "Artifact",
+    "CompressError",
+    "SamplingParams",
+    "default_model",
+    "evaluate",
+    "gate",
+    "load",
+    "plan",
+    "prune",
+    "quantize",
+]
 
 
 def __getattr__(name: str) -> Any:

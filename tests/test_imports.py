@@ -41,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline": TENSORS | METHODS | {"schemes", "recipe_yaml", "recipe", "recipe_build", "calibration", "artifact"},
 }
 ALLOWED["workflows"] = set(ALLOWED)
-ALLOWED["__init__"] = {"content", "errors", "artifact", "workflows"}  # the lazy verbs
+ALLOWED["__init__"] = {"content", "errors", "artifact", "runtime", "workflows"}  # the lazy verbs
 ALLOWED["commands"] = set(ALLOWED)
 ALLOWED["cli"] = set(ALLOWED)
 

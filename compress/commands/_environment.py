@@ -62,7 +62,7 @@ def import_models() -> None:
     gc.disable()
     try:
         import compress.pipeline
-        import compress.runtime.transformers_backend  # noqa: F401
+        import compress.runtime.loading  # noqa: F401
     finally:
         gc.enable()
     gc.freeze()

@@ -33,7 +33,7 @@ class Generate(Machine):
     ] = 1.0
     seed: Annotated[int, typer.Option(help="Seed of the sampling.", rich_help_panel=SAMPLING)] = 0
     kernel: Annotated[
-        str, typer.Option(help="auto, cpu, triton or reference.", metavar="NAME", rich_help_panel=GENERAL)
+        str, typer.Option(help="auto, cpu, cpu-int8 or reference.", metavar="NAME", rich_help_panel=GENERAL)
     ] = "auto"
 
 

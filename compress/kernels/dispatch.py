@@ -24,6 +24,8 @@ OPERATIONS = (
     "search_range",
     "add_moment",
     "causal_attention",
+    "packed_linear",
+    "decoder_step",
 )
 
 
@@ -63,6 +65,8 @@ def choose(operation: str, device: torch.device | str) -> Choice:
         return Choice("reference", f"no {kind} kernel: the weight is dequantised before the product")
     if operation in ("rounding_loss", "search_range"):
         return Choice("reference", f"no {kind} kernel: plain torch, one candidate at a time")
+    if operation in ("packed_linear", "decoder_step"):
+        return Choice("reference", f"no {kind} kernel: transformers runs the model on decoded weights")
     if operation in ("add_moment", "causal_attention"):
         return Choice("reference", f"no {kind} kernel: torch's own product")
     if operation == "prune_columns":

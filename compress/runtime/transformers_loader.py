@@ -30,7 +30,7 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
         WorkError: out of memory.
     """
     with quiet():
-        config = _config(checkpoint)
+        config = load_config(checkpoint)
         meta = _meta_model(checkpoint, config)
         try:
             with guarded("loading the model"):
@@ -95,7 +95,8 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _config(checkpoint: Checkpoint) -> Any:
+def load_config(checkpoint: Checkpoint) -> Any:
+    """What transformers makes of the directory's config.json; raises UserError for what it does not know."""
     from transformers import AutoConfig
 
     try:

@@ -67,7 +67,7 @@ class ContinuationScorer:
         nodes, targets, owners = (torch.tensor(column) for column in zip(*reads, strict=True))
         needed, at = nodes.unique(return_inverse=True)
         logits = self._logits(batch, width, needed)
-        values, greedy = _target_scores(logits, at.to(self._device), targets.to(self._device))
+        values, greedy = target_scores(logits, at.to(self._device), targets.to(self._device))
         if not bool(torch.isfinite(values).all()):
             raise WorkError(
                 f"{self._origin} gives log-likelihoods that are not finite",
@@ -149,7 +149,7 @@ def _tree_inputs(rows: Sequence[Row], width: int, dtype: torch.dtype, device: to
     return {"position_ids": positions.to(device), "attention_mask": mask.unsqueeze(1)}
 
 
-def _target_scores(logits: Tensor, at: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def target_scores(logits: Tensor, at: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probability (float64) of each target and whether it is the likeliest, on the CPU.
 
     logits (nodes, vocab); at and targets (reads,): target k is predicted by row at[k]. A few rows at a time, so that

@@ -219,7 +219,7 @@ def load(model: PathLike | None = None, *, device: str = "auto", dtype: str = "a
         model: What to load.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         dtype: Compute dtype: `auto`, `float32`, `bfloat16` or `float16`.
-        kernel: `auto` or `reference`.
+        kernel: `auto`, `cpu`, `cpu-int8` or `reference`, as `compress.runtime.loading.load` says.
 
     Returns:
         A runtime: `.score(token_ids)` gives logits, `.generate(prompts, SamplingParams(...))` texts.
@@ -231,7 +231,7 @@ def load(model: PathLike | None = None, *, device: str = "auto", dtype: str = "a
     """
     from compress.artifact.reader import is_artifact
     from compress.artifact.verify import require_sound
-    from compress.runtime.transformers_backend import load as load_runtime
+    from compress.runtime.loading import load as load_runtime
 
     found = _model(model)
     if is_artifact(Path(found)):

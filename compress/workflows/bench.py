@@ -12,8 +12,8 @@ from compress.evaluation.costs.record import CostRecord
 from compress.evaluation.identity import check_artifact, environment_record, model_record
 from compress.evaluation.records import EnvironmentRecord, ModelRecord
 from compress.progress import Progress
+from compress.runtime.loading import load
 from compress.runtime.protocol import Runtime
-from compress.runtime.transformers_backend import load
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,16 @@ import torch
 
 from compress import content
 from compress.errors import CompressError
-from compress.kernels import dispatch, reference
+from compress.formats.int_packed import pack_bits
+from compress.kernels import dispatch, packed_linear, reference
 from compress.models.checkpoint import Checkpoint
+from compress.runtime.loading import decide
+from compress.types import IntScheme, QuantizedTensor
 from compress.workflows.memory import available_memory
 
 PACKAGES = ("compress", "torch", "transformers", "compressed-tensors", "safetensors", "tokenizers", "numpy", "pydantic")
 TOLERANCE = 1e-5  # relative to the largest output: float32 sums of some hundred products in another order
+EIGHT_BIT_TOLERANCE = 2e-2  # inputs rounded to one part in 254 of their block's largest
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,7 @@ def _kernels() -> Iterator[Check]:
                 choice = dispatch.choose(operation, device)
                 yield Check(f"kernel {operation} on {device}", f"{choice.name}: {choice.reason}")
         yield _parity()
+        yield _product_parity()
     except CompressError as error:
         yield Check("native kernels", error.message, "work", error.hint)
 
@@ -91,6 +96,25 @@ def _parity() -> Check:
     return Check("kernel parity", detail, "work", "set COMPRESS_ISA=portable, and report this machine's processor")
 
 
+def _product_parity() -> Check:
+    """The runtime's products of repacked weights, exact and with 8-bit inputs, against their definition."""
+    generator = torch.Generator().manual_seed(0)
+    scheme = IntScheme(4, 64)
+    codes = torch.randint(scheme.qmin, scheme.qmax + 1, (67, 256), dtype=torch.int8, generator=generator)
+    scale = (torch.rand(67, 4, generator=generator) + 0.01).bfloat16()
+    x = torch.randn(3, 256, generator=generator)
+    exact = x.double() @ QuantizedTensor(codes, scale, None, scheme).dequantize().double().T
+    linear = packed_linear.pack_codes(pack_bits(codes, scheme.bits), scale, None, 256, scheme)
+    errors = [
+        float((packed_linear.multiply(linear, x, eight_bit).double() - exact).abs().max() / exact.abs().max())
+        for eight_bit in (False, True)
+    ]
+    detail = f"packed_linear differs by {errors[0]:.1e} of the largest output, with 8-bit inputs by {errors[1]:.1e}"
+    if errors[0] <= TOLERANCE and errors[1] <= EIGHT_BIT_TOLERANCE:
+        return Check("product parity", detail)
+    return Check("product parity", detail, "work", "set COMPRESS_ISA=portable, and report this machine's processor")
+
+
 def _content() -> Iterator[Check]:
     reinstall = "install the package again: it ships these files"
     try:
@@ -106,5 +130,7 @@ def _content() -> Iterator[Check]:
     try:
         model = Checkpoint.open(content.default_model())
         yield Check("packaged model", f"{model.path.name}, {len(model.index)} tensors, digest {model.digest()[:12]}")
+        decision = decide(model, "cpu")
+        yield Check("its back end", f"{decision.backend}: {decision.reason}")
     except CompressError as error:
         yield Check("packaged model", error.message, "integrity", reinstall)

@@ -45,7 +45,10 @@ def test_generate_continues_a_prompt_and_says_what_ran(run: Callable, copy: Path
     words = ("generate", copy, "--prompt", "Once upon a time", "--max-tokens", 8)
     document = run(*words, "--json").json
     assert document["new_tokens"] == 8
-    assert document["kernel"]
+    assert (document["runtime"], document["kernel"].partition("-")[0]) == ("native", "cpu")
+    reference = run(*words, "--kernel", "reference", "--json").json
+    assert (reference["runtime"], reference["text"]) == ("transformers", document["text"])
+    assert run(*words, "--kernel", "cpu-int8", "--json").json["kernel"].endswith("-int8")
     assert run(*words, "--quiet").out == document["text"] + "\n"
     sampled = [run(*words, "--temperature", 1.0, "--seed", seed, "--json").json["text"] for seed in (1, 1, 2)]
     assert sampled[0] == sampled[1] != sampled[2]
@@ -276,7 +279,15 @@ def test_doctor_finds_this_installation_sound_and_a_broken_one_not(
     result = run("doctor", "--json")
     assert (result.code, result.json["ok"]) == (0, True)
     names = {check["name"] for check in result.json["checks"]}
-    assert {"python", "torch", "kernel parity", "calibration text tales", "packaged model"} <= names
+    assert {
+        "python",
+        "torch",
+        "kernel parity",
+        "product parity",
+        "its back end",
+        "calibration text tales",
+        "packaged model",
+    } <= names
     texts = Path(shutil.copytree(content.calibration_dir(), tmp_path / "texts"))
     (texts / "tales.txt").write_text("changed")
     monkeypatch.setattr("compress.content.calibration_dir", lambda: texts)

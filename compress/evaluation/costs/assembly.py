@@ -123,7 +123,7 @@ def _fresh(runtime: Runtime, work: Plan, settings: Settings) -> Fresh:
             path=str(runtime.path),
             device=runtime.device,
             dtype=runtime.dtype,
-            kernel=settings.kernel,
+            kernel="reference" if runtime.name == "transformers" else settings.kernel,  # the same back end
             threads=torch.get_num_threads(),
             prompt=work.prompt,
             tokens=work.rows.shape[1],

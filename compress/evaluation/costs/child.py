@@ -58,7 +58,7 @@ def _steps(job: dict[str, Any]) -> None:
 
 
 def _load(job: dict[str, Any]) -> Any:
-    from compress.runtime.transformers_backend import load
+    from compress.runtime.loading import load
 
     return load(job["path"], device=job["device"], dtype=job["dtype"], kernel=job["kernel"])
 

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+PAGE_TOKENS: int
+"""Tokens of one page of a decoder's key-value cache."""
+
 def isa() -> str:
     """The instruction set in use. ValueError where COMPRESS_ISA names one that is not available."""
 
@@ -95,3 +98,77 @@ def add_moment(out: Any, a: Any, b: Any, first: int, last: int, upper: bool) -> 
 
 def causal_attention(q: Any, k: Any, v: Any, out: Any, scale: float, threads: int) -> None:
     """As `reference.causal_attention`; out (batch, tokens, heads, dim), written. All float32 or all bfloat16."""
+
+class PackedLinear:
+    """A weight repacked for products (csrc/linear.h). `bits`: of a stored weight; `nbytes`: what a product reads."""
+
+    rows: int
+    columns: int
+    bits: int
+    nbytes: int
+
+    def multiply(self, x: Any, out: Any, eight_bit: bool, threads: int) -> None:
+        """out (tokens, rows) = x (tokens, columns) times the weight, transposed, plus its bias. All float32."""
+
+def pack_codes(
+    packed: Any, scale: Any, zero_point: Any, columns: int, group_size: int, bits: int, bias: Any, threads: int
+) -> PackedLinear:
+    """As `kernels.packed_linear.pack_codes`; group_size a multiple of 32 that divides `columns`, or `columns`."""
+
+def pack_dense(weight: Any, group_size: int, bias: Any, threads: int) -> PackedLinear:
+    """weight (rows, columns) bfloat16 or float32 as it is; with a group_size, rounded to 8 bits in such groups."""
+
+class Decoder:
+    """A decoder of the Llama family with its key-value cache of `pages` pages (csrc/decoder.h)."""
+
+    def __init__(
+        self,
+        embedding: Any,
+        final_norm: Any,
+        head: PackedLinear,
+        frequencies: Any,
+        rope_factor: float,
+        heads: int,
+        kv_heads: int,
+        epsilon: float,
+        cache_bfloat16: bool,
+        pages: int,
+    ) -> None:
+        """All arrays but the embedding are float32; frequencies (dim / 2), final_norm (hidden); kv_heads divides heads.
+
+        embedding (vocabulary, hidden) bfloat16 or float32 is read in place, and kept.
+        """
+
+    def add_layer(
+        self,
+        q: PackedLinear,
+        k: PackedLinear,
+        v: PackedLinear,
+        o: PackedLinear,
+        gate: PackedLinear,
+        up: PackedLinear,
+        down: PackedLinear,
+        attention_norm: Any,
+        mlp_norm: Any,
+        q_norm: Any,
+        k_norm: Any,
+        window: int,
+    ) -> None:
+        """The next layer. q_norm, k_norm (dim) or None; window: positions that a token sees, its own among them."""
+
+    def step(
+        self,
+        tokens: Any,
+        positions: Any,
+        sequences: Any,
+        tables: Any,
+        rows: Any,
+        logits: Any,
+        eight_bit: bool,
+        threads: int,
+    ) -> None:
+        """Computes tokens and writes the logits (rows, vocabulary) of some of them.
+
+        tokens, positions, sequences (count) int32: the id, the position, and the row of `tables` (sequences, pages)
+        int32 that lists a sequence's pages; rows int32: indices of the tokens whose logits are wanted.
+        """

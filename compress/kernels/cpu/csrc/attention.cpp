@@ -3,6 +3,7 @@
 // One call handles the queries that share one key and value head. Keys and values are packed once; then each block of
 // queries walks over the blocks of keys up to its diagonal, so that the upper half is never computed.
 #include "product.h"
+#include "vector_math.h"
 
 namespace compress {
 namespace ISA {
@@ -13,32 +14,6 @@ constexpr int kVectors = 4;
 constexpr int kStrip = kVectors * LANES;
 constexpr int64_t kQueries = 48;          // a block of queries: a multiple of kRows
 constexpr int64_t kKeys = 192 / kStrip * kStrip;  // a block of keys: a multiple of kStrip
-
-// e^x for x <= 0, to the last bit or two: x = n ln 2 + r, and e^r by its series up to r^6.
-inline vf exp_negative(vf x) {
-    const vf lowest = broadcast(-87.0f);
-    const vf kept = x < lowest ? lowest : x;  // NaN stays NaN
-    const vf n = round_even(kept * 1.44269504f);
-    const vf r = (kept - n * 0.693359375f) - n * -2.12194440e-4f;
-    vf series = broadcast(1.0f / 720);
-    series = series * r + 1.0f / 120;
-    series = series * r + 1.0f / 24;
-    series = series * r + 1.0f / 6;
-    series = series * r + 0.5f;
-    series = series * r + 1.0f;
-    series = series * r + 1.0f;
-    const vi power = (__builtin_convertvector(n, vi) + 127) << 23;
-    vf scale;
-    std::memcpy(&scale, &power, sizeof scale);
-    const vf zero = {};
-    return x < lowest ? zero : series * scale;
-}
-
-inline float largest(vf v) {
-    float best = v[0];
-    for (int l = 1; l < LANES; ++l) best = v[l] > best ? v[l] : best;
-    return best;
-}
 
 // The scratch memory of one call, in floats; a unit is as large as a float.
 struct Sizes {

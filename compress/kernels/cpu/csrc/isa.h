@@ -15,7 +15,9 @@ namespace compress {
         #isa, lanes, isa::gemv_int4_scratch, isa::gemv_int4_tile, isa::gptq_scratch, isa::gptq_tile,      \
             isa::descent_scratch, isa::descent_tile, isa::rounding_scratch, isa::rounding_tile,           \
             isa::search_scratch, isa::search_tile, isa::moment_scratch, isa::moment_panel,                \
-            isa::sparse_scratch, isa::sparse_tile, isa::attention_scratch, isa::attention_head            \
+            isa::sparse_scratch, isa::sparse_tile, isa::attention_scratch, isa::attention_head,           \
+            isa::product_scratch, isa::product_strips, isa::quantize_inputs, isa::rms_norm, isa::swiglu,  \
+            isa::rotate, isa::append, isa::paged_scratch, isa::paged_tiles, isa::paged_attention          \
     }
 
 // Best last; the lane counts are those CMakeLists.txt compiles with.
@@ -30,7 +32,10 @@ inline const std::vector<Kernels>& available_kernels() {
             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
         {
             list.push_back(COMPRESS_KERNELS(avx512, 16));
-            if (__builtin_cpu_supports("avx512bf16")) list.push_back(COMPRESS_KERNELS(avx512bf16, 16));
+            if (__builtin_cpu_supports("avx512vnni")) {
+                list.push_back(COMPRESS_KERNELS(avx512vnni, 16));
+                if (__builtin_cpu_supports("avx512bf16")) list.push_back(COMPRESS_KERNELS(avx512bf16, 16));
+            }
         }
 #endif
         return list;

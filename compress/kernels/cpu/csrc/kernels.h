@@ -5,6 +5,8 @@
 #pragma once
 #include <cstdint>
 
+#include "linear.h"
+
 namespace compress {
 
 constexpr int kTileRows = 32;     // rows of a tile: a multiple of every vector length
@@ -49,8 +51,6 @@ struct RoundingArgs {
     float levels;  // 2^bits - 1
     bool symmetric;
 };
-
-enum class ScaleType { float32, float16, bfloat16 };
 
 // Candidate ranges for the grid of every group of a row: shares of the whole range, then `offsets` around the best of
 // them. Symmetric grids are tried with both signs of their scale.
@@ -128,6 +128,16 @@ struct Kernels {
     void (*sparse_tile)(const SparseArgs&, int64_t first_row, float* scratch);
     int64_t (*attention_scratch)(const AttentionArgs&);
     void (*attention_head)(const AttentionArgs&, int64_t index, float* scratch);  // index: batch * kv_heads + kv head
+    int64_t (*product_scratch)(int64_t tokens);
+    void (*product_strips)(const ProductArgs&, int64_t first, int64_t strips, float* scratch);
+    void (*quantize_inputs)(const float* x, int64_t columns, int64_t token, const Quantized& out);
+    void (*rms_norm)(const float* x, const float* weight, int64_t count, float epsilon, float* out);
+    void (*swiglu)(const float* gate, const float* up, int64_t count, float* out);
+    void (*rotate)(float* head, const float* cosine, const float* sine, int64_t dim);
+    void (*append)(const Cache&, const float* k, const float* v, int64_t page, int64_t slot);
+    int64_t (*paged_scratch)(const PagedArgs&);
+    int64_t (*paged_tiles)(const PagedArgs&);
+    void (*paged_attention)(const PagedArgs&, int64_t tile, float* scratch);
 };
 
 #define COMPRESS_DECLARE_KERNELS(isa)                                    \
@@ -148,10 +158,21 @@ struct Kernels {
     void sparse_tile(const SparseArgs&, int64_t, float*);                \
     int64_t attention_scratch(const AttentionArgs&);                     \
     void attention_head(const AttentionArgs&, int64_t, float*);          \
+    int64_t product_scratch(int64_t);                                    \
+    void product_strips(const ProductArgs&, int64_t, int64_t, float*);   \
+    void quantize_inputs(const float*, int64_t, int64_t, const Quantized&); \
+    void rms_norm(const float*, const float*, int64_t, float, float*);   \
+    void swiglu(const float*, const float*, int64_t, float*);            \
+    void rotate(float*, const float*, const float*, int64_t);            \
+    void append(const Cache&, const float*, const float*, int64_t, int64_t); \
+    int64_t paged_scratch(const PagedArgs&);                             \
+    int64_t paged_tiles(const PagedArgs&);                               \
+    void paged_attention(const PagedArgs&, int64_t, float*);             \
     }
 COMPRESS_DECLARE_KERNELS(portable)
 COMPRESS_DECLARE_KERNELS(avx2)
 COMPRESS_DECLARE_KERNELS(avx512)
+COMPRESS_DECLARE_KERNELS(avx512vnni)
 COMPRESS_DECLARE_KERNELS(avx512bf16)
 
 }  // namespace compress

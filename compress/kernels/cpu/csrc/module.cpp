@@ -9,6 +9,7 @@
 
 #include "checks.h"
 #include "isa.h"
+#include "module_runtime.h"
 #include "parallel.h"
 
 namespace compress {
@@ -273,6 +274,7 @@ std::vector<std::string> available_isas() {
 
 NB_MODULE(_native, m) {
     using namespace compress;
+    bind_runtime(m);
     m.def("isa", [] { return std::string(active_kernels().name); });
     m.def("set_isa", [](const std::string& name) { active_slot().store(&kernels_named(name)); }, nb::arg("name"));
     m.def("available_isas", &available_isas);

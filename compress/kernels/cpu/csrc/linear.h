@@ -1,0 +1,83 @@
+// A linear's weight as the runtime's products read it, and the arguments of the decoder's kernels.
+//
+// Rows are interleaved in strips of 16, so that a product never adds across a register. A strip holds its columns in
+// chunks of 32, and a chunk of b-bit codes is b lines of 64 bytes: byte 4 * row + j of a line belongs to `row`. A chunk
+// has eight quads of columns, quad i being columns 4 i to 4 i + 3, j the place within a quad:
+//     8 bits   line i: quad i
+//     4 bits   line i / 2, bits 4 (i % 2) on
+//     2 bits   line i / 4, bits 2 (i % 4) on
+//     3 bits   the low two bits as above, the high one in line 2, bit i
+// Codes are unsigned, weight = (code - zero) * scale, rounded to the scale's type as the format defines it. bfloat16
+// weights lie as pairs of columns [16][16 rows][2] in a chunk, float32 ones as [32][16 rows].
+#pragma once
+#include <cstdint>
+
+namespace compress {
+
+enum class ScaleType { float32, float16, bfloat16 };
+
+constexpr int kStripRows = 16;
+constexpr int kChunk = 32;  // columns of a chunk: the unit of storage, and what divides every group
+constexpr int kStripsTogether = 4;
+
+struct Linear {
+    int bits;                // 2, 3, 4 or 8 for codes, 16 for bfloat16, 32 for float32
+    int zero;                // the zero point of all codes where `zeros` is null
+    int64_t rows, columns;   // of the weight
+    int64_t padded;          // columns stored: a multiple of kChunk
+    int64_t group, groups;   // columns that share a scale, a multiple of kChunk
+    ScaleType scale_type;
+    const uint8_t* codes;  // [strip][chunk][bits][64]
+    const void* scales;    // [strip][group][16]
+    const uint8_t* zeros;  // [strip][group][16] or null
+    const float* bias;     // (rows) or null
+
+    int64_t strips() const { return (rows + kStripRows - 1) / kStripRows; }
+    int64_t strip_bytes() const { return padded * kStripRows * bits / 8; }
+    bool packed() const { return bits <= 8; }
+    // The longest run of columns, of those that a product with 8-bit inputs may take together, with one scale.
+    int64_t block() const { return group % 128 == 0 ? 128 : group % 64 == 0 ? 64 : 32; }
+};
+
+// Inputs in 8 bits: x = q * scale, one scale per token and block of columns; zero beyond the columns.
+struct Quantized {
+    int8_t* q;      // (tokens, width)
+    float* scale;   // (tokens, width / block)
+    int32_t* sum;   // (tokens, width / block): sums of q
+    int64_t width, block, blocks;  // width and block are multiples of kChunk; blocks = width / block
+};
+
+struct ProductArgs {
+    const Linear* linear;
+    const float* x;  // (tokens, x_stride)
+    int64_t x_stride;
+    Quantized quantized;  // what is read instead of x where `eight_bit`
+    bool eight_bit;
+    float* out;  // (tokens, out_stride), written, or added to
+    int64_t out_stride, tokens;
+    bool add;
+};
+
+constexpr int kPageTokens = 32;
+
+// Keys and values in pages of kPageTokens tokens, float32 or bfloat16 bits.
+struct Cache {
+    void* keys;    // [page][kv head][dim][kPageTokens]
+    void* values;  // [page][kv head][kPageTokens][dim]
+    bool bfloat16;
+    int64_t kv_heads, dim;
+};
+
+// Tokens at consecutive positions of one sequence, whose keys and values are in the cache.
+struct PagedArgs {
+    const float* q;  // (tokens, heads * dim)
+    int64_t q_stride, out_stride;
+    float* out;            // (tokens, heads * dim), written
+    const int32_t* pages;  // of the sequence
+    Cache cache;
+    int64_t heads, tokens, position;  // position: of the first token
+    int64_t window;                   // positions that a token sees, its own among them
+    float scale;
+};
+
+}  // namespace compress

@@ -1,0 +1,229 @@
+// The runtime's part of the native module: repacked linears and the decoder.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+
+#include <cmath>
+
+#include "checks.h"
+#include "decoder.h"
+#include "isa.h"
+#include "module_runtime.h"
+#include "pool.h"
+
+namespace compress {
+namespace {
+
+ScaleType type_of(const Input& scale) {
+    if (scale.dtype() == kFloat32) return ScaleType::float32;
+    if (scale.dtype() == kFloat16) return ScaleType::float16;
+    if (scale.dtype() == kBfloat16) return ScaleType::bfloat16;
+    bad_type("scale", "float32, float16 or bfloat16");
+}
+
+int positive(const char* name, int value) {
+    if (value < 1) bad_value(name, "at least 1, not " + std::to_string(value));
+    return value;
+}
+
+// Whether the array is bfloat16; else it is float32.
+bool is_bfloat16(const Input& array, const char* name) {
+    if (array.dtype() == kBfloat16) return true;
+    if (array.dtype() != kFloat32) bad_type(name, "float32 or bfloat16");
+    return false;
+}
+
+void check_group(int64_t group_size, int64_t columns) {
+    if (group_size != columns && (group_size < kChunk || group_size % kChunk != 0 || columns % group_size != 0))
+        bad_value("group_size", "a divisor of the " + std::to_string(columns) + " columns and a multiple of " +
+                                    std::to_string(kChunk) + ", or all of the columns");
+}
+
+void set_bias(PackedLinear& linear, const std::optional<Input>& bias) {
+    if (bias) linear.set_bias(input<float>(*bias, "bias", {linear.view.rows}));
+}
+
+Weight pack_codes(const Input& packed, const Input& scale, const std::optional<Input>& zero_point, int64_t columns,
+                  int64_t group_size, int bits, const std::optional<Input>& bias, int threads) {
+    const auto [rows, words] = extents(packed, "packed");
+    if (bits < 2 || bits > 8) bad_value("bits", "from 2 to 8");
+    if (columns < 1 || columns > words * 32 || words != (columns * bits + 31) / 32)
+        bad_value("packed", "of as many words as " + std::to_string(columns) + " codes take");
+    check_group(group_size, columns);
+    PackedLinear::Source source{input<int32_t>(packed, "packed", {rows, words}), nullptr, type_of(scale), nullptr,
+                                rows, columns, group_size, bits};
+    const int64_t groups = columns / group_size;
+    source.scale = memory_of(scale, "scale", {rows, groups});
+    if (zero_point) {
+        source.zero_point = input<int8_t>(*zero_point, "zero_point", {rows, groups});
+        for (int64_t i = 0; i < rows * groups; ++i)
+            if (source.zero_point[i] < -(1 << (bits - 1)) || source.zero_point[i] >= 1 << (bits - 1))
+                bad_value("zero_point", "within the range of the codes");
+    }
+    positive("threads", threads);
+    Weight made;
+    {
+        nb::gil_scoped_release release;
+        made = std::make_shared<PackedLinear>(source, threads);
+    }
+    set_bias(*made, bias);
+    return made;
+}
+
+Weight pack_dense(const Input& weight, int64_t group_size, const std::optional<Input>& bias, int threads) {
+    const auto [rows, columns] = extents(weight, "weight");
+    const bool bfloat16 = is_bfloat16(weight, "weight");
+    if (group_size != 0) check_group(group_size, columns);
+    const void* memory = memory_of(weight, "weight", {rows, columns});
+    positive("threads", threads);
+    Weight made;
+    {
+        nb::gil_scoped_release release;
+        made = std::make_shared<PackedLinear>(memory, bfloat16, rows, columns, group_size, threads);
+    }
+    set_bias(*made, bias);
+    return made;
+}
+
+void multiply(const PackedLinear& linear, const Input& x, const Output& out, bool eight_bit, int threads) {
+    const Linear& w = linear.view;
+    const auto [tokens, columns] = extents(x, "x");
+    if (columns != w.columns) bad_value("x", "of " + std::to_string(w.columns) + " columns");
+    if (eight_bit && !w.packed()) bad_value("eight_bit", "False for a weight that is not packed");
+    ProductArgs args{&w, input<float>(x, "x", {tokens, columns}), columns, {}, eight_bit,
+                     output<float>(out, "out", {tokens, w.rows}), w.rows, tokens, false};
+    positive("threads", threads);
+    const Kernels& kernels = active_kernels();
+    nb::gil_scoped_release release;
+    const int64_t block = w.block(), blocks = w.padded / block;
+    std::vector<int8_t> q(eight_bit ? tokens * w.padded : 0);
+    std::vector<float> scales(eight_bit ? tokens * blocks : 0);
+    std::vector<int32_t> sums(eight_bit ? tokens * blocks : 0);
+    if (eight_bit) {
+        args.quantized = {q.data(), scales.data(), sums.data(), w.padded, block, blocks};
+        for (int64_t t = 0; t < tokens; ++t) kernels.quantize_inputs(args.x + t * columns, columns, t, args.quantized);
+    }
+    const int64_t scratch = kernels.product_scratch(tokens) + 16;
+    const Buffer memory(scratch * threads * int64_t(sizeof(float)));
+    Pool::shared().run((w.strips() + kStripsTogether - 1) / kStripsTogether, threads, [&](int64_t task, int thread) {
+        const int64_t first = task * kStripsTogether, count = std::min<int64_t>(kStripsTogether, w.strips() - first);
+        kernels.product_strips(args, first, count, reinterpret_cast<float*>(memory.data()) + thread * scratch);
+    });
+}
+
+// A decoder and the embedding whose memory it reads.
+struct BoundDecoder {
+    Input embedding;
+    Decoder decoder;
+};
+
+std::vector<float> vector_of(const Input& array, const char* name, int64_t count) {
+    const float* values = input<float>(array, name, {count});
+    return std::vector<float>(values, values + count);
+}
+
+void check_shape(const Weight& weight, const char* name, int64_t rows, int64_t columns) {
+    if (!weight) bad_type(name, "a PackedLinear");
+    if (weight->view.rows != rows || weight->view.columns != columns)
+        bad_value(name, "of shape (" + std::to_string(rows) + ", " + std::to_string(columns) + "), not (" +
+                            std::to_string(weight->view.rows) + ", " + std::to_string(weight->view.columns) + ")");
+}
+
+void make_decoder(BoundDecoder* self, const Input& embedding, const Input& final_norm, const Weight& head,
+                  const Input& frequencies, float rope_factor, int64_t heads, int64_t kv_heads, float epsilon,
+                  bool cache_bfloat16, int64_t pages) {
+    const auto [vocabulary, hidden] = extents(embedding, "embedding");
+    if (heads < 1 || kv_heads < 1 || heads % kv_heads != 0) bad_value("kv_heads", "a divisor of heads");
+    if (pages < 1 || pages > 1 << 24) bad_value("pages", "at least 1");
+    if (frequencies.ndim() != 1 || frequencies.shape(0) < 1 || frequencies.shape(0) > 4096)
+        bad_value("frequencies", "a vector");
+    const int64_t half = frequencies.shape(0);
+    check_shape(head, "head", vocabulary, hidden);
+    const std::vector<float> turns = vector_of(frequencies, "frequencies", half);
+    const std::vector<float> norm = vector_of(final_norm, "final_norm", hidden);
+    const bool bfloat16 = is_bfloat16(embedding, "embedding");
+    const void* memory = memory_of(embedding, "embedding", {vocabulary, hidden});
+    const DecoderConfig config{vocabulary, hidden, heads, kv_heads, 2 * half, epsilon, rope_factor,
+                               cache_bfloat16, pages};
+    new (self) BoundDecoder{embedding, Decoder(config, memory, bfloat16, turns.data(), norm.data(), head)};
+}
+
+void add_layer(BoundDecoder& self, const Weight& q, const Weight& k, const Weight& v, const Weight& o,
+               const Weight& gate, const Weight& up, const Weight& down, const Input& attention_norm,
+               const Input& mlp_norm, const std::optional<Input>& q_norm, const std::optional<Input>& k_norm,
+               int64_t window) {
+    const DecoderConfig& c = self.decoder.config;
+    const int64_t q_width = c.heads * c.dim, kv_width = c.kv_heads * c.dim;
+    if (!gate) bad_type("gate", "a PackedLinear");
+    const int64_t ffn = gate->view.rows;
+    check_shape(q, "q", q_width, c.hidden);
+    check_shape(k, "k", kv_width, c.hidden);
+    check_shape(v, "v", kv_width, c.hidden);
+    check_shape(o, "o", c.hidden, q_width);
+    check_shape(gate, "gate", ffn, c.hidden);
+    check_shape(up, "up", ffn, c.hidden);
+    check_shape(down, "down", c.hidden, ffn);
+    if (window < 1) bad_value("window", "at least 1");
+    DecoderLayer layer{q, k, v, o, gate, up, down, vector_of(attention_norm, "attention_norm", c.hidden),
+                       vector_of(mlp_norm, "mlp_norm", c.hidden), {}, {}, window, {}, {}};
+    if (q_norm) layer.q_norm = vector_of(*q_norm, "q_norm", c.dim);
+    if (k_norm) layer.k_norm = vector_of(*k_norm, "k_norm", c.dim);
+    self.decoder.add(std::move(layer));
+}
+
+void step(BoundDecoder& self, const Input& tokens, const Input& positions, const Input& sequences, const Input& tables,
+          const Input& rows, const Output& logits, bool eight_bit, int threads) {
+    const DecoderConfig& c = self.decoder.config;
+    if (tokens.ndim() != 1 || tokens.shape(0) == 0) bad_value("tokens", "a vector of at least one token");
+    if (rows.ndim() != 1) bad_value("rows", "a vector");
+    const int64_t count = tokens.shape(0), row_count = rows.shape(0);
+    const auto [sequence_count, width] = extents(tables, "tables");
+    const Step s{input<int32_t>(tokens, "tokens", {count}), input<int32_t>(positions, "positions", {count}),
+                 input<int32_t>(sequences, "sequences", {count}), count,
+                 input<int32_t>(tables, "tables", {sequence_count, width}), width,
+                 input<int32_t>(rows, "rows", {row_count}), row_count,
+                 output<float>(logits, "logits", {row_count, c.vocabulary}), positive("threads", threads), eight_bit};
+    const auto within = [](const char* name, int64_t value, int64_t end) {
+        if (value < 0 || value >= end) bad_value(name, "within [0, " + std::to_string(end) + ")");
+    };
+    for (int64_t r = 0; r < row_count; ++r) within("rows", s.rows[r], count);
+    for (int64_t t = 0; t < count; ++t) {
+        within("tokens", s.tokens[t], c.vocabulary);
+        within("sequences", s.sequences[t], sequence_count);
+        within("positions", s.positions[t], width * kPageTokens);
+        for (int64_t p = 0; p <= s.positions[t] / kPageTokens; ++p)
+            within("tables", s.tables[s.sequences[t] * width + p], c.pages);
+    }
+    nb::gil_scoped_release release;
+    self.decoder.step(s);
+}
+
+}  // namespace
+
+void bind_runtime(nb::module_& m) {
+    m.attr("PAGE_TOKENS") = kPageTokens;
+    nb::class_<PackedLinear>(m, "PackedLinear")
+        .def_prop_ro("rows", [](const PackedLinear& self) { return self.view.rows; })
+        .def_prop_ro("columns", [](const PackedLinear& self) { return self.view.columns; })
+        .def_prop_ro("bits", [](const PackedLinear& self) { return self.view.bits; })
+        .def_prop_ro("nbytes", [](const PackedLinear& self) { return self.bytes(); })
+        .def("multiply", &multiply, nb::arg("x").noconvert(), nb::arg("out").noconvert(), nb::arg("eight_bit"),
+             nb::arg("threads"));
+    m.def("pack_codes", &pack_codes, nb::arg("packed").noconvert(), nb::arg("scale").noconvert(),
+          nb::arg("zero_point").noconvert().none(), nb::arg("columns"), nb::arg("group_size"), nb::arg("bits"),
+          nb::arg("bias").noconvert().none(), nb::arg("threads"));
+    m.def("pack_dense", &pack_dense, nb::arg("weight").noconvert(), nb::arg("group_size"),
+          nb::arg("bias").noconvert().none(), nb::arg("threads"));
+    nb::class_<BoundDecoder>(m, "Decoder")
+        .def("__init__", &make_decoder, nb::arg("embedding").noconvert(), nb::arg("final_norm").noconvert(),
+             nb::arg("head"), nb::arg("frequencies").noconvert(), nb::arg("rope_factor"), nb::arg("heads"),
+             nb::arg("kv_heads"), nb::arg("epsilon"), nb::arg("cache_bfloat16"), nb::arg("pages"))
+        .def("add_layer", &add_layer, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("o"), nb::arg("gate"),
+             nb::arg("up"), nb::arg("down"), nb::arg("attention_norm").noconvert(), nb::arg("mlp_norm").noconvert(),
+             nb::arg("q_norm").noconvert().none(), nb::arg("k_norm").noconvert().none(), nb::arg("window"))
+        .def("step", &step, nb::arg("tokens").noconvert(), nb::arg("positions").noconvert(),
+             nb::arg("sequences").noconvert(), nb::arg("tables").noconvert(), nb::arg("rows").noconvert(),
+             nb::arg("logits").noconvert(), nb::arg("eight_bit"), nb::arg("threads"));
+}
+
+}  // namespace compress

@@ -1,0 +1,169 @@
+#include "packing.h"
+
+#include <stdlib.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <new>
+
+#include "pool.h"
+
+namespace compress {
+namespace {
+
+constexpr int64_t kLine = 64, kLargeBuffer = 4 << 20;
+
+int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+int64_t size_of(ScaleType type) { return type == ScaleType::float32 ? 4 : 2; }
+
+// The low four nibbles of x, each in a byte of its own.
+uint32_t nibbles_to_bytes(uint32_t x) {
+    x = (x | x << 8) & 0x00ff00ff;
+    return (x | x << 4) & 0x0f0f0f0f;
+}
+
+// Code `column` of a row of packed words.
+uint32_t code_at(const uint32_t* words, int64_t column, int bits) {
+    const int64_t bit = column * bits, word = bit / 32, into = bit % 32;
+    uint64_t pair = words[word];
+    if (into + bits > 32) pair |= uint64_t(words[word + 1]) << 32;
+    return uint32_t(pair >> into) & ((1u << bits) - 1);
+}
+
+// Writes one code into its place of a strip; the place must hold zeros.
+void place(uint8_t* strip, int bits, int64_t row, int64_t column, uint32_t code) {
+    uint8_t* chunk = strip + column / kChunk * bits * kLine + 4 * row + column % 4;
+    const int64_t quad = column % kChunk / 4;
+    if (bits == 8) {
+        chunk[quad * kLine] = uint8_t(code);
+    } else if (bits == 4) {
+        chunk[quad / 2 * kLine] |= uint8_t(code << 4 * (quad % 2));
+    } else {
+        chunk[quad / 4 * kLine] |= uint8_t((code & 3) << 2 * (quad % 4));
+        if (bits == 3) chunk[2 * kLine] |= uint8_t((code >> 2) << quad);
+    }
+}
+
+void pack_row(const PackedLinear::Source& source, int64_t row, int stored_bits, uint8_t* strip) {
+    const int64_t words = (source.columns * source.bits + 31) / 32, lane = row % kStripRows;
+    const uint32_t* in = reinterpret_cast<const uint32_t*>(source.words) + row * words;
+    if (source.bits != 4 && source.bits != 8) {
+        for (int64_t c = 0; c < source.columns; ++c) place(strip, stored_bits, lane, c, code_at(in, c, source.bits));
+        return;
+    }
+    // A word is eight nibbles of one line, or the four bytes of one.
+    for (int64_t w = 0; w < words; ++w) {
+        const uint32_t line = source.bits == 8 ? in[w]
+                                               : nibbles_to_bytes(in[w] & 0xffff) | nibbles_to_bytes(in[w] >> 16) << 4;
+        std::memcpy(strip + w * kLine + 4 * lane, &line, sizeof line);
+    }
+}
+
+}  // namespace
+
+Buffer::Buffer(int64_t bytes) {
+#if defined(__linux__)
+    if (bytes >= kLargeBuffer) {
+        void* mapped = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (mapped == MAP_FAILED) throw std::bad_alloc();
+        madvise(mapped, bytes, MADV_HUGEPAGE);
+        memory_ = static_cast<uint8_t*>(mapped), mapped_ = bytes;
+        return;
+    }
+#endif
+    void* memory = nullptr;
+    if (posix_memalign(&memory, kLine, std::max<int64_t>(bytes, kLine)) != 0) throw std::bad_alloc();
+    memory_ = static_cast<uint8_t*>(memory);
+    std::memset(memory, 0, bytes);
+}
+
+Buffer& Buffer::operator=(Buffer&& other) noexcept {
+    std::swap(memory_, other.memory_);
+    std::swap(mapped_, other.mapped_);
+    return *this;
+}
+
+Buffer::~Buffer() {
+#if defined(__linux__)
+    if (mapped_) munmap(memory_, mapped_), memory_ = nullptr;
+#endif
+    free(memory_);
+}
+
+void PackedLinear::allocate(int64_t rows, int64_t columns, int64_t group, int bits, ScaleType type, bool zeros) {
+    view.bits = bits, view.rows = rows, view.columns = columns, view.scale_type = type;
+    const bool per_channel = group == columns;
+    view.padded = rounded_up(columns, bits <= 8 && per_channel && columns > 64 ? 128 : kChunk);
+    view.group = per_channel ? view.padded : group;
+    view.groups = bits <= 8 ? view.padded / view.group : 0;
+    const int64_t strips = view.strips(), scales = strips * view.groups * kStripRows;
+    codes_ = Buffer(strips * view.strip_bytes());
+    scales_ = Buffer(scales * size_of(type));
+    if (zeros) zeros_ = Buffer(scales);
+    view.codes = codes_.data(), view.scales = scales_.data(), view.zeros = zeros_.data();
+    bytes_ = strips * view.strip_bytes() + scales * (size_of(type) + zeros);
+}
+
+PackedLinear::PackedLinear(const Source& source, int threads) {
+    const int bits = source.bits > 4 ? 8 : source.bits;
+    allocate(source.rows, source.columns, source.group, bits, source.scale_type, source.zero_point != nullptr);
+    view.zero = 1 << (source.bits - 1);
+    const int64_t width = size_of(source.scale_type);
+    Pool::shared().run(view.strips(), threads, [&](int64_t strip, int) {
+        const int64_t end = std::min(source.rows, (strip + 1) * kStripRows);
+        for (int64_t row = strip * kStripRows; row < end; ++row) {
+            pack_row(source, row, bits, codes_.data() + strip * view.strip_bytes());
+            for (int64_t g = 0; g < view.groups; ++g) {
+                const int64_t from = row * view.groups + g, to = (strip * view.groups + g) * kStripRows + row % kStripRows;
+                std::memcpy(scales_.data() + to * width, static_cast<const uint8_t*>(source.scale) + from * width, width);
+                if (source.zero_point) zeros_.data()[to] = uint8_t(source.zero_point[from] + view.zero);
+            }
+        }
+    });
+}
+
+PackedLinear::PackedLinear(const void* weight, bool bfloat16, int64_t rows, int64_t columns, int64_t group,
+                           int threads) {
+    allocate(rows, columns, group ? group : columns, group ? 8 : bfloat16 ? 16 : 32, ScaleType::float32, false);
+    view.zero = 128;
+    const auto value = [&](int64_t row, int64_t column) {
+        const int64_t at = row * columns + column;
+        if (!bfloat16) return static_cast<const float*>(weight)[at];
+        const uint32_t word = uint32_t(static_cast<const uint16_t*>(weight)[at]) << 16;
+        float found;
+        std::memcpy(&found, &word, sizeof found);
+        return found;
+    };
+    Pool::shared().run(view.strips(), threads, [&](int64_t strip, int) {
+        uint8_t* target = codes_.data() + strip * view.strip_bytes();
+        for (int64_t row = strip * kStripRows; row < std::min(rows, (strip + 1) * kStripRows); ++row) {
+            const int64_t lane = row % kStripRows;
+            if (!group) {
+                for (int64_t c = 0; c < columns; ++c)
+                    if (bfloat16)
+                        std::memcpy(target + (c / 2 * kStripRows + lane) * 4 + c % 2 * 2,
+                                    static_cast<const uint16_t*>(weight) + row * columns + c, 2);
+                    else
+                        std::memcpy(target + (c * kStripRows + lane) * 4,
+                                    static_cast<const float*>(weight) + row * columns + c, 4);
+                continue;
+            }
+            for (int64_t g = 0; g < view.groups; ++g) {
+                const int64_t begin = g * view.group, end = std::min(columns, begin + view.group);
+                float most = 0;
+                for (int64_t c = begin; c < end; ++c) most = std::max(most, std::fabs(value(row, c)));
+                const float scale = most / 127, inverse = most > 0 ? 127 / most : 0;
+                std::memcpy(scales_.data() + ((strip * view.groups + g) * kStripRows + lane) * 4, &scale, 4);
+                for (int64_t c = begin; c < end; ++c)
+                    place(target, 8, lane, c, uint32_t(128 + std::nearbyint(value(row, c) * inverse)));
+            }
+        }
+    });
+}
+
+}  // namespace compress

@@ -1,0 +1,62 @@
+// Weights repacked once, at load, into the layout of linear.h.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "linear.h"
+
+namespace compress {
+
+// Zeroed memory aligned to a cache line. Where it is large the system gives it page by page on first touch, in huge pages
+// if it has them.
+class Buffer {
+public:
+    Buffer() = default;
+    explicit Buffer(int64_t bytes);
+    Buffer(Buffer&& other) noexcept : memory_(other.memory_), mapped_(other.mapped_) { other.memory_ = nullptr; }
+    Buffer& operator=(Buffer&& other) noexcept;
+    ~Buffer();
+    uint8_t* data() const { return memory_; }
+
+private:
+    uint8_t* memory_ = nullptr;
+    int64_t mapped_ = 0;  // bytes of a mapping; 0 for memory of the heap
+};
+
+class PackedLinear {
+public:
+    Linear view{};
+
+    // Codes as compressed-tensors packs them: int32 words (rows, ceil(columns * bits / 32)), stored code = signed code
+    // + 2^(bits-1), bit i * bits on. zero_point (rows, groups) signed or null. group divides columns and is a multiple
+    // of 32, or is columns itself.
+    struct Source {
+        const int32_t* words;
+        const void* scale;
+        ScaleType scale_type;
+        const int8_t* zero_point;
+        int64_t rows, columns, group;
+        int bits;
+    };
+    PackedLinear(const Source&, int threads);
+
+    // A plain weight (rows, columns) as it is, bfloat16 bits or float32; with `group` not 0 in 8 bits, rounded to
+    // nearest, symmetric, one float32 scale per group of columns.
+    PackedLinear(const void* weight, bool bfloat16, int64_t rows, int64_t columns, int64_t group, int threads);
+
+    void set_bias(const float* bias) {
+        bias_.assign(bias, bias + view.rows);
+        view.bias = bias_.data();
+    }
+    int64_t bytes() const { return bytes_; }
+
+private:
+    void allocate(int64_t rows, int64_t columns, int64_t group, int bits, ScaleType type, bool zeros);
+
+    Buffer codes_, scales_, zeros_;
+    std::vector<float> bias_;
+    int64_t bytes_ = 0;
+};
+
+}  // namespace compress

@@ -1,0 +1,65 @@
+"""A model as a library object: text in, text or log-probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from compress.artifact.reader import is_artifact
+from compress.artifact.verify import require_sound
+from compress.content import default_model
+from compress.runtime.loading import load
+from compress.runtime.protocol import Generation, SamplingParams
+from compress.runtime.text_model import TextModel
+
+Prompt = str | Sequence[int]
+
+
+class LLM:
+    """A model directory or an artifact, loaded; `runtime` is the back end that runs it."""
+
+    def __init__(self, model: str | Path | None = None, *, device: str = "auto", kernel: str = "auto") -> None:
+        """model: the packaged model if None. device and kernel as in `compress.runtime.loading.load`.
+
+        Raises:
+            UserError, WorkError: as that does.
+            IntegrityError: damaged files; an artifact is hashed whole first.
+        """
+        found = default_model() if model is None else model
+        if is_artifact(Path(found)):
+            require_sound(found, scores=False)
+        self.runtime = load(found, device=device, kernel=kernel)
+
+    def generate(self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None) -> list[Generation]:
+        """One answer per prompt, in order; a single text or list of ids counts as one prompt."""
+        return self.runtime.generate(_several(prompts), params or SamplingParams())
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[str]:
+        """The text of one answer piece by piece, as soon as it cannot change any more."""
+        return cast(TextModel, self.runtime).stream(prompt, params or SamplingParams())
+
+    def score(self, texts: Prompt | Sequence[Prompt]) -> list[list[float]]:
+        """The log-probability in nats of each token of a text but its first, given all before it.
+
+        A text is read with the begin token before it, where the tokenizer has one; token ids are taken as they are.
+        """
+        return [self._score(text) for text in _several(texts)]
+
+    def _score(self, text: Prompt) -> list[float]:
+        if isinstance(text, str):
+            begin = [] if self.runtime.prefix_id is None else [self.runtime.prefix_id]
+            text = begin + self.runtime.encode(text)
+        ids = torch.tensor([list(text)], dtype=torch.int64)
+        found = self.runtime.score(ids)[0, :-1].double().log_softmax(-1).gather(1, ids[0, 1:].unsqueeze(1))
+        return cast(list[float], found[:, 0].tolist())
+
+
+def _several(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    if prompts and isinstance(prompts[0], int):
+        return [cast(Sequence[int], prompts)]
+    return list(cast(Sequence[Prompt], prompts))

@@ -1,0 +1,72 @@
+"""Which back end runs a model: the native engine where it computes the architecture, else transformers, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from compress.errors import UserError
+from compress.models.checkpoint import Checkpoint
+from compress.runtime import transformers_backend
+from compress.runtime.native_backend import NativeRuntime
+from compress.runtime.native_shape import Shape, Unsupported, shape_of
+from compress.runtime.protocol import Runtime
+from compress.runtime.transformers_loader import load_config, quiet
+
+KERNELS = ("auto", "cpu", "cpu-int8", "reference")
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The back end of a model and the reason in words; `shape` is None where transformers runs it."""
+
+    backend: str
+    reason: str
+    shape: Shape | None
+
+
+def load(path: str | Path, device: str = "auto", dtype: str = "auto", kernel: str = "auto") -> Runtime:
+    """Loads a Hugging Face model directory or an artifact.
+
+    device: `auto` (a CUDA device where there is one), `cpu`, `cuda` or `cuda:N`. dtype: what the arithmetic is done in;
+    the native engine takes `auto` and `float32`. kernel: `cpu`, the native engine with exact products; `cpu-int8`, the
+    same with inputs of packed weights, and the head, in 8 bits; `reference`, dense arithmetic in transformers; `auto`,
+    `cpu` where the engine computes the model and `reference` elsewhere.
+
+    Raises:
+        UserError: no model there, an unknown architecture, device, dtype or kernel, or a kernel that does not compute
+            this model.
+        IntegrityError: damaged files, or tensors that do not fit the config.
+        WorkError: out of memory.
+    """
+    if kernel not in KERNELS:
+        raise UserError(f"kernel {kernel!r} is not available", f"choose {', '.join(KERNELS[:-1])} or {KERNELS[-1]}")
+    if kernel == "reference":
+        return transformers_backend.load(path, device, dtype, "reference")
+    checkpoint = Checkpoint.open(path)
+    decision = decide(checkpoint, device, dtype)
+    if decision.shape is not None:
+        return NativeRuntime(checkpoint, decision.shape, eight_bit=kernel == "cpu-int8")
+    if kernel != "auto":
+        raise UserError(f"the native engine does not run {path}: {decision.reason}", "use --kernel auto")
+    return transformers_backend.load(path, device, dtype)
+
+
+def decide(checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto") -> Decision:
+    """Which back end `auto` takes for a checkpoint, and why.
+
+    Raises:
+        UserError: an unknown device or dtype, or a config that transformers does not know.
+    """
+    place = transformers_backend.chosen_device(device)
+    if place.type != "cpu":
+        return Decision("transformers", f"the native engine has no kernels for {place.type}", None)
+    if dtype not in ("auto", "float32"):
+        return Decision("transformers", f"the native engine does not compute in {dtype}", None)
+    with quiet():
+        config = load_config(checkpoint)
+    try:
+        shape = shape_of(checkpoint, config)
+    except Unsupported as error:
+        return Decision("transformers", str(error), None)
+    return Decision("native", f"{config.model_type} decoders are computed from weights as they are stored", shape)

@@ -1,0 +1,134 @@
+"""The native back end: decoders of the Llama family from packed weights, a decode step being one native call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from compress.errors import WorkError
+from compress.kernels.dispatch import native
+from compress.models.checkpoint import Checkpoint
+from compress.runtime.continuations import Batch, Continuation, Likelihood, Row, plan
+from compress.runtime.memory import guarded
+from compress.runtime.native_model import NativeModel
+from compress.runtime.native_shape import Shape
+from compress.runtime.protocol import LayerUse
+from compress.runtime.text_model import Predict, TextModel
+from compress.runtime.transformers_scoring import BATCH_TOKENS, target_scores
+
+_ANY_DEPTH = 2**31
+
+
+class NativeRuntime(TextModel):
+    """A model of a supported architecture behind the `Runtime` protocol; make one with `loading.load`."""
+
+    name = "native"
+    device = "cpu"
+    dtype = "float32"
+    batched_generate = False
+
+    def __init__(self, checkpoint: Checkpoint, shape: Shape, eight_bit: bool) -> None:
+        """eight_bit: as in `NativeModel`."""
+        super().__init__(checkpoint)
+        self.kernel = f"cpu-{native().isa()}" + ("-int8" if eight_bit else "")
+        with guarded("loading the model"):
+            self.model = NativeModel(checkpoint, shape, eight_bit)
+        self.context_length = shape.config.max_position_embeddings
+        self.vocab_size = shape.vocabulary
+
+    def parameters(self) -> int:
+        """Number of weights, tied ones once."""
+        shape = self.model.shape
+        biases = [name for name in self.checkpoint.index if name.endswith(".bias")]
+        return (
+            shape.vocabulary * shape.hidden
+            + sum(math.prod(size) for size in shape.linears().values())
+            + sum(shape.norms().values())
+            + sum(self.checkpoint.index[name].shape[0] for name in biases)
+        )
+
+    def layers(self) -> list[LayerUse]:
+        """Every linear with the kernel that multiplies it."""
+        return self.model.layers(f"cpu-{native().isa()}")
+
+    def score(self, token_ids: Tensor) -> Tensor:
+        """Logits (batch, seq, vocab) float32 for token ids (batch, seq) int64, no padding."""
+        self._check(token_ids)
+        with guarded("scoring"):
+            rows = []
+            for sequence in token_ids.tolist():
+                with self.model.pages.lend(len(sequence)) as pages:
+                    rows.append(self.model.sequence(sequence, 0, pages, range(len(sequence))))
+            return torch.stack(rows)
+
+    def plan_continuations(self, requests: Sequence[Continuation]) -> list[Batch]:
+        """Batches that hold each request once, rows by what they share."""
+        self._check_continuations(requests)
+        return plan(
+            requests,
+            batch_tokens=BATCH_TOKENS["cpu"],
+            scored_tokens=BATCH_TOKENS["cpu"],
+            hidden=self.model.shape.hidden,
+            tree_depth=_ANY_DEPTH,
+        )
+
+    def score_continuations(self, batch: Batch) -> list[Likelihood]:
+        """Log-likelihood of each request of a batch, in the order of `batch.requests`."""
+        totals = dict.fromkeys(batch.requests, 0.0)
+        greedy = dict.fromkeys(batch.requests, True)
+        with guarded("scoring"):
+            for row in batch.rows:
+                nodes = sorted({read.node for read in row.reads})
+                place = {node: at for at, node in enumerate(nodes)}
+                at = torch.tensor([place[read.node] for read in row.reads])
+                targets = torch.tensor([read.target for read in row.reads])
+                values, best = target_scores(self._tree(row, nodes), at, targets)
+                for read, value, first in zip(row.reads, values.tolist(), best.tolist(), strict=True):
+                    totals[read.request] += value
+                    greedy[read.request] &= first
+        if not all(map(math.isfinite, totals.values())):
+            raise WorkError(
+                f"{self.path} gives log-likelihoods that are not finite",
+                "its weights hold NaN or overflow: make the model again",
+            )
+        return [Likelihood(totals[request], greedy[request]) for request in batch.requests]
+
+    def _tree(self, row: Row, nodes: Sequence[int]) -> Tensor:
+        """Logits (nodes, vocab) at the given nodes of a prefix tree.
+
+        A node's keys and values lie at its depth. In depth-first order those at smaller depths are its ancestors', so
+        a chain is computed like the end of a plain sequence and overwrites the branch before it.
+        """
+        found = []
+        with self.model.pages.lend(max(row.depths) + 1) as pages:
+            for start, end in _chains(row.depths):
+                inside = [node - start for node in nodes if start <= node < end]
+                found.append(self.model.sequence(row.tokens[start:end], row.depths[start], pages, inside))
+        return torch.cat(found)
+
+    @contextmanager
+    def _session(self, tokens: int) -> Iterator[Predict]:
+        """A sequence with its pages."""
+        with self.model.pages.lend(tokens) as pages:
+            seen = 0
+
+            def predict(pending: Sequence[int]) -> Tensor:
+                nonlocal seen
+                logits = self.model.sequence(pending, seen, pages, [len(pending) - 1])
+                seen += len(pending)
+                return logits[0]
+
+            yield predict
+
+
+def _chains(depths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """[start, end) of each run of nodes that are each the child of the one before."""
+    start = 0
+    for node in range(1, len(depths) + 1):
+        if node == len(depths) or depths[node] != depths[node - 1] + 1:
+            yield start, node
+            start = node

@@ -1,0 +1,165 @@
+"""The native decoder of a checkpoint: weights repacked once, and a whole step as one native call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.errors import IntegrityError
+from compress.formats.int_packed import unpack_bits
+from compress.kernels import packed_linear
+from compress.kernels.dispatch import native
+from compress.models.checkpoint import Checkpoint
+from compress.runtime.native_shape import ATTENTION, EMBEDDING, FINAL_NORM, HEAD, MLP, Shape
+from compress.runtime.pages import PagePool
+from compress.runtime.protocol import LayerUse
+
+STEP_TOKENS = 512  # tokens of one call: what is between the products stays in the cache
+_CACHE_TOKENS = 32_768
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens of one sequence at consecutive positions, and the indices among them whose logits are wanted."""
+
+    tokens: Sequence[int]
+    position: int
+    pages: Sequence[int]
+    rows: Sequence[int]
+
+
+class NativeModel:
+    """A decoder of the Llama family over packed, bfloat16 or float32 weights."""
+
+    def __init__(self, checkpoint: Checkpoint, shape: Shape, eight_bit: bool) -> None:
+        """eight_bit: inputs of packed linears are rounded to 8 bits, and a dense head is packed in 8 bits.
+
+        Raises:
+            IntegrityError: a packed weight whose stored shape contradicts the config.
+        """
+        self.shape = shape
+        self.eight_bit = eight_bit
+        self._checkpoint = checkpoint
+        self.linears: dict[str, Any] = {}
+        native_module = native()
+        context = min(shape.config.max_position_embeddings, _CACHE_TOKENS)
+        self.pages = PagePool(-(-context // native_module.PAGE_TOKENS) + 1, native_module.PAGE_TOKENS)
+        frequencies, factor = _rotation(shape.config)
+        embedding = checkpoint.read(f"{EMBEDDING}.weight")
+        self._embedding = embedding.float() if embedding.dtype == torch.float16 else embedding
+        self._decoder = native_module.Decoder(
+            self._embedding,
+            self._vector(FINAL_NORM),
+            self._head(),
+            frequencies,
+            factor,
+            shape.heads,
+            shape.kv_heads,
+            shape.config.rms_norm_eps,
+            False,
+            self.pages.count,
+        )
+        for i in range(shape.layers):
+            self._add_layer(f"model.layers.{i}", shape.windows[i])
+
+    def step(self, chunks: Sequence[Chunk]) -> Tensor:
+        """Logits (wanted rows, vocabulary) float32 of the chunks, which are computed together, in order."""
+        count = sum(len(chunk.tokens) for chunk in chunks)
+        tokens, positions, sequences = torch.empty(3, count, dtype=torch.int32).unbind(0)
+        tables = torch.zeros(len(chunks), max(len(chunk.pages) for chunk in chunks), dtype=torch.int32)
+        rows: list[int] = []
+        start = 0
+        for number, chunk in enumerate(chunks):
+            end = start + len(chunk.tokens)
+            tokens[start:end] = torch.tensor(chunk.tokens, dtype=torch.int32)
+            positions[start:end] = torch.arange(chunk.position, chunk.position + end - start, dtype=torch.int32)
+            sequences[start:end] = number
+            tables[number, : len(chunk.pages)] = torch.tensor(chunk.pages, dtype=torch.int32)
+            rows += [start + row for row in chunk.rows]
+            start = end
+        logits = torch.empty(len(rows), self.shape.vocabulary)
+        wanted = torch.tensor(rows, dtype=torch.int32)
+        self._decoder.step(
+            tokens, positions, sequences, tables, wanted, logits, self.eight_bit, torch.get_num_threads()
+        )
+        return logits
+
+    def sequence(self, tokens: Sequence[int], position: int, pages: Sequence[int], rows: Sequence[int]) -> Tensor:
+        """Logits (rows, vocabulary) of one sequence's next tokens, in steps of STEP_TOKENS; rows in ascending order."""
+        found = []
+        for start in range(0, len(tokens), STEP_TOKENS):
+            part = tokens[start : start + STEP_TOKENS]
+            inside = [row - start for row in rows if start <= row < start + len(part)]
+            found.append(self.step([Chunk(part, position + start, pages, inside)]))
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def layers(self, kernel: str) -> list[LayerUse]:
+        """Every linear with its kernel and its bytes, the head last."""
+        return [
+            LayerUse(
+                name=name,
+                aliases=(EMBEDDING,) if name == HEAD and self.shape.tied else (),
+                kernel=f"{kernel} {_weights(linear.bits)} x {self._inputs(linear.bits)}",
+                weights=linear.rows * linear.columns + (linear.rows if f"{name}.bias" in self._checkpoint.index else 0),
+                held_bytes=linear.nbytes,
+                read_bytes=linear.nbytes,
+            )
+            for name, linear in sorted(self.linears.items(), key=lambda item: item[0] == HEAD)
+        ]
+
+    def _inputs(self, bits: int) -> str:
+        return "int8" if self.eight_bit and bits <= 8 else "float32"
+
+    def _add_layer(self, prefix: str, window: int) -> None:
+        linears = [self._linear(f"{prefix}.self_attn.{name}") for name in ATTENTION]
+        linears += [self._linear(f"{prefix}.mlp.{name}") for name in MLP]
+        norms = [self._vector(f"{prefix}.{name}") for name in ("input_layernorm", "post_attention_layernorm")]
+        of_heads = [f"{prefix}.self_attn.{name}" for name in ("q_norm", "k_norm")]
+        heads = [self._vector(name) if self.shape.head_norms else None for name in of_heads]
+        self._decoder.add_layer(*linears, *norms, *heads, window)
+
+    def _vector(self, name: str) -> Tensor:
+        return self._checkpoint.read(f"{name}.weight").float().contiguous()
+
+    def _head(self) -> Any:
+        if not self.shape.tied:
+            return self._linear(HEAD)
+        self.linears[HEAD] = packed_linear.pack_dense(self._embedding, eight_bit=self.eight_bit)
+        return self.linears[HEAD]
+
+    def _linear(self, name: str) -> Any:
+        read, index = self._checkpoint.read, self._checkpoint.index
+        bias = read(f"{name}.bias") if f"{name}.bias" in index else None
+        scheme = self.shape.schemes.get(name)
+        if scheme is None:
+            weight = read(f"{name}.weight")
+            self.linears[name] = packed_linear.pack_dense(weight, bias, eight_bit=self.eight_bit and name == HEAD)
+            return self.linears[name]
+        out, columns = self.shape.linears()[name]
+        if read(f"{name}.weight_shape").tolist() != [out, columns]:
+            raise IntegrityError(
+                f"{name}.weight_shape is not {(out, columns)}", "run `compress verify` on the artifact"
+            )
+        zero = None
+        if not scheme.symmetric:
+            zero = unpack_bits(read(f"{name}.weight_zero_point").T, scheme.bits, out).T
+        self.linears[name] = packed_linear.pack_codes(
+            read(f"{name}.weight_packed"), read(f"{name}.weight_scale"), zero, columns, scheme, bias
+        )
+        return self.linears[name]
+
+
+def _weights(bits: int) -> str:
+    return {16: "bfloat16", 32: "float32"}.get(bits, f"int{bits}")
+
+
+def _rotation(config: Any) -> tuple[Tensor, float]:
+    """(frequencies (head_dim / 2) float32, factor of the cosines and sines), as transformers computes them."""
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    rotary: Any = LlamaRotaryEmbedding(config)
+    return rotary.inv_freq.float().contiguous(), float(rotary.attention_scaling)
