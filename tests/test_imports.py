@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "recipe_yaml": BASE,
     "recipe": BASE | METHODS | {"schemes", "recipe_yaml"},
     "recipe_build": BASE | METHODS | {"schemes", "recipe_yaml", "recipe"},
-    "artifact": BASE | {"formats"},
+    "artifact": BASE | {"formats", "schemes"},
     "runtime": TENSORS | {"artifact"},
     "exporters": TENSORS | {"artifact", "runtime"},
     "evaluation": TENSORS | {"artifact", "runtime"},

@@ -23,9 +23,9 @@ from compress.errors import IntegrityError, UserError
 from compress.models.checkpoint import Checkpoint
 from compress.models.hub import local_directory
 from compress.models.skeleton import LinearSpec, Skeleton
-from compress.quantization.configs import AwqConfig, GptqConfig
+from compress.quantization.configs import GptqConfig, MethodConfig, SmoothQuantConfig
 from compress.recipe import QuantizeStage, Recipe
-from compress.types import IntScheme
+from compress.types import FP8_TILE, Fp8Scheme, IntScheme, Scheme
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,7 +51,7 @@ class Job:
     skeleton: Skeleton
     output: Path | None
     """Where the artifact goes; None for the next version under the default directory."""
-    schemes: dict[str, IntScheme]
+    schemes: dict[str, Scheme]
     """Scheme of every linear that will be quantised, by checkpoint name."""
     reasons: dict[str, str]
     """Why each of the other linears stays as it is."""
@@ -59,8 +59,14 @@ class Job:
     """What forbids the run; a plan shows them, a run refuses."""
 
     @property
-    def scheme(self) -> IntScheme:
+    def scheme(self) -> Scheme:
         return self.stage.scheme.to_scheme()
+
+    def integers(self, spec: LinearSpec) -> IntScheme:
+        """The scheme of a linear under a method that knows integer grids alone; recipes refuse others."""
+        scheme = self.schemes[spec.name]
+        assert isinstance(scheme, IntScheme)
+        return scheme
 
     @property
     def method_name(self) -> str:
@@ -205,12 +211,18 @@ def environment(dtype: torch.dtype) -> dict[str, str]:
 
 def needs_original(stage: QuantizeStage) -> bool:
     """Whether the method also follows what the original model computes."""
-    return isinstance(stage.method, GptqConfig) and stage.method.correction > 0
+    method = rounding_of(stage)
+    return isinstance(method, GptqConfig) and method.correction > 0
+
+
+def rounding_of(stage: QuantizeStage) -> MethodConfig:
+    """The method that finds the codes in the end."""
+    return stage.method.rounding if isinstance(stage.method, SmoothQuantConfig) else stage.method
 
 
 def needs_blocks(stage: QuantizeStage) -> bool:
     """Whether blocks must be run at all."""
-    return isinstance(stage.method, GptqConfig | AwqConfig)
+    return stage.calibration is not None
 
 
 def nearest_group_size(widths: Sequence[int], wanted: int) -> int | None:
@@ -220,7 +232,7 @@ def nearest_group_size(widths: Sequence[int], wanted: int) -> int | None:
     return min(divisors, key=lambda d: (abs(math.log(d / wanted)), d), default=None)
 
 
-def _assign(stage: QuantizeStage, skeleton: Skeleton) -> tuple[dict[str, IntScheme], dict[str, str], list[Problem]]:
+def _assign(stage: QuantizeStage, skeleton: Skeleton) -> tuple[dict[str, Scheme], dict[str, str], list[Problem]]:
     """The scheme of every linear that gets one, the reason of every other, and what forbids the run."""
     scheme = stage.scheme.to_scheme()
     specs = skeleton.linears()
@@ -248,18 +260,26 @@ def _assign(stage: QuantizeStage, skeleton: Skeleton) -> tuple[dict[str, IntSche
     return {spec.name: scheme for spec in wanted}, reasons, problems
 
 
-def _misfits(scheme: IntScheme, wanted: Sequence[LinearSpec]) -> list[Problem]:
-    """One problem for every width that the group size does not divide."""
+def _misfits(scheme: Scheme, wanted: Sequence[LinearSpec]) -> list[Problem]:
+    """One problem for every width that the group size does not divide, and one for experts whose inputs are rounded."""
+    problems = []
+    experts = [spec for spec in wanted if spec.expert is not None]
+    if experts and scheme.inputs is not None:
+        said = f"{scheme.name} rounds the inputs of {experts[0].name}, which fused experts have no place for"
+        problems.append(Problem(said, "use a weight-only scheme, or leave them out with --ignore '*.experts.*'"))
     nearest = nearest_group_size(sorted({spec.in_features for spec in wanted}), scheme.group_size or 1)
     hint = "use --group-size channel, or leave those linears out with --ignore"
     if nearest is not None:
         hint = f"use --group-size {nearest} (the nearest that divides every width), or --group-size channel"
-    problems = []
+    shared = f"group size {scheme.group_size}"
+    if isinstance(scheme, Fp8Scheme):
+        shared = f"the tile of {scheme.name}, {FP8_TILE},"
+        hint = "use FP8_DYNAMIC, or leave those linears out with --ignore"
     misfits = [spec for spec in wanted if not scheme.fits(spec.in_features)]
     for width in sorted({spec.in_features for spec in misfits}):
         names = [spec.name for spec in misfits if spec.in_features == width]
         others = f" and {len(names) - 1} others" if len(names) > 1 else ""
-        said = f"group size {scheme.group_size} does not divide the width {width} of {names[0]}{others}"
+        said = f"{shared} does not divide the width {width} of {names[0]}{others}"
         problems.append(Problem(said, hint))
     return problems
 

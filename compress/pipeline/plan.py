@@ -12,10 +12,10 @@ from compress.errors import UserError
 from compress.models.skeleton import LinearSpec
 from compress.pipeline.duration import seconds_estimate
 from compress.pipeline.inputs import CHUNK_TOKENS, compared_tokens
-from compress.pipeline.job import Job, Problem, needs_blocks, needs_original, resolve
-from compress.quantization.configs import GptqConfig
+from compress.pipeline.job import Job, Problem, needs_blocks, needs_original, resolve, rounding_of
+from compress.quantization.configs import AwqConfig, GptqConfig, SmoothQuantConfig
 from compress.recipe import Recipe
-from compress.types import IntScheme
+from compress.types import FP8_TILE, Scheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class PlannedLinear:
     block: int
     in_features: int
     out_features: int
-    scheme: IntScheme | None
+    scheme: Scheme | None
     bits_per_weight: float
     reason: str | None
 
@@ -119,15 +119,17 @@ def _planned(job: Job, spec: LinearSpec) -> PlannedLinear:
     itemsize = job.checkpoint.index[spec.weight].dtype.itemsize
     reason = job.reasons.get(spec.name)
     if scheme is not None and not scheme.fits(spec.in_features):
-        reason = f"group size {scheme.group_size} does not divide {spec.in_features}"
+        reason = f"group size {scheme.group_size or FP8_TILE} does not divide {spec.in_features}"
         scheme = None
-    bits = 8.0 * itemsize if scheme is None else scheme.bits_per_weight(spec.in_features, 8 * itemsize)
+    bits = 8.0 * itemsize
+    if scheme is not None:
+        bits = scheme.bits_per_weight(spec.in_features, 8 * itemsize, spec.out_features)
     return PlannedLinear(spec.name, spec.block, spec.in_features, spec.out_features, scheme, bits, reason)
 
 
 def _stored_bits(job: Job, spec: LinearSpec) -> int:
     itemsize = job.checkpoint.index[spec.weight].dtype.itemsize
-    bits_per_weight = job.schemes[spec.name].bits_per_weight(spec.in_features, 8 * itemsize)
+    bits_per_weight = job.schemes[spec.name].bits_per_weight(spec.in_features, 8 * itemsize, spec.out_features)
     return round(bits_per_weight * spec.in_features * spec.out_features)
 
 
@@ -157,6 +159,8 @@ def _peak_memory(job: Job) -> int:
     inside = widest + 4 * hidden  # what a paused forward holds per token
     streamed = tokens + (compared_tokens(tokens) if original else 0)
     activations = streamed * itemsize * (2 * hidden + inside) + CHUNK_TOKENS * widest * 8
-    weights = block * (itemsize * (2 if original else 1) if isinstance(job.stage.method, GptqConfig) else itemsize + 4)
-    statistics = widest * widest * 4 * (5 if isinstance(job.stage.method, GptqConfig) else 1)
+    by_gptq = isinstance(rounding_of(job.stage), GptqConfig)
+    folded = isinstance(job.stage.method, AwqConfig | SmoothQuantConfig)
+    weights = block * (itemsize * (2 if original else 1) + (4 if folded else 0))
+    statistics = widest * widest * 4 * (5 if by_gptq else 1)
     return one_linear + activations + weights + statistics

@@ -24,14 +24,14 @@ from compress.artifact.manifest import CalibrationRecord, Fallback, Parent
 from compress.artifact.publish import Contents
 from compress.artifact.reader import Artifact
 from compress.artifact.staging import Staging
-from compress.pipeline import awq_block, gptq_block, inputs, output, rtn_block
+from compress.pipeline import awq_block, gptq_block, inputs, output, rtn_block, smoothquant_block
 from compress.pipeline.block import BlockResult, Workers
 from compress.pipeline.committer import Committer
 from compress.pipeline.inputs import Activations
 from compress.pipeline.job import Job, environment, needs_blocks, needs_original, resolve
 from compress.pipeline.source import read_finite
 from compress.progress import NullProgress, Progress
-from compress.quantization.configs import GptqConfig, RtnConfig
+from compress.quantization.configs import GptqConfig, RtnConfig, SmoothQuantConfig
 from compress.recipe import Recipe
 
 OUTER = "outer"
@@ -155,12 +155,16 @@ def _through_block(job: Job, block: int, activations: Activations | None, worker
     """Takes one block through the job's method; `activations` enter it (None for data-free methods)."""
     specs = [spec for spec in job.skeleton.linears(block) if spec.name in job.schemes]
     method = job.stage.method
-    if isinstance(method, RtnConfig):
-        return rtn_block.through_block(job, method, specs, workers)
-    assert activations is not None
+    if activations is None:
+        assert isinstance(method, RtnConfig)
+        return rtn_block.without_data(job, method, specs, block, workers)
     list(workers.pool.map(lambda name: read_finite(job.checkpoint, name), job.skeleton.block_tensors(block)))
+    if isinstance(method, RtnConfig):
+        return rtn_block.through_block(job, method, specs, block, activations, workers)
     if isinstance(method, GptqConfig):
         return gptq_block.through_block(job, method, specs, block, activations, workers)
+    if isinstance(method, SmoothQuantConfig):
+        return smoothquant_block.through_block(job, method, specs, block, activations, workers)
     return awq_block.through_block(job, method, specs, block, activations, workers)
 
 
