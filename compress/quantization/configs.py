@@ -99,6 +99,9 @@ class SmoothQuantConfig(_Config):
 
     kind: Literal["smoothquant"] = "smoothquant"
     grid: int = Field(21, ge=2, le=101, description="values of alpha tried per edge, from 0 to 1, besides the identity")
+    least_gain: float = Field(
+        0.5, ge=0.0, lt=1.0, description="share of an edge's error that smoothing must remove, or it stays as it is"
+    )
     rounding: Annotated[RtnConfig | GptqConfig, Field(discriminator="kind")] = Field(
         RtnConfig(scale_search=False),
         description="what rounds the smoothed weights: rtn or gptq, with settings of their own",

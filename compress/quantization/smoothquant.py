@@ -5,8 +5,10 @@ multiplying the weights that read it by s leaves the float model as it was. Equa
 max |w_j|^(1 - alpha).
 
 Two things differ from the paper. alpha is searched for each edge (producer -> consumers), by the output error of the
-consumers with inputs and weights both rounded, on a sample of tokens; each consumer counts by its own output's size.
-And the identity is always a candidate, so that an edge without outliers stays as it is.
+consumers with inputs and weights both rounded, on a sample of tokens. An error counts by the size of its own output,
+token by token and linear by linear, or the few tokens with huge activations that attention rests on would decide alone.
+And an edge stays as it is unless smoothing removes a good share of its error: below that, what differs is how the
+rounding falls, which other tokens do not repeat.
 """
 
 from __future__ import annotations
@@ -53,15 +55,18 @@ def search_scale(
     """
     candidates = [(None, torch.ones_like(highest)), *_candidates(list(weights.values()), highest, config)]
     wanted = {name: sample @ weight.T for name, weight in weights.items()}
+    sizes = {name: outputs.square().sum(1).clamp(min=1e-30) for name, outputs in wanted.items()}
 
     def loss(task: tuple[str, Tensor]) -> float:
         name, scale = task
         found = _rounded_product(weights[name], scale, highest, sample, scheme)
-        return float((found - wanted[name]).square().sum() / wanted[name].square().sum().clamp(min=1e-30))
+        return float(((found - wanted[name]).square().sum(1) / sizes[name]).mean())
 
     tasks = [(name, scale) for _, scale in candidates for name in weights]
     losses = torch.tensor(list(pool.map(loss, tasks)), dtype=torch.float64).reshape(len(candidates), -1).sum(1)
-    best = int(losses.argmin())  # the first of equals, and the identity stands first
+    best = int(losses.argmin())
+    if losses[best] >= (1 - config.least_gain) * losses[0]:
+        best = 0
     alpha, scale = candidates[best]
     return Smoothing(None if best == 0 else scale, alpha, float(losses[best]), float(losses[0]))
 

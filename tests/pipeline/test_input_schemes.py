@@ -66,7 +66,9 @@ def test_it_is_the_fake_quantised_model(
 ) -> None:
     source = tiny("llama", dtype=dtype, **WIDE)
     artifact = make(source, scheme, method)
-    assert 0.001 < check_loads(source, artifact) < (0.2 if scheme.startswith("FP8") else 0.1)
+    # Smoothed channels use their calibrated ranges up, and these random tokens exceed them: static scales then clip.
+    clipped = scheme.endswith("_STATIC") and method == "smoothquant"
+    assert 0.001 < check_loads(source, artifact) < (0.4 if clipped else 0.2 if scheme.startswith("FP8") else 0.1)
     assert verify(artifact.path).problems == []
     check_layout(source, artifact, scheme)
 

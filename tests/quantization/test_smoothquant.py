@@ -35,13 +35,14 @@ def salient(tokens: int = 200, width: int = 96) -> Tensor:
 
 
 def loss(x: Tensor, weight: Tensor, scale: Tensor) -> float:
-    """||x W^T - Q(x / s) Q(W s)^T||^2 / ||x W^T||^2 for W8A8."""
+    """Mean over tokens of ||W x - Q(W s) Q(x / s)||^2 / ||W x||^2 for W8A8."""
     assert isinstance(W8A8, IntScheme)
     scaled = weight * scale
     dense = quantize(scaled, min_max_grid(scaled, W8A8, torch.float32)).dequantize()
     assert W8A8.inputs is not None
     wanted = x @ weight.T
-    return float((wanted - round_inputs(x / scale, W8A8.inputs) @ dense.T).square().sum() / wanted.square().sum())
+    found = round_inputs(x / scale, W8A8.inputs) @ dense.T
+    return float(((wanted - found).square().sum(1) / wanted.square().sum(1)).mean())
 
 
 def search(
