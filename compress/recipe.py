@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -29,10 +29,11 @@ from pydantic import (
 
 from compress.errors import UserError
 from compress.pruning.configs import PruningConfig
-from compress.quantization.configs import MethodConfig
+from compress.quantization.configs import METHODS, MethodConfig
 from compress.recipe_problems import describe
 from compress.recipe_yaml import apply_override, find_recipe, read_yaml
-from compress.types import IntScheme, Sparsity
+from compress.schemes import FIXED_SCHEMES, NamedScheme, parse_scheme
+from compress.types import IntScheme, Scheme, Sparsity
 
 HINT = "correct the keys named above; `recipes/` holds a commented recipe per method"
 
@@ -43,6 +44,8 @@ class _Section(BaseModel):
 
 class SchemeConfig(_Section):
     """Numeric layout of the weights: bits per code, inputs per scale (or one scale per output channel), symmetry."""
+
+    tag: ClassVar[str] = "integer"
 
     bits: StrictInt = Field(default=4, ge=2, le=8)
     group_size: int | Literal["channel"] = 128
@@ -58,6 +61,48 @@ class SchemeConfig(_Section):
     def to_scheme(self) -> IntScheme:
         """The layout as the rest of the library passes it around."""
         return IntScheme(self.bits, None if self.group_size == "channel" else int(self.group_size), self.symmetric)
+
+
+class FixedSchemeConfig(_Section):
+    """A layout of weights and inputs that its name says in full, such as `W8A8` or `FP8_DYNAMIC`."""
+
+    tag: ClassVar[str] = "fixed"
+
+    name: StrictStr
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in FIXED_SCHEMES:
+            raise ValueError(f"must be one of {', '.join(FIXED_SCHEMES)}")
+        return value
+
+    def to_scheme(self) -> Scheme:
+        """The layout as the rest of the library passes it around."""
+        return FIXED_SCHEMES[self.name]
+
+
+def scheme_settings(named: NamedScheme) -> dict[str, Any]:
+    """What a scheme's name sets in a recipe's `scheme`."""
+    if named.fixed is not None:
+        return {"name": named.name}
+    return {"bits": named.bits} | ({} if named.symmetric is None else {"symmetric": named.symmetric})
+
+
+def _tag_of(value: object) -> str:
+    named = "name" in value if isinstance(value, dict) else isinstance(value, FixedSchemeConfig)
+    return FixedSchemeConfig.tag if named else SchemeConfig.tag
+
+
+AnyScheme = Annotated[
+    Annotated[SchemeConfig, Tag(SchemeConfig.tag)] | Annotated[FixedSchemeConfig, Tag(FixedSchemeConfig.tag)],
+    Discriminator(_tag_of),
+]
+
+
+def needs_calibration(scheme: Scheme) -> bool:
+    """Whether the layout itself stores something that only calibration text can tell."""
+    return scheme.inputs is not None and not scheme.inputs.dynamic
 
 
 class CalibrationConfig(_Section):
@@ -81,13 +126,38 @@ class QuantizeStage(_Section):
 
     kind: Literal["quantize"] = "quantize"
     method: Annotated[MethodConfig, BeforeValidator(_short_form)]
-    scheme: SchemeConfig = SchemeConfig()
+    scheme: AnyScheme = SchemeConfig()
     ignore: list[StrictStr] = Field(default_factory=list)
     calibration: CalibrationConfig | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_scheme(cls, data: Any) -> Any:
+        """A method that is for another layout than 4-bit weights brings its own where the recipe names none."""
+        if not isinstance(data, dict) or data.get("scheme"):
+            return data
+        method = data.get("method")
+        config = METHODS.get(str(method.get("kind") if isinstance(method, dict) else method))
+        usual = None if config is None else config.usual_scheme
+        return data if usual is None else {**data, "scheme": usual}
+
+    @field_validator("scheme", mode="before")
+    @classmethod
+    def _scheme_name(cls, value: object) -> object:
+        """`scheme: FP8_DYNAMIC` is `scheme: {name: FP8_DYNAMIC}`, `scheme: W3A16` is `scheme: {bits: 3}`."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return scheme_settings(parse_scheme(value))
+        except UserError as error:
+            raise ValueError(f"is no scheme ({error.message}); {error.hint}") from None
+
     @model_validator(mode="after")
-    def _calibration_goes_with_method(self) -> QuantizeStage:
-        return _with_calibration(self)
+    def _parts_go_together(self) -> QuantizeStage:
+        scheme = self.scheme.to_scheme()
+        if refusal := self.method.refusal(scheme):
+            raise ValueError(refusal)
+        return _with_calibration(self, self.method.calibrated or needs_calibration(scheme))
 
 
 class PruneStage(_Section):
@@ -127,7 +197,7 @@ class PruneStage(_Section):
 
     @model_validator(mode="after")
     def _calibration_goes_with_method(self) -> PruneStage:
-        return _with_calibration(self)
+        return _with_calibration(self, self.method.calibrated)
 
     def to_sparsity(self) -> Sparsity:
         """The amount as the rest of the library passes it around."""
@@ -141,11 +211,11 @@ Stage = QuantizeStage | PruneStage
 _AnyStage = TypeVar("_AnyStage", QuantizeStage, PruneStage)
 
 
-def _with_calibration(stage: _AnyStage) -> _AnyStage:
-    """Fills in the default text where the method learns from one. ValueError for one that it does not read."""
-    if stage.method.calibrated and stage.calibration is None:
+def _with_calibration(stage: _AnyStage, wanted: bool) -> _AnyStage:
+    """Fills in the default text where one is `wanted` to learn from. ValueError for one that is not read."""
+    if wanted and stage.calibration is None:
         object.__setattr__(stage, "calibration", CalibrationConfig())
-    if not stage.method.calibrated and stage.calibration is not None:
+    if not wanted and stage.calibration is not None:
         raise ValueError(f"{stage.method.kind} reads no calibration text: remove `calibration`")
     return stage
 

@@ -12,9 +12,10 @@ from typing import Any, ClassVar, Protocol
 
 from compress.errors import UserError
 from compress.quantization.configs import METHODS
-from compress.recipe import Recipe, parse_recipe
+from compress.recipe import Recipe, needs_calibration, parse_recipe, scheme_settings
 from compress.recipe_yaml import apply_override, find_recipe, read_yaml
-from compress.schemes import parse_scheme
+from compress.schemes import FIXED_SCHEMES, parse_scheme
+from compress.types import Fp8Scheme, Scheme
 
 DEFAULT_METHOD = "awq"
 FLAGS_HINT = "`compress methods` lists methods, their settings and schemes; `compress quantize --help` the options"
@@ -83,8 +84,8 @@ def only_stage(data: dict[str, Any], base: str | Path | None) -> dict[str, Any]:
 
 def _set_stage(stage: dict[str, Any], settings: Settings) -> list[str]:
     """Writes the given settings into plain stage data, in place; returns notes."""
-    set_method(stage, settings.method, DEFAULT_METHOD)
     _set_scheme(stage, settings)
+    set_method(stage, settings.method, _default_method(_fixed(stage["scheme"])))
     add_ignored(stage, settings.ignore)
     return set_calibration(stage, settings, METHODS)
 
@@ -106,22 +107,52 @@ def set_method(stage: dict[str, Any], method: str | None, default: str) -> None:
         stage["method"] = {"kind": default}
 
 
+def _default_method(fixed: Scheme | None) -> str:
+    """What is meant by a scheme without a method."""
+    if fixed is None:
+        return DEFAULT_METHOD
+    return "rtn" if isinstance(fixed, Fp8Scheme) else "smoothquant"
+
+
 def _set_scheme(stage: dict[str, Any], settings: Settings) -> None:
-    bits, symmetric = settings.bits, settings.symmetric
-    if settings.scheme is not None:
-        named = parse_scheme(settings.scheme)
+    bits, symmetric, group_size = settings.bits, settings.symmetric, settings.group_size
+    scheme = _spelled_out(stage.get("scheme") or {})
+    if not isinstance(scheme, dict):  # reported with the recipe's other problems
+        stage["scheme"] = scheme
+        return
+    named = None if settings.scheme is None else parse_scheme(settings.scheme)
+    if named is not None:
         if bits is not None and bits != named.bits:
             raise UserError(
                 f"scheme {named.name} has {named.bits} bits, which contradicts bits {bits}", "give one of the two"
             )
         if symmetric is not None and named.symmetric is not None and symmetric != named.symmetric:
-            raise UserError(f"scheme {named.name} is asymmetric, which contradicts sym", "give one of the two")
-        bits = named.bits
-        symmetric = named.symmetric if symmetric is None else symmetric
-    given = {"bits": bits, "group_size": settings.group_size, "symmetric": symmetric}
-    scheme = stage.get("scheme") or {}
-    if isinstance(scheme, dict):  # anything else is reported with the recipe's other problems
-        stage["scheme"] = {**scheme, **{key: value for key, value in given.items() if value is not None}}
+            said = ("symmetric", "asym") if named.symmetric else ("asymmetric", "sym")
+            raise UserError(f"scheme {named.name} is {said[0]}, which contradicts {said[1]}", "give one of the two")
+        if named.fixed is not None and group_size is not None:
+            raise UserError(
+                f"scheme {named.name} says itself what shares a scale, which contradicts group size {group_size}",
+                "give one of the two",
+            )
+    given = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
+    given = {key: value for key, value in given.items() if value is not None}
+    if named is not None and named.fixed is not None:
+        stage["scheme"] = scheme_settings(named)
+    elif "name" in scheme and not given and named is None:
+        stage["scheme"] = scheme
+    else:
+        kept = {key: value for key, value in scheme.items() if key != "name"}
+        stage["scheme"] = {**kept, **({} if named is None else scheme_settings(named)), **given}
+
+
+def _spelled_out(scheme: object) -> object:
+    """A scheme given by name as the settings that the name stands for; what is no scheme stays as it is."""
+    if not isinstance(scheme, str):
+        return scheme
+    try:
+        return scheme_settings(parse_scheme(scheme))
+    except UserError:  # reported with the recipe's other problems
+        return scheme
 
 
 class CalibrationSettings(Protocol):
@@ -154,7 +185,7 @@ def set_calibration(
     given = {key: value for key, value in given.items() if value is not None}
     now = stage["method"]
     config = methods.get(str(now.get("kind") if isinstance(now, dict) else now))
-    if config is not None and not config.calibrated:
+    if config is not None and not config.calibrated and not _static(stage.get("scheme")):
         dropped = stage.pop("calibration", None) if settings.method is not None else None
         name = str(now.get("kind") if isinstance(now, dict) else now)
         return [f"{name} reads no calibration text: those settings have no effect"] if given or dropped else []
@@ -162,3 +193,15 @@ def set_calibration(
     if given and isinstance(before, dict):
         stage["calibration"] = {**before, **given}
     return []
+
+
+def _static(scheme: object) -> bool:
+    """Whether plain scheme data asks for something that is calibrated."""
+    fixed = _fixed(scheme)
+    return fixed is not None and needs_calibration(fixed)
+
+
+def _fixed(scheme: object) -> Scheme | None:
+    """The layout that plain scheme data names in full; None for others."""
+    name = scheme.get("name") if isinstance(scheme, dict) else None
+    return FIXED_SCHEMES.get(str(name))

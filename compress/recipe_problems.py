@@ -102,6 +102,8 @@ def _is_union(annotation: Any) -> bool:
 
 
 def _tag(model: type[BaseModel]) -> str | None:
+    if isinstance(tag := getattr(model, "tag", None), str):
+        return tag
     field = model.model_fields.get("kind")
     if field is None or get_origin(field.annotation) is not Literal:
         return None

@@ -1,4 +1,7 @@
-"""Names of numeric layouts as the field writes them: `W4A16` is 4-bit weights and 16-bit activations."""
+"""Names of numeric layouts as the field writes them: `W4A16` is 4-bit weights and 16-bit inputs.
+
+Integer weight-only names leave the group size open. The others, which round the inputs too, say everything.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +9,58 @@ import re
 from dataclasses import dataclass
 
 from compress.errors import UserError
+from compress.types import FP8_TILE, Fp8Scheme, InputScheme, IntScheme, Scheme
 
 BITS = tuple(range(2, 9))
 INTEGER_SCHEMES: tuple[str, ...] = tuple(f"W{bits}A16{suffix}" for bits in BITS for suffix in ("", "_ASYM"))
 
+FIXED_SCHEMES: dict[str, Scheme] = {
+    "W8A8": IntScheme(8, None, inputs=InputScheme("int", "token")),
+    "W8A8_STATIC": IntScheme(8, None, inputs=InputScheme("int", "tensor")),
+    "FP8_DYNAMIC": Fp8Scheme("channel", InputScheme("float", "token")),
+    "FP8_STATIC": Fp8Scheme("tensor", InputScheme("float", "tensor")),
+    "FP8_BLOCK": Fp8Scheme("tile", InputScheme("float", "group", FP8_TILE)),
+}
+"""Layouts of weights and inputs, complete by their names."""
+
+MEANINGS: dict[str, str] = {
+    "W8A8": "int8 weights per channel, int8 inputs per token",
+    "W8A8_STATIC": "int8 weights per channel, int8 inputs with one calibrated scale",
+    "FP8_DYNAMIC": "FP8 E4M3 weights per channel, FP8 inputs per token",
+    "FP8_STATIC": "FP8 E4M3 weights per tensor, FP8 inputs with one calibrated scale",
+    "FP8_BLOCK": "FP8 E4M3 weights per 128 x 128 tile, FP8 inputs per token and 128 inputs",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class NamedScheme:
-    """What a scheme name says. `symmetric` is None where the name leaves it open."""
+    """What a scheme name says. `symmetric` is None where the name leaves it open; `fixed` where it says everything."""
 
     name: str
     bits: int
     symmetric: bool | None
+    fixed: Scheme | None = None
 
 
 def parse_scheme(name: str) -> NamedScheme:
     """Reads a scheme name, in any case.
 
     Raises:
-        UserError: the name is not one of `INTEGER_SCHEMES`.
+        UserError: the name is not one of `INTEGER_SCHEMES` and `FIXED_SCHEMES`.
     """
-    found = re.fullmatch(r"W([2-8])A16(_ASYM)?", name.strip().upper())
+    given = name.strip().upper().replace("-", "_")
+    if given in FIXED_SCHEMES:
+        return NamedScheme(given, 8, True, FIXED_SCHEMES[given])
+    if "E5M2" in given:
+        raise UserError(
+            f"scheme {name!r}: FP8 E5M2 is not for weights: it rounds to 2 bits of mantissa where E4M3 keeps 3, for a "
+            "range that a scale gives anyway",
+            "use FP8_DYNAMIC, FP8_STATIC or FP8_BLOCK, which are E4M3",
+        )
+    found = re.fullmatch(r"W([2-8])A16(_ASYM)?", given)
     if found is None:
         raise UserError(
             f"unknown scheme {name!r}",
-            f"choose from {', '.join(INTEGER_SCHEMES)}, or give --bits and --group-size",
+            f"choose from {', '.join((*INTEGER_SCHEMES, *FIXED_SCHEMES))}, or give --bits and --group-size",
         )
     return NamedScheme(found.group(0), int(found.group(1)), False if found.group(2) else None)

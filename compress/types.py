@@ -2,10 +2,13 @@
 
 Shape legend
     weight       (out, in)       float, the orientation of `torch.nn.Linear`
-    codes        (out, in)       int8, signed: symmetric and asymmetric codes both lie in [-2^(b-1), 2^(b-1)-1]
-    scale        (out, groups)   in its stored dtype; groups = in / group_size, or 1 per channel
+    codes        (out, in)       int8, signed: symmetric and asymmetric codes both lie in [-2^(b-1), 2^(b-1)-1];
+                                 float8_e4m3fn for FP8
+    scale        (out, groups)   in its stored dtype; groups = in / group_size, or 1 per channel; FP8 also (1,) per
+                                 tensor and (out / 128, in / 128) per tile, rounded up
     zero_point   (out, groups)   int8, signed, absent (None) for symmetric schemes
     x            (tokens, in)    inputs of a linear
+    input_scale  (1,)            in the dtype of the weight's scale, where inputs are rounded with a calibrated scale
     hessian      (in, in)        float32, sum over tokens of x x^T divided by the number of tokens
 
 A weight is reconstructed as (codes - zero_point) * scale. A scale is rounded to its stored dtype first and
@@ -16,22 +19,53 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import torch
 
 
 LONGEST_PATTERN = 1024
+FP8_HIGHEST = 448.0
+"""The largest number of FP8 E4M3."""
+FP8_TILE = 128
+"""Rows and columns that share a scale where FP8 weights are scaled by tile."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputScheme:
+    """How the inputs of a linear are rounded before the product: int8 or FP8 E4M3, symmetric.
+
+    granularity "token": one scale per token, "group": one per token and `group_size` inputs, both found as the tokens
+    come (dynamic); "tensor": one scale, calibrated beforehand and stored (static).
+    """
+
+    type: Literal["int", "float"]
+    granularity: Literal["token", "group", "tensor"]
+    group_size: int | None = None
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether nothing about the inputs is stored."""
+        return self.granularity != "tensor"
+
+    @property
+    def steps(self) -> float:
+        """A scale is the largest |x| divided by this: half of the 255 steps of int8, as for weights, or 448."""
+        return 127.5 if self.type == "int" else FP8_HIGHEST
 
 
 @dataclass(frozen=True, slots=True)
 class IntScheme:
-    """Integer weight-only layout: `bits` per code, one scale per `group_size` inputs (None: per output channel)."""
+    """Integer weights: `bits` per code, one scale per `group_size` inputs (None: per output channel).
+
+    `inputs`: how the linear's inputs are rounded; None leaves them as they are (weight-only).
+    """
 
     bits: int
     group_size: int | None
     symmetric: bool = True
+    inputs: InputScheme | None = None
 
     @property
     def qmin(self) -> int:
@@ -43,14 +77,18 @@ class IntScheme:
 
     @property
     def name(self) -> str:
-        """The scheme's name in the field, e.g. `W4A16`."""
-        return f"W{self.bits}A16"
+        """The scheme's name in the field, e.g. `W4A16`, `W8A8`, `W8A8_STATIC`."""
+        if self.inputs is None:
+            return f"W{self.bits}A16"
+        return f"W{self.bits}A8" + ("" if self.inputs.dynamic else "_STATIC")
 
     @property
     def label(self) -> str:
-        """Name, granularity and symmetry in one word, e.g. `w4a16-g128-asym`; used in directory names."""
+        """Name, granularity and symmetry in one word, e.g. `w4a16-g128-asym` or `w8a8`; used in directory names."""
+        if self.inputs is not None and self.group_size is None and self.symmetric:
+            return self.name.lower().replace("_", "-")
         granularity = "channel" if self.group_size is None else f"g{self.group_size}"
-        return f"w{self.bits}a16-{granularity}" + ("" if self.symmetric else "-asym")
+        return f"{self.name.lower()}-{granularity}" + ("" if self.symmetric else "-asym")
 
     def groups(self, in_features: int) -> int:
         """Number of scales per output row."""
@@ -60,14 +98,71 @@ class IntScheme:
         """Whether `group_size` divides `in_features`."""
         return self.group_size is None or in_features % self.group_size == 0
 
-    def bits_per_weight(self, in_features: int, scale_bits: int = 16) -> float:
+    def bits_per_weight(self, in_features: int, scale_bits: int = 16, out_features: int | None = None) -> float:
         """Stored bits per weight of one linear: codes, scales and zero points (shape words not counted).
 
-        A row of codes fills whole 32-bit words, so a width that does not come out even costs a little more.
+        A row of packed codes fills whole 32-bit words, so a width that does not come out even costs a little more.
+        out_features: over which a scale of the whole tensor is spread; None counts no such scale.
         """
-        row = 32 * math.ceil(in_features * self.bits / 32)
+        row = 32 * math.ceil(in_features * self.bits / 32) if self.inputs is None else self.bits * in_features
         per_group = scale_bits + (0 if self.symmetric else self.bits)
-        return (row + per_group * self.groups(in_features)) / in_features
+        stored = (row + per_group * self.groups(in_features)) / in_features
+        return stored + _per_tensor(self.inputs, scale_bits, in_features, out_features)
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8Scheme:
+    """FP8 E4M3 weights, one scale per tensor, per output channel, or per tile of 128 x 128; `inputs` are FP8 too."""
+
+    granularity: Literal["tensor", "channel", "tile"]
+    inputs: InputScheme
+
+    bits = 8
+    symmetric = True
+    group_size = None
+
+    @property
+    def name(self) -> str:
+        """The scheme's name in the field: `FP8_DYNAMIC`, `FP8_STATIC` or `FP8_BLOCK`."""
+        return {"channel": "FP8_DYNAMIC", "tensor": "FP8_STATIC", "tile": "FP8_BLOCK"}[self.granularity]
+
+    @property
+    def label(self) -> str:
+        """The name as directories have it, e.g. `fp8-dynamic`."""
+        return self.name.lower().replace("_", "-")
+
+    def scale_shape(self, out_features: int, in_features: int) -> tuple[int, ...]:
+        """Shape of the weight's scale."""
+        if self.granularity == "tensor":
+            return (1,)
+        if self.granularity == "channel":
+            return (out_features, 1)
+        return (-(-out_features // FP8_TILE), -(-in_features // FP8_TILE))
+
+    def fits(self, in_features: int) -> bool:
+        """Whether tiles divide `in_features`; the last tile of rows may be shorter."""
+        return self.granularity != "tile" or in_features % FP8_TILE == 0
+
+    def bits_per_weight(self, in_features: int, scale_bits: int = 16, out_features: int | None = None) -> float:
+        """Stored bits per weight of one linear, as `IntScheme.bits_per_weight` counts them."""
+        stored = 8.0 + _per_tensor(self.inputs, scale_bits, in_features, out_features)
+        if self.granularity == "channel":
+            return stored + scale_bits / in_features
+        if out_features is None:
+            return stored
+        rows, columns = (*self.scale_shape(out_features, in_features), 1)[:2]
+        return stored + rows * columns * scale_bits / (out_features * in_features)
+
+
+Scheme = IntScheme | Fp8Scheme
+"""A numeric layout: of the weight, and of the inputs where they are rounded too."""
+
+
+def _per_tensor(inputs: InputScheme | None, scale_bits: int, in_features: int, out_features: int | None) -> float:
+    """Bits per weight of the one scale of static inputs."""
+    if inputs is None or inputs.dynamic or out_features is None:
+        return 0.0
+    return scale_bits / (in_features * out_features)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,16 +198,25 @@ class Sparsity:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class QuantizedTensor:
-    """One quantised weight: codes (out, in) int8, scale (out, groups), zero_point (out, groups) int8 or None."""
+    """One quantised weight: codes (out, in), scale, zero_point (out, groups) int8 or None; see the shape legend."""
 
     codes: torch.Tensor
     scale: torch.Tensor
     zero_point: torch.Tensor | None
-    scheme: IntScheme
+    scheme: Scheme
 
     def dequantize(self) -> torch.Tensor:
-        """The weight (out, in) in the scale's dtype, rounded exactly as compressed-tensors rounds it."""
+        """The weight (out, in): in the scale's dtype where weights alone are quantised, else float32.
+
+        Kernels for weight-only schemes decode to that dtype; those that multiply codes apply the scale in float32.
+        """
         out, width = self.codes.shape
+        if self.scheme.inputs is not None:
+            scale = self.scale.float()
+            if isinstance(self.scheme, Fp8Scheme) and self.scheme.granularity == "tile":
+                rows = scale.repeat_interleave(FP8_TILE, 0)[:out]
+                scale = rows.repeat_interleave(FP8_TILE, 1)[:, :width]
+            return self.codes.float() * scale
         groups = self.scale.shape[1]
         codes = self.codes.reshape(out, groups, width // groups).to(self.scale.dtype)
         if self.zero_point is not None:

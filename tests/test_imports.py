@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "recipe": BASE | METHODS | {"schemes", "recipe_yaml"},
     "recipe_build": BASE | METHODS | {"schemes", "recipe_yaml", "recipe"},
     "recipe_prune": BASE | METHODS | {"schemes", "recipe_yaml", "recipe", "recipe_build"},
-    "artifact": BASE | {"formats"},
+    "artifact": BASE | {"formats", "schemes"},
     "runtime": TENSORS | {"artifact"},
     "exporters": TENSORS | {"artifact", "runtime"},
     "evaluation": TENSORS | {"artifact", "runtime"},

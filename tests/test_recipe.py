@@ -16,6 +16,7 @@ from compress.quantization.configs import METHOD_NAMES
 from compress.recipe import CalibrationConfig, PruneStage, Recipe, load_recipe, parse_recipe
 from compress.recipe_build import Settings, build_recipe
 from compress.recipe_prune import PruneSettings, build_prune_recipe
+from compress.schemes import FIXED_SCHEMES
 from compress.types import IntScheme, Sparsity
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
@@ -226,7 +227,14 @@ def test_scheme_names_and_flags_build_the_same_layouts(settings: Settings, expec
         Settings(scheme="W8A16", bits=4),
         Settings(scheme="W4A16_ASYM", symmetric=True),
         Settings(scheme="W9A16"),
-        Settings(scheme="NVFP4"),
+        Settings(scheme="NVFP5"),
+        Settings(scheme="W8A8", bits=4),
+        Settings(scheme="W8A8", group_size=128),
+        Settings(scheme="FP8_DYNAMIC", symmetric=False, method="rtn"),
+        Settings(scheme="FP8_E5M2", method="rtn"),
+        Settings(scheme="W8A8", method="awq"),
+        Settings(scheme="FP8_DYNAMIC", method="gptq"),
+        Settings(scheme="W4A16", method="smoothquant"),
         Settings(method="awk"),
         Settings(bits=1),
         Settings(group_size=0),
@@ -242,14 +250,13 @@ def test_contradictions_and_bad_values_are_refused(settings: Settings) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_shipped_recipes_parse_explain_themselves_and_are_named_for_what_they_do(path: Path) -> None:
     recipe = load_recipe(path)
-    method, *amount = path.stem.split("-")
+    method, _, made = path.stem.partition("-")
     stage = recipe.stages[0]
     assert stage.method.kind == method
     if isinstance(stage, PruneStage):
-        assert recipe_summary(recipe.placeless()).scheme.removeprefix("sparse") == amount[0]
+        assert recipe_summary(recipe.placeless()).scheme.removeprefix("sparse") == made
     else:
-        assert stage.scheme.bits == int(amount[0].removeprefix("w"))
-        assert str(stage.scheme.group_size) == amount[1].removeprefix("g")
+        assert stage.scheme.to_scheme().label.replace("a16", "") == made
     assert sum(line.lstrip().startswith("#") for line in path.read_text().splitlines()) >= 4
     assert recipe.model is None
 
@@ -295,3 +302,63 @@ def test_a_recipe_is_a_value() -> None:
     recipe = Recipe.model_validate(AWQ)
     with pytest.raises(ValueError, match="frozen"):
         recipe.seed = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", FIXED_SCHEMES)
+def test_a_scheme_may_be_named_in_a_recipe_or_by_a_flag(name: str) -> None:
+    by_flag = build_recipe(Settings(scheme=name.lower().replace("_", "-"), method="rtn"))[0]
+    by_name = parse_recipe({"stages": [{"method": "rtn", "scheme": name}]})
+    spelled_out = parse_recipe({"stages": [{"method": "rtn", "scheme": {"name": name}}]})
+    assert by_flag.hash() == by_name.hash() == spelled_out.hash()
+    stage = by_flag.stages[0]
+    assert stage.scheme.to_scheme() == FIXED_SCHEMES[name]
+    assert (stage.calibration is not None) == name.endswith("_STATIC")
+    assert yaml.safe_load(by_flag.to_yaml())["stages"][0]["scheme"] == {"name": name}
+    assert parse_recipe(yaml.safe_load(by_flag.to_yaml())) == by_flag
+
+
+def test_a_name_of_weights_alone_stands_for_its_settings() -> None:
+    short = parse_recipe({"stages": [{"method": "rtn", "scheme": "W3A16_ASYM"}]})
+    assert short.stages[0].scheme.to_scheme() == IntScheme(3, 128, False)
+
+
+def test_smoothquant_means_w8a8_unless_told_otherwise() -> None:
+    for recipe in (
+        build_recipe(Settings(method="smoothquant"))[0],
+        parse_recipe({"stages": [{"method": "smoothquant"}]}),
+    ):
+        assert recipe.stages[0].scheme.to_scheme() == FIXED_SCHEMES["W8A8"]
+    assert build_recipe(Settings(scheme="W8A8"))[0].stages[0].method.kind == "smoothquant"
+    assert build_recipe(Settings(scheme="FP8_BLOCK"))[0].stages[0].method.kind == "rtn"
+    named = build_recipe(Settings(method="smoothquant", scheme="W8A8_STATIC"))[0]
+    assert named.stages[0].scheme.to_scheme() == FIXED_SCHEMES["W8A8_STATIC"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "said"),
+    [
+        ({"method": "rtn", "scheme": {"name": "FP9"}}, "stages.0.scheme.name: 'FP9' must be one of W8A8, "),
+        ({"method": "rtn", "scheme": "FP9"}, "stages.0.scheme: 'FP9' is no scheme"),
+        ({"method": "rtn", "scheme": "FP8_E5M2"}, "E5M2 is not for weights"),
+        ({"method": "rtn", "scheme": {"name": "W8A8", "bits": 8}}, "stages.0.scheme.bits: unknown key"),
+        ({"method": "awq", "scheme": "W8A8"}, "awq is for weights alone"),
+        ({"method": "gptq", "scheme": "FP8_BLOCK"}, "gptq rounds to integers"),
+        ({"method": {"kind": "rtn", "scale_search": True}, "scheme": "FP8_BLOCK"}, "scale_search is for integers"),
+        ({"method": "smoothquant", "scheme": "W4A16"}, "smoothquant is for schemes that round inputs"),
+        ({"method": {"kind": "smoothquant", "rounding": "gptq"}, "scheme": "FP8_STATIC"}, "gptq rounds to integers"),
+        ({"method": "rtn", "scheme": "W8A8", "calibration": {}}, "rtn reads no calibration text"),
+    ],
+)
+def test_what_does_not_go_together_is_said(stage: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_recipe({"stages": [stage]})
+    assert said in caught.value.message
+
+
+def test_a_flag_replaces_the_scheme_of_a_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("stages:\n- {method: rtn, scheme: FP8_STATIC, calibration: {samples: 4}}\n")
+    assert build_recipe(Settings(seed=1), base=path)[0].stages[0].scheme.to_scheme() == FIXED_SCHEMES["FP8_STATIC"]
+    assert build_recipe(Settings(samples=8), base=path)[0].stages[0].calibration.samples == 8  # type: ignore[union-attr]
+    static = build_recipe(Settings(scheme="W8A8_STATIC"), base=path)[0].stages[0]
+    assert (static.scheme.to_scheme(), static.calibration.samples) == (FIXED_SCHEMES["W8A8_STATIC"], 4)  # type: ignore[union-attr]

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from compress.types import IntScheme, Sparsity
+from compress.schemes import FIXED_SCHEMES
+from compress.types import IntScheme, Scheme, Sparsity
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +23,12 @@ def recipe_summary(recipe: Mapping[str, Any]) -> RecipeSummary:
     """Summarise a resolved recipe as plain data (a manifest's `recipe`); unknown parts read as `-`."""
     stages = [stage for stage in recipe.get("stages") or [] if isinstance(stage, Mapping)]
     methods = [method for stage in stages if (method := _kind(stage.get("method")))]
-    schemes = [scheme for stage in stages if isinstance(scheme := stage.get("scheme"), Mapping) and "bits" in scheme]
+    schemes = [found for stage in stages if (found := _scheme(stage.get("scheme"))) is not None]
     last = schemes[-1] if schemes else None
     return RecipeSummary(
         method="+".join(methods) or "-",
-        scheme=_label(last) if last else _sparsity(stages[-1]) if stages else "-",
-        bits=int(last["bits"]) if last else None,
+        scheme=last.label if last else _sparsity(stages[-1]) if stages else "-",
+        bits=last.bits if last else None,
     )
 
 
@@ -45,7 +46,14 @@ def _sparsity(stage: Mapping[str, Any]) -> str:
     return Sparsity(share).label if isinstance(share, float) else "-"
 
 
-def _label(scheme: Mapping[str, Any]) -> str:
+def _scheme(scheme: Any) -> Scheme | None:
+    """The layout that a stage's `scheme` says; None where it says none that is known."""
+    if not isinstance(scheme, Mapping):
+        return None
+    if "name" in scheme:
+        return FIXED_SCHEMES.get(str(scheme["name"]))
+    if "bits" not in scheme:
+        return None
     group = scheme.get("group_size")
     size = group if isinstance(group, int) else None
-    return IntScheme(int(scheme["bits"]), size, bool(scheme.get("symmetric", True))).label
+    return IntScheme(int(scheme["bits"]), size, bool(scheme.get("symmetric", True)))

@@ -116,7 +116,11 @@ class Quantize(Run):
     model: Annotated[str | None, typer.Argument(help=MODEL_HELP, metavar="MODEL", show_default=False)] = None
     method: Annotated[
         str | None,
-        typer.Option(help=f"{', '.join(METHOD_NAMES)}; awq if left out.", metavar="NAME", rich_help_panel=METHOD),
+        typer.Option(
+            help=f"{', '.join(METHOD_NAMES)}; awq if left out, or what suits --scheme.",
+            metavar="NAME",
+            rich_help_panel=METHOD,
+        ),
     ] = None
     bits: Annotated[
         int | None, typer.Option(help="Bits per weight code, 2 to 8; 4 if left out.", rich_help_panel=METHOD)
@@ -132,7 +136,9 @@ class Quantize(Run):
     scheme: Annotated[
         str | None,
         typer.Option(
-            help="Scheme by name, such as W4A16 or W8A16, in place of --bits.", metavar="NAME", rich_help_panel=METHOD
+            help="Scheme by name, such as W4A16, W8A8 or FP8_DYNAMIC, in place of --bits (`compress methods`).",
+            metavar="NAME",
+            rich_help_panel=METHOD,
         ),
     ] = None
     symmetric: Annotated[

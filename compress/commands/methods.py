@@ -9,7 +9,7 @@ from compress.commands._options import LOOK, Common
 from compress.commands._output import View, columns
 from compress.pruning.configs import PRUNING
 from compress.quantization.configs import METHODS
-from compress.schemes import BITS, INTEGER_SCHEMES
+from compress.schemes import BITS, FIXED_SCHEMES, INTEGER_SCHEMES, MEANINGS
 
 
 @command("methods", Common, panel=LOOK)
@@ -29,7 +29,7 @@ def methods(options: Common, view: View) -> None:
             "paper": config.paper,
             "calibrated": config.calibrated,
             "settings": {
-                key: {"default": field.default, "description": field.description}
+                key: {"default": _plain(field.default), "description": field.description}
                 for key, field in config.model_fields.items()
                 if key != "kind"
             },
@@ -38,7 +38,11 @@ def methods(options: Common, view: View) -> None:
     }
     document = {
         "methods": listed,
-        "schemes": {name: {"bits": int(name[1]), "symmetric": "ASYM" not in name} for name in INTEGER_SCHEMES},
+        "schemes": {name: {"bits": int(name[1]), "symmetric": "ASYM" not in name} for name in INTEGER_SCHEMES}
+        | {
+            name: {"bits": s.bits, "symmetric": s.symmetric, "meaning": MEANINGS[name]}
+            for name, s in FIXED_SCHEMES.items()
+        },
         "group_size": "a divisor of the linear's input width, or channel",
         "sparsity": "a share of each linear's weights, or a pattern n:m whose m divides the linear's input width",
     }
@@ -50,8 +54,10 @@ def methods(options: Common, view: View) -> None:
     lines = [
         *columns(rows),
         "",
-        f"schemes: W{BITS[0]}A16 to W{BITS[-1]}A16; with _ASYM, zero points are stored",
+        f"schemes of weights alone: W{BITS[0]}A16 to W{BITS[-1]}A16; with _ASYM, zero points are stored",
         "group size: a divisor of the linear's input width, or channel",
+        "schemes of weights and inputs:",
+        *(f"  {line}" for line in columns(list(MEANINGS.items()))),
         "sparsity: a share of each linear's weights, or a pattern n:m whose m divides the linear's input width",
     ]
     view.result(document, lines)
@@ -64,3 +70,8 @@ def methods(options: Common, view: View) -> None:
             for key, setting in entry["settings"].items()
         ],
     )
+
+
+def _plain(default: Any) -> Any:
+    """A setting's default as plain data; that of a nested method is its name."""
+    return default.kind if hasattr(default, "kind") else default

@@ -23,6 +23,8 @@ def quantize(options: Quantize, view: View) -> None:
       $ compress quantize ./model --method gptq --bits 3 --output ./model-w3
       $ compress quantize ./model --recipe my.yaml --calib my_text.txt
       $ compress quantize --scheme W8A16 --group-size channel --dry-run
+      $ compress quantize ./model --method smoothquant --scheme W8A8
+      $ compress quantize ./model --scheme FP8_DYNAMIC
     """
     recipe = build(options, view)
     if options.dry_run:

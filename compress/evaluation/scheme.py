@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from compress.errors import IntegrityError
+from compress.formats.compressed_tensors import scheme_of_group
+
 DENSE = "dense"
 
 
 def scheme_of(config: Mapping[str, Any]) -> str:
-    """`w4a16-g128`, `w8a8-channel`, `w4a16-g128-asym`; parts joined by `+` where linears differ; `dense` without any.
+    """`w4a16-g128`, `w8a8`, `fp8-dynamic`, `w4a16-g128-asym`; joined by `+` where linears differ; `dense` without any.
+
+    A group that this version does not read is spelled out, as in `w8a8-channel-asym`.
 
     A quantisation that does not describe its groups is named by its method, such as `gptq`.
     """
@@ -24,6 +29,13 @@ def scheme_of(config: Mapping[str, Any]) -> str:
 
 
 def _label(group: Mapping[str, Any]) -> str:
+    try:
+        return scheme_of_group(group).label
+    except (IntegrityError, KeyError):
+        return _spelled_out(group)
+
+
+def _spelled_out(group: Mapping[str, Any]) -> str:
     weights = group.get("weights") or {}
     inputs = group.get("input_activations") or {}
     size = weights.get("group_size")

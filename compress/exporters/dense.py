@@ -26,6 +26,8 @@ from compress.artifact.reader import Artifact
 from compress.artifact.tensorfile import dtype_name, encode_header, file_order, natural_key, tensor_bytes
 from compress.artifact.verify import require_sound
 from compress.errors import UserError
+from compress.formats.layouts import SCALE_SUFFIX
+from compress.formats.safetensors_header import TORCH_NAMES
 from compress.models.checkpoint import Checkpoint
 from compress.models.families import family_of
 from compress.models.meta import build
@@ -63,7 +65,8 @@ def export_dense(
 ) -> Export:
     """Writes the artifact as a dense model directory at `output`, which appears complete or not at all.
 
-    Weights get the dtype of their scales, which is the source's. `compress_export.json` names the artifact.
+    Weights get the dtype of their scales, which is the source's. `compress_export.json` names the artifact. Where the
+    artifact rounds inputs too, the export keeps the rounding of the weights alone.
 
     Raises:
         UserError: no artifact there, or `output` holds something.
@@ -126,13 +129,14 @@ def _remove_unfinished(beside: Path, source: Artifact) -> None:
 def _row(checkpoint: Checkpoint, name: str, conv1d: Collection[str]) -> _Row:
     """Layout of one dense tensor, known without decoding it."""
     linear = name.removesuffix(".weight")
-    if name in checkpoint.index:
-        info = checkpoint.index[name]
+    scale = checkpoint.index.get(linear + SCALE_SUFFIX) if name.endswith(".weight") else None
+    info = checkpoint.index.get(name)
+    if info is not None:
         dtype, shape = info.dtype, tuple(info.shape)
     else:
-        dtype = checkpoint.index[f"{linear}.weight_scale"].dtype
         shape = tuple(int(extent) for extent in checkpoint.read(f"{linear}.weight_shape"))
-        shape = shape[::-1] if linear in conv1d else shape
+    if scale is not None:
+        dtype, shape = scale.dtype, shape[::-1] if linear in conv1d else shape
     return _Row(name, dtype_name(torch.empty(0, dtype=dtype)), shape, math.prod(shape) * dtype.itemsize)
 
 
@@ -162,8 +166,7 @@ def _write_weights(
 def _bytes(rows: Sequence[_Row], weights: Mapping[str, LazyWeight], progress: Progress) -> Iterator[durable.Buffer]:
     yield encode_header((row.name, row.dtype, row.shape, row.nbytes) for row in rows)
     for row in rows:
-        tensor = weights[row.name][...]
-        yield tensor_bytes(tensor)
+        yield tensor_bytes(weights[row.name][...].to(getattr(torch, TORCH_NAMES[row.dtype])))
         progress.advance(row.name)
 
 

@@ -8,31 +8,47 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from compress.errors import IntegrityError
-from compress.types import IntScheme
+from compress.types import FP8_TILE, Fp8Scheme, InputScheme, IntScheme, Scheme
 
-FORMAT = "pack-quantized"
+PACKED = "pack-quantized"
+INTEGERS = "int-quantized"
+FLOATS = "float-quantized"
+MIXED = "mixed-precision"
 OWN_READER = "compress"
+_FP8_GRANULARITIES: dict[Any, Literal["tensor", "channel", "tile"]] = {
+    "tensor": "tensor",
+    "channel": "channel",
+    "block": "tile",
+}
 
 
-def quantization_config(schemes: Mapping[str, IntScheme], ignored: Iterable[str]) -> dict[str, Any]:
+def format_of(scheme: Scheme) -> str:
+    """The name of the layout that stores a scheme."""
+    if isinstance(scheme, Fp8Scheme):
+        return FLOATS
+    return PACKED if scheme.inputs is None else INTEGERS
+
+
+def quantization_config(schemes: Mapping[str, Scheme], ignored: Iterable[str]) -> dict[str, Any]:
     """Builds the config for linears with their schemes; `ignored` are the linears that stay in high precision.
 
     One scheme for everything targets the class `Linear` (what every engine reads); several schemes get one group each
     with explicit name patterns.
     """
-    groups: dict[IntScheme, list[str]] = {}
+    groups: dict[Scheme, list[str]] = {}
     for name in sorted(schemes):
         groups.setdefault(schemes[name], []).append(name)
     single = len(groups) == 1
+    formats = sorted({format_of(scheme) for scheme in groups})
     # transformers makes room for unpacked zero points where it keeps weights packed, and then refuses the packed ones.
     loading = {} if all(scheme.symmetric for scheme in groups) else {"dequantize": True}
     return {
         **loading,
         "quant_method": "compressed-tensors",
-        "format": FORMAT,
+        "format": formats[0] if len(formats) == 1 else MIXED,
         "quantization_status": "compressed",
         "global_compression_ratio": None,
         "kv_cache_scheme": None,
@@ -41,9 +57,9 @@ def quantization_config(schemes: Mapping[str, IntScheme], ignored: Iterable[str]
             f"group_{i}": {
                 "targets": ["Linear"] if single else [f"re:^{re.escape(name)}$" for name in names],
                 "weights": _weight_args(scheme),
-                "input_activations": None,
+                "input_activations": None if scheme.inputs is None else _input_args(scheme.inputs),
                 "output_activations": None,
-                "format": FORMAT,
+                "format": format_of(scheme),
             }
             for i, (scheme, names) in enumerate(groups.items())
         },
@@ -64,22 +80,64 @@ def is_for_own_reader(quantization: object) -> bool:
     return isinstance(quantization, Mapping) and quantization.get("reader") == OWN_READER
 
 
-def schemes_from_config(config: Mapping[str, Any], linears: Iterable[str]) -> dict[str, IntScheme]:
+def schemes_from_config(config: Mapping[str, Any], linears: Iterable[str]) -> dict[str, Scheme]:
     """The scheme of each of `linears` (module names), those that stay in high precision left out.
 
     Raises:
-        IntegrityError: the config holds a group that is not integer weight-only.
+        IntegrityError: the config holds a group that this version does not read.
     """
     ignore = config.get("ignore") or []
-    found: dict[str, IntScheme] = {}
+    found: dict[str, Scheme] = {}
     for name in linears:
         if any(_matches(target, name) for target in ignore):
             continue
         for group in config["config_groups"].values():
             if any(target == "Linear" or _matches(target, name) for target in group["targets"]):
-                found[name] = _scheme(group["weights"])
+                found[name] = scheme_of_group(group)
                 break
     return found
+
+
+def scheme_of_group(group: Mapping[str, Any]) -> Scheme:
+    """The scheme that one config group describes.
+
+    Raises:
+        IntegrityError: it is none that this version reads.
+    """
+    weights, inputs = group["weights"], _inputs(group.get("input_activations") or None)
+    strategy, symmetric = weights.get("strategy"), bool(weights.get("symmetric", True))
+    if weights.get("type") == "int" and strategy in ("group", "channel"):
+        size = weights["group_size"] if strategy == "group" else None
+        if inputs is None or (size is None and symmetric and weights["num_bits"] == 8 and inputs.type == "int"):
+            return IntScheme(int(weights["num_bits"]), size, symmetric, inputs)
+    granularity = _FP8_GRANULARITIES.get(strategy)
+    if weights.get("type") == "float" and weights.get("num_bits") == 8 and granularity and symmetric and inputs:
+        tile = weights.get("block_structure")
+        if inputs.type == "float" and (granularity != "tile" or tile == [FP8_TILE, FP8_TILE]):
+            return Fp8Scheme(granularity, inputs)
+    beside = "" if inputs is None else f" and inputs of type {inputs.type!r}"
+    raise IntegrityError(
+        f"weights of type {weights.get('type')!r} with strategy {strategy!r}{beside} cannot be read here",
+        "use an artifact written by this version",
+    )
+
+
+def _inputs(args: Mapping[str, Any] | None) -> InputScheme | None:
+    if args is None:
+        return None
+    kind: Any = args.get("type")
+    strategy, dynamic = args.get("strategy"), args.get("dynamic")
+    known = args.get("num_bits") == 8 and kind in ("int", "float") and bool(args.get("symmetric", True))
+    if known and dynamic is True and strategy == "token":
+        return InputScheme(kind, "token")
+    if known and dynamic is True and strategy == "group" and args.get("group_size"):
+        return InputScheme(kind, "group", int(args["group_size"]))
+    if known and not dynamic and strategy == "tensor":
+        return InputScheme(kind, "tensor")
+    raise IntegrityError(
+        f"inputs of type {kind!r} with strategy {strategy!r}, dynamic {dynamic!r}, cannot be read here",
+        "use an artifact written by this version",
+    )
 
 
 def _matches(target: str, name: str) -> bool:
@@ -88,7 +146,11 @@ def _matches(target: str, name: str) -> bool:
     return target == name
 
 
-def _weight_args(scheme: IntScheme) -> dict[str, Any]:
+def _weight_args(scheme: Scheme) -> dict[str, Any]:
+    if isinstance(scheme, Fp8Scheme):
+        tile = {"block_structure": [FP8_TILE, FP8_TILE]} if scheme.granularity == "tile" else {}
+        strategy = {"tensor": "tensor", "channel": "channel", "tile": "block"}[scheme.granularity]
+        return {"num_bits": 8, "type": "float", "symmetric": True, "strategy": strategy, "dynamic": False, **tile}
     return {
         "num_bits": scheme.bits,
         "type": "int",
@@ -100,12 +162,12 @@ def _weight_args(scheme: IntScheme) -> dict[str, Any]:
     }
 
 
-def _scheme(args: Mapping[str, Any]) -> IntScheme:
-    if args.get("type") != "int" or args.get("strategy") not in ("group", "channel"):
-        raise IntegrityError(
-            f"weights of type {args.get('type')!r} with strategy {args.get('strategy')!r} cannot be read here",
-            "use an artifact written by this version",
-        )
-    return IntScheme(
-        int(args["num_bits"]), args["group_size"] if args["strategy"] == "group" else None, bool(args["symmetric"])
-    )
+def _input_args(inputs: InputScheme) -> dict[str, Any]:
+    return {
+        "num_bits": 8,
+        "type": inputs.type,
+        "symmetric": True,
+        "strategy": inputs.granularity,
+        "group_size": inputs.group_size,
+        "dynamic": inputs.dynamic,
+    }

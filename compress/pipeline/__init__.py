@@ -6,7 +6,9 @@ plan.py     the dry run: sizes, memory and time of a quantisation; prune_plan.py
 kinds.py    what the loop asks of a kind of stage; quantize_stage.py and prune_stage.py answer
 inputs.py   the activations that flow from block to block
 source.py   reading tensors, refusing what is not finite
-block.py    what a method gives back for one block; rtn_block.py, gptq_block.py, awq_block.py go through it
+block.py    what a method gives back for one block; rtn_block.py, gptq_block.py, awq_block.py,
+            smoothquant_block.py go through it
+rounded_inputs.py  rounding what enters the linears, where the scheme does
 mask_block.py zeros in one block; width_job.py, width_block.py, width_stage.py, width_plan.py: whole neurons and heads
 fold.py     moving a scale from a linear into what feeds it, checked on the live block
 linears.py  quantising one linear in row tiles, and measuring the error; masked.py: one linear with zeros

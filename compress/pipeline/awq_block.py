@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from compress.artifact.manifest import Fallback
 from compress.calibration.staged import StagedForward
 from compress.calibration.statistics import GroupStats, collect_groups
-from compress.models.families import Edge
 from compress.models.skeleton import LinearSpec
 from compress.pipeline.block import BlockResult, Workers, stages
-from compress.pipeline.fold import Fold, Probe, changed_floats, fold
+from compress.pipeline.fold import Fold, Probe, changed_floats, fold, free_edges
 from compress.pipeline.inputs import Activations
 from compress.pipeline.job import Job
 from compress.pipeline.linears import UNSEEN, finished, in_tiles, live_weight, put, rounded, sample_of
 from compress.quantization import awq
 from compress.quantization.configs import AwqConfig
+from compress.types import IntScheme
 
 
 def through_block(
@@ -35,7 +35,7 @@ def through_block(
     module = skeleton.materialise(block)
     live = skeleton.modules(block, module)
     by_name = {spec.name: spec for spec in specs}
-    edges = [edge for edge in skeleton.edges(block) if not _touches_ignored(job, edge)]
+    edges = free_edges(job, block)
     watched = {name: live[name] for name in live if name in by_name or any(name in edge.consumers for edge in edges)}
     stats, samples = _float_pass(job, entering, module, watched, workers)
     dtypes = {name: tensor.dtype for name, tensor in module.state_dict().items()}
@@ -50,7 +50,7 @@ def through_block(
             {name: live_weight(live[name]) for name in chosen},
             {name: stats[name].square_mean for name in chosen},
             max((stats[name] for name in edge.consumers if name in stats), key=lambda s: s.tokens).absmean,
-            job.schemes[chosen[0]],
+            job.integers(by_name[chosen[0]]),
             method,
             workers.pool,
             powers_of_two=any(name not in by_name for name in edge.consumers),  # so that routers stay exact
@@ -75,7 +75,7 @@ def through_block(
             }
     result.changed = changed_floats(job, live, set(by_name), edges)
     for name, spec in by_name.items():
-        weight, dtype, scheme = live_weight(live[name]), job.scale_dtype(spec), job.schemes[name]
+        weight, dtype, scheme = live_weight(live[name]), job.scale_dtype(spec), job.integers(spec)
         if name not in stats:
             linear = rounded(job, spec, weight, UNSEEN, workers.pool)
         else:
@@ -89,12 +89,6 @@ def through_block(
     outputs = list(workers.pool.map(_without_gradients, entering.runs(skeleton, module)))
     result.activations = entering.advanced(outputs)
     return result
-
-
-def _touches_ignored(job: Job, edge: Edge) -> bool:
-    """Whether moving a scale along this edge would change a linear that is to stay as it is."""
-    linears = edge.consumers if edge.kind == "norm" else (edge.producer, *edge.consumers)
-    return any(name in job.reasons for name in linears)
 
 
 def _float_pass(
@@ -115,6 +109,7 @@ def _float_pass(
                 stats[stage.name], samples[stage.name] = stats[previous], samples[previous]
             elif sum(chunk.shape[0] for chunk in stage.inputs):
                 scheme = job.schemes.get(stage.name, job.scheme)
+                assert isinstance(scheme, IntScheme)
                 width = stage.inputs[0].shape[-1]
                 groups = scheme.groups(width) if scheme.fits(width) else 1
                 stats[stage.name] = collect_groups(stage.inputs, groups, workers.pool)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress.artifact.manifest import Fallback
 from compress.calibration.staged import Stage, StagedForward
+from compress.models.skeleton import LinearSpec
 from compress.pipeline.inputs import Activations
+from compress.pipeline.job import Job
 from compress.pipeline.linears import QuantizedLinear
+from compress.pipeline.source import read_weight
 
 
 @dataclass
@@ -26,6 +29,31 @@ class BlockResult:
     changed: dict[str, Tensor] = field(default_factory=dict)
     fallbacks: list[Fallback] = field(default_factory=list)
     activations: Activations | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class OpenBlock:
+    """A block in memory, in the compute dtype, that a method rounds.
+
+    live: its modules by checkpoint name. weights: the linears that differ from the source because a scale was folded
+    into them, (out, in) float32. input_scales: (in,), what the inputs of a linear were divided by since.
+    """
+
+    module: nn.Module
+    live: Mapping[str, nn.Module]
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    input_scales: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def weight(self, job: Job, spec: LinearSpec) -> Tensor:
+        """The linear's float weight (out, in) float32. WorkError if it is not finite."""
+        folded = self.weights.get(spec.name)
+        return read_weight(job.checkpoint, spec) if folded is None else folded
+
+
+def open_block(job: Job, block: int) -> OpenBlock:
+    """The block as the source has it."""
+    module = job.skeleton.materialise(block)
+    return OpenBlock(module, job.skeleton.modules(block, module))
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,11 @@ import torch
 from compress.kernels import dispatch
 from compress.pipeline.inputs import compared_tokens
 from compress.pipeline.job import Job
+from compress.pipeline.linears import SAMPLE_TOKENS
 from compress.quantization import awq, rtn
-from compress.quantization.configs import AwqConfig, RtnConfig
+from compress.quantization.configs import AwqConfig, RtnConfig, SmoothQuantConfig
 from compress.quantization.grid import quantize, search_grid
+from compress.types import IntScheme
 
 TILE_ROWS = 64
 TILE_WIDTH = 256
@@ -46,7 +48,12 @@ def _single_threaded(job: Job) -> float:
     tokens = wanted.samples * wanted.seq_len
     forward = 2.0 * sum(spec.in_features * spec.out_features for spec in job.skeleton.linears())  # per token
     product = product_rate()
-    method = job.stage.method
+    method, smoothing = job.rounding, 0.0
+    if isinstance(job.stage.method, SmoothQuantConfig):
+        products = (job.stage.method.grid + 1) * min(tokens, SAMPLE_TOKENS) * forward * product
+        smoothing = tokens * forward * product + products + (job.stage.method.grid + 1) * weights * _rounding_rate(job)
+    if isinstance(method, RtnConfig):
+        return tokens * forward * product + rounding + smoothing
     if isinstance(method, AwqConfig):
         tried = (method.grid * (2 if method.duo_scaling else 1)) if method.scale_search else 0
         return 2 * tokens * forward * product + rounding + tried * weights * _candidate_rate(job, method)
@@ -54,14 +61,15 @@ def _single_threaded(job: Job) -> float:
     cubes = sum(float(spec.out_features) * spec.in_features**2 for spec in specs)
     compared = compared_tokens(tokens) if job.needs_original else 0
     per_token = (tokens + compared) * forward + (tokens + 2.0 * compared) * squares
-    return (per_token + 12 * cubes) * product + rounding
+    return (per_token + 12 * cubes) * product + rounding + smoothing
 
 
 def _rounding_rate(job: Job) -> float:
     """Seconds per weight of choosing its grid and rounding to it, as the method does."""
-    tile, scheme, method = _tile(job), job.scheme, job.stage.method
+    tile, scheme, method = _tile(job), job.scheme, job.rounding
     if isinstance(method, RtnConfig):
         return _seconds(lambda: rtn.transform(tile, scheme, method, torch.float32)) / tile.numel()
+    assert isinstance(scheme, IntScheme)
     groups = scheme.groups(tile.shape[1])
     size = tile.shape[1] // groups
     importance = torch.eye(size).repeat(groups, 1, 1)
@@ -71,6 +79,7 @@ def _rounding_rate(job: Job) -> float:
 def _candidate_rate(job: Job, method: AwqConfig) -> float:
     """Seconds per weight and scale of AWQ's search."""
     tile, scheme = _tile(job), job.scheme
+    assert isinstance(scheme, IntScheme)
     ones = torch.ones(CANDIDATES, tile.shape[1])
     shares = awq.CLIPPED_SHARES if method.clip else (1.0,)
     size = scheme.group_size or tile.shape[1]

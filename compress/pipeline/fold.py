@@ -68,6 +68,15 @@ def fold(job: Job, edge: Edge, live: dict[str, nn.Module], wanted: Tensor, probe
     return Fold(None, change)
 
 
+def free_edges(job: Job, block: int) -> list[Edge]:
+    """The edges of a block along which a scale may move: those that change no linear that is to stay as it is."""
+
+    def touched(edge: Edge) -> tuple[str, ...]:
+        return edge.consumers if edge.kind == "norm" else (edge.producer, *edge.consumers)
+
+    return [edge for edge in job.skeleton.edges(block) if not any(name in job.reasons for name in touched(edge))]
+
+
 def _round_as_stored(job: Job, name: str, module: nn.Module) -> None:
     """Rounds the parameters that will be stored as floats to the dtype in which they will be."""
     for key, parameter in module.named_parameters(recurse=False):

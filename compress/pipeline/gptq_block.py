@@ -11,7 +11,7 @@ from torch import Tensor
 from compress.calibration.staged import StagedForward
 from compress.calibration.statistics import collect
 from compress.models.skeleton import LinearSpec
-from compress.pipeline.block import BlockResult, Workers, stages
+from compress.pipeline.block import BlockResult, OpenBlock, Workers, open_block, stages
 from compress.pipeline.inputs import Activations
 from compress.pipeline.job import Job
 from compress.pipeline.linears import (
@@ -24,7 +24,7 @@ from compress.pipeline.linears import (
     rounded,
     sample_of,
 )
-from compress.pipeline.source import read_weight
+from compress.pipeline.rounded_inputs import RoundedInputs
 from compress.pipeline.work import Work
 from compress.quantization import gptq
 from compress.quantization.configs import GptqConfig
@@ -38,13 +38,18 @@ def through_block(
     block: int,
     entering: Activations,
     workers: Workers,
+    opened: OpenBlock | None = None,
 ) -> BlockResult:
-    """One pass through the block, pausing at each linear; the original block runs beside it where errors are undone."""
-    skeleton, result = job.skeleton, BlockResult()
-    module = skeleton.materialise(block)
-    live = skeleton.modules(block, module)
+    """One pass through the block, pausing at each linear; the original block runs beside it where errors are undone.
+
+    opened: the block as a method before left it; None: as the source has it.
+    """
+    opened, result = opened or open_block(job, block), BlockResult()
+    live = opened.live
     by_name = {spec.name: spec for spec in specs}
-    forward = StagedForward(entering.runs(skeleton, module), {name: live[name] for name in by_name}, workers.count)
+    rounding = RoundedInputs(job, live)
+    watched = {name: live[name] for name in by_name}
+    forward = StagedForward(entering.runs(job.skeleton, opened.module), watched, workers.count)
     twin = twin_of(job, entering, specs, block, workers)
     shared: gptq.Preconditioner | None = None
     report: Future[QuantizedLinear] | None = None
@@ -55,12 +60,17 @@ def through_block(
             counterpart = next(counterparts) if twin is not None and spec.expert is None else None
             if counterpart is not None:
                 assert counterpart.name == stage.name, "the two models must meet their linears in one order"
-                originals = dict(zip(entering.original, counterpart.inputs, strict=True))
+                seen = _as_now(counterpart.inputs, opened.input_scales.get(spec.name))
+                originals = dict(zip(entering.original, seen, strict=True))
                 inputs = [stage.inputs[place] for place in originals]
-            reading = workers.pool.submit(read_weight, job.checkpoint, spec)
-            sampling = workers.pool.submit(samples_of, inputs, list(originals.values()))
+            reading = workers.pool.submit(opened.weight, job, spec)
+            rounding.calibrate(spec, stage.inputs)
+            sampling = workers.pool.submit(_samples_of_both, rounding, spec.name, inputs, list(originals.values()))
             fresh = shared is None or not stage.same_input
-            stats = collect(stage.inputs, originals, workers.pool) if fresh else None
+            stats = None
+            if fresh:
+                multiplied = rounding.rounded_chunks(spec.name, stage.inputs, workers.pool)
+                stats = collect(multiplied, originals, workers.pool)
             if twin is not None and counterpart is not None:
                 twin.resume(counterpart)  # runs beside the factorisation, which does not keep all workers busy
             if stats is not None:
@@ -72,13 +82,15 @@ def through_block(
             forward.resume(stage)
             if report is not None:  # one at a time, because each holds a whole weight
                 result.linears.append(report.result())
-            report = workers.pool.submit(_reported, job, method, spec, weight, quantized, shared, *sampling.result())
+            report = workers.pool.submit(
+                _reported, job, method, spec, weight, quantized, shared, *sampling.result(), rounding.scale(spec.name)
+            )
         for _ in counterparts:  # lets the original block run to its end
             pass
     if report is not None:
         result.linears.append(report.result())
     for spec in by_name.values():  # experts that no token of the calibration text reached
-        result.linears.append(rounded(job, spec, read_weight(job.checkpoint, spec), UNSEEN, workers.pool))
+        result.linears.append(rounded(job, spec, opened.weight(job, spec), UNSEEN, workers.pool))
     result.activations = entering.advanced(forward.outputs, [] if twin is None else twin.outputs)
     return result
 
@@ -99,7 +111,7 @@ def twin_of(
 def _quantized(
     job: Job, method: GptqConfig, spec: LinearSpec, weight: Tensor, shared: gptq.Preconditioner, pool: Executor
 ) -> QuantizedTensor:
-    dtype, scheme = job.scale_dtype(spec), job.schemes[spec.name]
+    dtype, scheme = job.scale_dtype(spec), job.integers(spec)
     if shared.factored is None:
         return round_searched(job, spec, weight, pool)
     shared.prepare(spec.out_features, scheme.groups(spec.in_features), pool)
@@ -111,6 +123,25 @@ def samples_of(inputs: list[Tensor], originals: list[Tensor]) -> tuple[Tensor, T
     return sample_of(inputs), sample_of(originals) if originals else None
 
 
+def _as_now(inputs: list[Tensor], divided: Tensor | None) -> list[Tensor]:
+    """Inputs in the original model, divided as those of the quantised one have been since."""
+    return inputs if divided is None else [(chunk / divided).to(chunk.dtype) for chunk in inputs]
+
+
+def _samples_of_both(
+    rounding: RoundedInputs, name: str, inputs: list[Tensor], originals: list[Tensor]
+) -> tuple[Tensor, Tensor | None]:
+    """Some inputs of the linear, as it multiplies them, and in the original model, for the same tokens.
+
+    Where the original is not followed, the second is what the inputs were before rounding, or None if they stay so.
+    """
+    sample, original = samples_of(inputs, originals)
+    multiplied = rounding.rounded(name, sample)
+    if original is None and multiplied is not sample:
+        original = sample
+    return multiplied, original
+
+
 def _reported(
     job: Job,
     method: GptqConfig,
@@ -120,14 +151,16 @@ def _reported(
     shared: gptq.Preconditioner,
     sample: Tensor,
     reference: Tensor | None,
+    input_scale: Tensor | None,
 ) -> QuantizedLinear:
     """With its report; sample and reference (tokens, in) are the inputs of both models for the same tokens."""
     if shared.factored is None:
         reason = "no damping makes its Hessian positive definite"
-        return finished(job, spec, quantized, weight, fallback=("rtn", reason))
+        return finished(job, spec, quantized, weight, fallback=("rtn", reason), input_scale=input_scale)
     damp_frac = shared.factored.damp_frac
     raised = ("damping raised", f"the Hessian needed damping {damp_frac:g}") if damp_frac > method.damp_frac else None
     return finished(
         job, spec, quantized, weight, sample, reference, fallback=raised,
         details={"damp_frac": damp_frac, "tokens": shared.stats.tokens, "corrected": shared.correction is not None},
+        input_scale=input_scale,
     )  # fmt: skip

@@ -11,9 +11,9 @@ import torch
 from compress.errors import UserError
 from compress.models.skeleton import LinearSpec, Skeleton
 from compress.pipeline.work import Problem, Work, ignored
-from compress.quantization.configs import AwqConfig, GptqConfig
+from compress.quantization.configs import GptqConfig, MethodConfig, SmoothQuantConfig
 from compress.recipe import QuantizeStage
-from compress.types import IntScheme
+from compress.types import FP8_TILE, Fp8Scheme, IntScheme, Scheme
 
 NARROWEST_GROUP = 8
 
@@ -23,24 +23,36 @@ class Job(Work):
     """Everything a plan or a run of a quantisation needs."""
 
     stage: QuantizeStage
-    schemes: dict[str, IntScheme]
+    schemes: dict[str, Scheme]
     """Scheme of every linear that will be quantised, by checkpoint name."""
 
     @property
-    def scheme(self) -> IntScheme:
+    def scheme(self) -> Scheme:
         return self.stage.scheme.to_scheme()
+
+    def integers(self, spec: LinearSpec) -> IntScheme:
+        """The scheme of a linear under a method that knows integer grids alone; recipes refuse others."""
+        scheme = self.schemes[spec.name]
+        assert isinstance(scheme, IntScheme)
+        return scheme
 
     @property
     def label(self) -> str:
         return self.scheme.label
 
     @property
+    def rounding(self) -> MethodConfig:
+        """The method that finds the codes in the end."""
+        method = self.stage.method
+        return method.rounding if isinstance(method, SmoothQuantConfig) else method
+
+    @property
     def needs_blocks(self) -> bool:
-        return isinstance(self.stage.method, GptqConfig | AwqConfig)
+        return self.stage.calibration is not None
 
     @property
     def needs_original(self) -> bool:
-        return isinstance(self.stage.method, GptqConfig) and self.stage.method.correction > 0
+        return isinstance(self.rounding, GptqConfig) and self.rounding.correction > 0
 
     def scale_dtype(self, spec: LinearSpec) -> torch.dtype:
         """Scales are stored in the dtype of the weight they replace, which is what engines read."""
@@ -54,7 +66,7 @@ def nearest_group_size(widths: Sequence[int], wanted: int) -> int | None:
     return min(divisors, key=lambda d: (abs(math.log(d / wanted)), d), default=None)
 
 
-def assign(stage: QuantizeStage, skeleton: Skeleton) -> tuple[dict[str, IntScheme], dict[str, str], list[Problem]]:
+def assign(stage: QuantizeStage, skeleton: Skeleton) -> tuple[dict[str, Scheme], dict[str, str], list[Problem]]:
     """The scheme of every linear that gets one, the reason of every other, and what forbids the run."""
     scheme = stage.scheme.to_scheme()
     specs = skeleton.linears()
@@ -75,17 +87,25 @@ def assign(stage: QuantizeStage, skeleton: Skeleton) -> tuple[dict[str, IntSchem
     return {spec.name: scheme for spec in wanted}, reasons, problems
 
 
-def _misfits(scheme: IntScheme, wanted: Sequence[LinearSpec]) -> list[Problem]:
-    """One problem for every width that the group size does not divide."""
+def _misfits(scheme: Scheme, wanted: Sequence[LinearSpec]) -> list[Problem]:
+    """One problem for every width that the group size does not divide, and one for experts whose inputs are rounded."""
+    problems = []
+    experts = [spec for spec in wanted if spec.expert is not None]
+    if experts and scheme.inputs is not None:
+        said = f"{scheme.name} rounds the inputs of {experts[0].name}, which fused experts have no place for"
+        problems.append(Problem(said, "use a weight-only scheme, or leave them out with --ignore '*.experts.*'"))
     nearest = nearest_group_size(sorted({spec.in_features for spec in wanted}), scheme.group_size or 1)
     hint = "use --group-size channel, or leave those linears out with --ignore"
     if nearest is not None:
         hint = f"use --group-size {nearest} (the nearest that divides every width), or --group-size channel"
-    problems = []
+    shared = f"group size {scheme.group_size}"
+    if isinstance(scheme, Fp8Scheme):
+        shared = f"the tile of {scheme.name}, {FP8_TILE},"
+        hint = "use FP8_DYNAMIC, or leave those linears out with --ignore"
     misfits = [spec for spec in wanted if not scheme.fits(spec.in_features)]
     for width in sorted({spec.in_features for spec in misfits}):
         names = [spec.name for spec in misfits if spec.in_features == width]
         others = f" and {len(names) - 1} others" if len(names) > 1 else ""
-        said = f"group size {scheme.group_size} does not divide the width {width} of {names[0]}{others}"
+        said = f"{shared} does not divide the width {width} of {names[0]}{others}"
         problems.append(Problem(said, hint))
     return problems

@@ -20,7 +20,7 @@ from compress.artifact.manifest import Fallback
 from compress.models.skeleton import LinearSpec
 from compress.pipeline.job import Job
 from compress.quantization.grid import quantize, search_grid
-from compress.types import IntScheme, QuantizedTensor
+from compress.types import QuantizedTensor, Scheme
 
 ROWS_PER_TILE = 128
 SAMPLE_TOKENS = 256
@@ -30,12 +30,13 @@ UNSEEN = "no calibration token reached it"
 
 @dataclass(frozen=True, eq=False, slots=True)
 class QuantizedLinear:
-    """One finished linear: what is stored, and what is reported."""
+    """One finished linear: what is stored, and what is reported. `input_scale` (1,) where its inputs are static."""
 
     spec: LinearSpec
     quantized: QuantizedTensor
     record: LayerRecord
     fallbacks: tuple[Fallback, ...] = ()
+    input_scale: Tensor | None = None
 
 
 def in_tiles(weight: Tensor, quantize_rows: Callable[[Tensor], QuantizedTensor], pool: Executor) -> QuantizedTensor:
@@ -66,7 +67,7 @@ def record(
     method: str,
     weight: Tensor,
     dequantized: Tensor,
-    scheme: IntScheme,
+    scheme: Scheme,
     scale_bits: int,
     sample: Tensor | None,
     reference: Tensor | None = None,
@@ -84,7 +85,7 @@ def record(
         block=spec.block,
         method=method,
         scheme=scheme.label,
-        bits_per_weight=scheme.bits_per_weight(spec.in_features, scale_bits),
+        bits_per_weight=scheme.bits_per_weight(spec.in_features, scale_bits, spec.out_features),
         output_error=error,
         weight_sqnr_db=sqnr,
         fallback=fallback,
@@ -120,19 +121,20 @@ def finished(
     reference: Tensor | None = None,
     fallback: tuple[str, str] | None = None,
     details: dict[str, float | int | str | bool | None] | None = None,
+    input_scale: Tensor | None = None,
 ) -> QuantizedLinear:
-    scheme: IntScheme = job.schemes[spec.name]
+    scheme = job.schemes[spec.name]
     layer = record(
         spec, job.method_name, weight, quantized.dequantize().float(), scheme, quantized.scale.element_size() * 8,
         sample, reference, fallback[0] if fallback else None, details,
     )  # fmt: skip
     found = (Fallback(name=spec.name, action=fallback[0], reason=fallback[1]),) if fallback else ()
-    return QuantizedLinear(spec, quantized, layer, found)
+    return QuantizedLinear(spec, quantized, layer, found, input_scale)
 
 
 def round_searched(job: Job, spec: LinearSpec, weight: Tensor, pool: Executor) -> QuantizedTensor:
     """Rounds to nearest with searched scales."""
-    scheme, dtype = job.schemes[spec.name], job.scale_dtype(spec)
+    scheme, dtype = job.integers(spec), job.scale_dtype(spec)
     return in_tiles(weight, lambda rows: quantize(rows, search_grid(rows, scheme, dtype)), pool)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from compress.artifact.layers import LayerRecord
 from compress.artifact.ledger import LedgerEntry
-from compress.formats import int_packed
+from compress.formats import layouts
 from compress.formats.compressed_tensors import for_own_reader, quantization_config
 from compress.pipeline.block import BlockResult
 from compress.pipeline.job import Job
@@ -23,7 +23,7 @@ def block_tensors(job: Job, block: int, result: BlockResult, pool: Executor) -> 
     """The output tensors of one block, and the fate of each of its source tensors."""
     tensors: dict[str, Tensor] = {}
     fate: Fate = {}
-    packed = pool.map(lambda linear: int_packed.pack(linear.quantized), result.linears)
+    packed = pool.map(lambda linear: layouts.pack(linear.quantized, linear.input_scale), result.linears)
     for linear, local_tensors in zip(result.linears, packed, strict=True):
         stored = {f"{linear.spec.name}.{local}": tensor for local, tensor in local_tensors.items()}
         tensors |= stored

@@ -19,9 +19,9 @@ from compress.pipeline.resolve import resolve
 from compress.pipeline.width_job import WidthJob
 from compress.pipeline.width_plan import WidthPlan, width_plan
 from compress.pipeline.work import Problem, Work
-from compress.quantization.configs import GptqConfig
+from compress.quantization.configs import AwqConfig, GptqConfig, SmoothQuantConfig
 from compress.recipe import Recipe
-from compress.types import IntScheme
+from compress.types import FP8_TILE, Scheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class PlannedLinear:
     block: int
     in_features: int
     out_features: int
-    scheme: IntScheme | None
+    scheme: Scheme | None
     bits_per_weight: float
     reason: str | None
 
@@ -137,15 +137,17 @@ def _planned(job: Job, spec: LinearSpec) -> PlannedLinear:
     itemsize = job.checkpoint.index[spec.weight].dtype.itemsize
     reason = job.reasons.get(spec.name)
     if scheme is not None and not scheme.fits(spec.in_features):
-        reason = f"group size {scheme.group_size} does not divide {spec.in_features}"
+        reason = f"group size {scheme.group_size or FP8_TILE} does not divide {spec.in_features}"
         scheme = None
-    bits = 8.0 * itemsize if scheme is None else scheme.bits_per_weight(spec.in_features, 8 * itemsize)
+    bits = 8.0 * itemsize
+    if scheme is not None:
+        bits = scheme.bits_per_weight(spec.in_features, 8 * itemsize, spec.out_features)
     return PlannedLinear(spec.name, spec.block, spec.in_features, spec.out_features, scheme, bits, reason)
 
 
 def _stored_bits(job: Job, spec: LinearSpec) -> int:
     itemsize = job.checkpoint.index[spec.weight].dtype.itemsize
-    bits_per_weight = job.schemes[spec.name].bits_per_weight(spec.in_features, 8 * itemsize)
+    bits_per_weight = job.schemes[spec.name].bits_per_weight(spec.in_features, 8 * itemsize, spec.out_features)
     return round(bits_per_weight * spec.in_features * spec.out_features)
 
 
@@ -160,7 +162,8 @@ def _peak_memory(job: Job) -> int:
     one_linear = largest_linear(job) * (4 * 4 + 8 + 1)  # float32 weight and temporaries, int64 words, codes
     if not job.needs_blocks:
         return one_linear + max(info.nbytes for info in job.checkpoint.index.values())
-    gptq = isinstance(job.stage.method, GptqConfig)
+    by_gptq = isinstance(job.rounding, GptqConfig)
+    folded = isinstance(job.stage.method, AwqConfig | SmoothQuantConfig)
     itemsize, copies = job.skeleton.dtype.itemsize, 2 if job.needs_original else 1
-    weights = largest_block(job) * (itemsize * copies if gptq else itemsize + 4)
-    return one_linear + streaming(job) + weights + widest_input(job) ** 2 * 4 * (5 if gptq else 1)
+    weights = largest_block(job) * (itemsize * copies + (4 if folded else 0))
+    return one_linear + streaming(job) + weights + widest_input(job) ** 2 * 4 * (5 if by_gptq else 1)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from compress.pipeline import awq_block, gptq_block, output, rtn_block
+from compress.pipeline import awq_block, gptq_block, output, rtn_block, smoothquant_block
 from compress.pipeline.block import BlockResult, Workers
 from compress.pipeline.inputs import Activations
 from compress.pipeline.job import Job
 from compress.pipeline.kinds import Written
 from compress.pipeline.source import read_finite
-from compress.quantization.configs import GptqConfig, RtnConfig
+from compress.quantization.configs import GptqConfig, RtnConfig, SmoothQuantConfig
 
 
 class QuantizeKind:
@@ -43,10 +43,14 @@ class QuantizeKind:
 def _quantized(job: Job, block: int, entering: Activations | None, workers: Workers) -> BlockResult:
     specs = [spec for spec in job.skeleton.linears(block) if spec.name in job.schemes]
     method = job.stage.method
-    if isinstance(method, RtnConfig):
-        return rtn_block.through_block(job, method, specs, workers)
-    assert entering is not None
+    if entering is None:
+        assert isinstance(method, RtnConfig)
+        return rtn_block.without_data(job, method, specs, block, workers)
     list(workers.pool.map(lambda name: read_finite(job.checkpoint, name), job.skeleton.block_tensors(block)))
+    if isinstance(method, RtnConfig):
+        return rtn_block.through_block(job, method, specs, block, entering, workers)
     if isinstance(method, GptqConfig):
         return gptq_block.through_block(job, method, specs, block, entering, workers)
+    if isinstance(method, SmoothQuantConfig):
+        return smoothquant_block.through_block(job, method, specs, block, entering, workers)
     return awq_block.through_block(job, method, specs, block, entering, workers)

@@ -1,23 +1,100 @@
-"""Round to nearest: no activations, so the block is never built."""
+"""Round to nearest: data-free, so the block is never built unless the scheme stores calibrated scales of inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
+from contextlib import closing
 
+from torch import Tensor
+
+from compress.calibration.staged import StagedForward
 from compress.models.skeleton import LinearSpec
-from compress.pipeline.block import BlockResult, Workers
+from compress.pipeline.block import BlockResult, OpenBlock, Workers, open_block, stages
+from compress.pipeline.inputs import Activations
 from compress.pipeline.job import Job
-from compress.pipeline.linears import finished, in_tiles
+from compress.pipeline.linears import finished, in_tiles, put, sample_of
+from compress.pipeline.rounded_inputs import RoundedInputs
 from compress.pipeline.source import read_weight
 from compress.quantization import rtn
 from compress.quantization.configs import RtnConfig
+from compress.types import Fp8Scheme, QuantizedTensor
 
 
-def through_block(job: Job, method: RtnConfig, specs: Sequence[LinearSpec], workers: Workers) -> BlockResult:
+def without_data(job: Job, method: RtnConfig, specs: Sequence[LinearSpec], block: int, workers: Workers) -> BlockResult:
     """Rounds every linear of the block."""
-    result = BlockResult()
+    result, highest = BlockResult(), _highest(job, specs, block)
     for spec in specs:
-        weight, dtype, scheme = read_weight(job.checkpoint, spec), job.scale_dtype(spec), job.schemes[spec.name]
-        quantized = in_tiles(weight, lambda rows: rtn.transform(rows, scheme, method, dtype), workers.pool)  # noqa: B023
+        weight = read_weight(job.checkpoint, spec)
+        quantized = _rounded(job, method, spec, weight, highest.get(spec.name), workers.pool)
         result.linears.append(finished(job, spec, quantized, weight))
     return result
+
+
+def through_block(
+    job: Job,
+    method: RtnConfig,
+    specs: Sequence[LinearSpec],
+    block: int,
+    entering: Activations,
+    workers: Workers,
+    opened: OpenBlock | None = None,
+) -> BlockResult:
+    """One pass through the block, pausing at each linear for the scale of its inputs; `opened` as a method before
+    left it, None: as the source has it."""
+    opened, result = opened or open_block(job, block), BlockResult()
+    highest = _highest(job, specs, block, opened)
+    by_name = {spec.name: spec for spec in specs}
+    rounding = RoundedInputs(job, opened.live)
+    watched = {name: opened.live[name] for name in by_name}
+    forward = StagedForward(entering.runs(job.skeleton, opened.module), watched, workers.count)
+    with closing(stages(forward)) as reached:
+        for stage in reached:
+            spec = by_name.pop(stage.name)
+            rounding.calibrate(spec, stage.inputs)
+            weight, sample = opened.weight(job, spec), sample_of(stage.inputs)
+            quantized = _rounded(job, method, spec, weight, highest.get(spec.name), workers.pool)
+            put(opened.live[spec.name], quantized)
+            result.linears.append(
+                finished(
+                    job,
+                    spec,
+                    quantized,
+                    weight,
+                    rounding.rounded(spec.name, sample),
+                    sample,
+                    input_scale=rounding.scale(spec.name),
+                )
+            )
+    for spec in by_name.values():  # reached by no token, which only scales of static inputs mind
+        weight = opened.weight(job, spec)
+        quantized = _rounded(job, method, spec, weight, highest.get(spec.name), workers.pool)
+        result.linears.append(finished(job, spec, quantized, weight, input_scale=rounding.scale(spec.name)))
+    result.activations = entering.advanced(forward.outputs)
+    return result
+
+
+def _rounded(
+    job: Job, method: RtnConfig, spec: LinearSpec, weight: Tensor, highest: float | None, pool: Executor
+) -> QuantizedTensor:
+    scheme, dtype = job.schemes[spec.name], job.scale_dtype(spec)
+    if isinstance(scheme, Fp8Scheme):  # scales may be shared between rows, so it is not cut into tiles of them
+        return rtn.transform(weight, scheme, method, dtype, highest)
+    return in_tiles(weight, lambda rows: rtn.transform(rows, scheme, method, dtype), pool)
+
+
+def _highest(job: Job, specs: Sequence[LinearSpec], block: int, opened: OpenBlock | None = None) -> dict[str, float]:
+    """For a scale per tensor, the largest magnitude of each linear and of those that engines load with it."""
+    chosen = {
+        spec.name: spec
+        for spec in specs
+        if isinstance(scheme := job.schemes[spec.name], Fp8Scheme) and scheme.granularity == "tensor"
+    }
+    found: dict[str, float] = {}
+    for name, spec in chosen.items():
+        weight = read_weight(job.checkpoint, spec) if opened is None else opened.weight(job, spec)
+        found[name] = float(weight.abs().amax())
+    for group in job.skeleton.fusion_groups(block):
+        members = [name for name in group if name in found]
+        found |= dict.fromkeys(members, max((found[name] for name in members), default=0.0))
+    return found

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from compress.types import Fp8Scheme, Scheme
 
 
 class _Config(BaseModel):
@@ -17,6 +19,12 @@ class _Config(BaseModel):
     summary: ClassVar[str]
     paper: ClassVar[str]
     calibrated: ClassVar[bool]
+    usual_scheme: ClassVar[str | None] = None
+    """The scheme that a recipe means that names none; None: 4-bit weights."""
+
+    def refusal(self, scheme: Scheme) -> str | None:
+        """Why this method cannot make this scheme; None if it can."""
+        return None
 
 
 class RtnConfig(_Config):
@@ -30,6 +38,14 @@ class RtnConfig(_Config):
     summary: ClassVar[str] = "round to nearest; data-free, seconds"
     paper: ClassVar[str] = "arXiv:1712.05877"
     calibrated: ClassVar[bool] = False
+
+    def refusal(self, scheme: Scheme) -> str | None:
+        """Only integer grids have ranges worth a search."""
+        if self.scale_search and isinstance(scheme, Fp8Scheme):
+            return (
+                f"scale_search is for integers: FP8 keeps its precision over its range, so {scheme.name} gains nothing"
+            )
+        return None
 
 
 class GptqConfig(_Config):
@@ -53,6 +69,10 @@ class GptqConfig(_Config):
     paper: ClassVar[str] = "arXiv:2210.17323, arXiv:2504.02692"
     calibrated: ClassVar[bool] = True
 
+    def refusal(self, scheme: Scheme) -> str | None:
+        """Codes are found on integer grids."""
+        return f"gptq rounds to integers, not to {scheme.name}: use rtn" if isinstance(scheme, Fp8Scheme) else None
+
 
 class AwqConfig(_Config):
     """Activation-aware scaling of salient channels, folded into the layer before, then a search of the clip."""
@@ -67,8 +87,47 @@ class AwqConfig(_Config):
     paper: ClassVar[str] = "arXiv:2306.00978"
     calibrated: ClassVar[bool] = True
 
+    def refusal(self, scheme: Scheme) -> str | None:
+        """Its scales serve the rounding of weights alone."""
+        if scheme.inputs is None:
+            return None
+        return f"awq is for weights alone, and {scheme.name} rounds inputs too: use smoothquant, gptq or rtn"
 
-MethodConfig = Annotated[RtnConfig | GptqConfig | AwqConfig, Field(discriminator="kind")]
+
+class SmoothQuantConfig(_Config):
+    """Ranges moved from inputs into weights, folded into the layer before; then another method rounds."""
+
+    kind: Literal["smoothquant"] = "smoothquant"
+    grid: int = Field(21, ge=2, le=101, description="values of alpha tried per edge, from 0 to 1, besides the identity")
+    least_gain: float = Field(
+        0.5, ge=0.0, lt=1.0, description="share of an edge's error that smoothing must remove, or it stays as it is"
+    )
+    rounding: Annotated[RtnConfig | GptqConfig, Field(discriminator="kind")] = Field(
+        RtnConfig(scale_search=False),
+        description="what rounds the smoothed weights: rtn or gptq, with settings of their own",
+    )
+
+    summary: ClassVar[str] = (
+        "moves outliers of inputs into weights, alpha searched per edge; for schemes that round both"
+    )
+    paper: ClassVar[str] = "arXiv:2211.10438"
+    calibrated: ClassVar[bool] = True
+    usual_scheme: ClassVar[str | None] = "W8A8"
+
+    @field_validator("rounding", mode="before")
+    @classmethod
+    def _short_form(cls, value: object) -> object:
+        """`rounding: gptq` is `rounding: {kind: gptq}`."""
+        return {"kind": value} if isinstance(value, str) else value
+
+    def refusal(self, scheme: Scheme) -> str | None:
+        """There must be inputs to smooth, and the rounding must know the scheme."""
+        if scheme.inputs is None:
+            return f"smoothquant is for schemes that round inputs, such as W8A8, and {scheme.name} does not"
+        return self.rounding.refusal(scheme)
+
+
+MethodConfig = Annotated[RtnConfig | GptqConfig | AwqConfig | SmoothQuantConfig, Field(discriminator="kind")]
 
 METHODS: dict[str, type[_Config]] = {c.model_fields["kind"].default: c for c in get_args(get_args(MethodConfig)[0])}
 METHOD_NAMES: tuple[str, ...] = tuple(METHODS)

@@ -9,12 +9,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from compress.quantization import fp8
 from compress.quantization.configs import RtnConfig
 from compress.quantization.grid import min_max_grid, quantize, search_grid
-from compress.types import IntScheme, QuantizedTensor
+from compress.types import Fp8Scheme, QuantizedTensor, Scheme
 
 
-def transform(weight: Tensor, scheme: IntScheme, config: RtnConfig, scale_dtype: torch.dtype) -> QuantizedTensor:
-    """Quantises one weight (out, in) float32; scales are stored in `scale_dtype`."""
+def transform(
+    weight: Tensor, scheme: Scheme, config: RtnConfig, scale_dtype: torch.dtype, highest: float | None = None
+) -> QuantizedTensor:
+    """Quantises one weight (out, in) float32; scales are stored in `scale_dtype`.
+
+    highest: as `fp8.transform` takes it, for FP8 with a scale per tensor.
+    """
+    if isinstance(scheme, Fp8Scheme):
+        return fp8.transform(weight, scheme, scale_dtype, highest)
     build = search_grid if config.scale_search else min_max_grid
     return quantize(weight, build(weight, scheme, scale_dtype))

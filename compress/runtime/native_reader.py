@@ -1,9 +1,10 @@
-"""Packed integer checkpoints as a dense state dict, one weight at a time.
+"""Quantised checkpoints as a dense state dict, one weight at a time, and how their linears round what enters them.
 
-Reads compressed-tensors' `pack-quantized` and our own layout for what compressed-tensors cannot carry (Conv1D linears,
-asymmetric fused experts): the same packed tensors under the same names, with `reader` set to `compress`. Every linear
-is decoded with the scheme of its own config group, so models of several bit widths come out right, and in the scale's
-dtype, so a weight has exactly the value that a kernel working in that dtype gives it.
+Reads compressed-tensors' `pack-quantized`, `int-quantized` and `float-quantized`, and our own layout for what
+compressed-tensors cannot carry (Conv1D linears, asymmetric fused experts): the same tensors under the same names, with
+`reader` set to `compress`. Every linear is decoded with the scheme of its own config group, so models of several bit
+widths come out right, and in the scale's dtype, so a weight has exactly the value that a kernel working in that dtype
+gives it.
 """
 
 from __future__ import annotations
@@ -16,20 +17,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from compress.errors import IntegrityError
-from compress.formats.compressed_tensors import FORMAT, is_for_own_reader, schemes_from_config
-from compress.formats.int_packed import unpack
+from compress.formats.compressed_tensors import format_of, is_for_own_reader, scheme_of_group, schemes_from_config
+from compress.formats.layouts import INPUT_SCALE, PACKED_SUFFIX, PARTS, quantized_linears, unpack
 from compress.models.checkpoint import Checkpoint
-from compress.types import IntScheme
-
-_PACKED = ".weight_packed"
-_PARTS = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point")
+from compress.types import InputScheme, Scheme
 
 
 class LazyWeight:
-    """A tensor that is read, and where packed decoded, when `[...]` asks for it: what transformers' loader calls."""
+    """A tensor that is read, and where quantised decoded, when `[...]` asks for it: what transformers' loader calls."""
 
     def __init__(
-        self, checkpoint: Checkpoint, name: str, scheme: IntScheme | None = None, transposed: bool = False
+        self, checkpoint: Checkpoint, name: str, scheme: Scheme | None = None, transposed: bool = False
     ) -> None:
         self._checkpoint = checkpoint
         self._name = name
@@ -40,7 +38,7 @@ class LazyWeight:
         if self._scheme is None:
             return self._checkpoint.read(self._name)
         linear = self._name.removesuffix(".weight")
-        names = {part: f"{linear}.{part}" for part in _PARTS}
+        names = {part: f"{linear}.{part}" for part in PARTS}
         stored = {part: self._checkpoint.read(n) for part, n in names.items() if n in self._checkpoint.index}
         try:
             weight = unpack(stored, self._scheme).dequantize()
@@ -59,33 +57,58 @@ def reads(config: Mapping[str, Any]) -> bool:
     groups = quantization.get("config_groups")
     if quantization.get("quant_method") != "compressed-tensors" or not isinstance(groups, Mapping) or not groups:
         return False
-    return all(_is_packed_integers(group, quantization.get("format")) for group in groups.values())
+    return all(_is_known(group, quantization.get("format")) for group in groups.values())
 
 
 def dense_state(checkpoint: Checkpoint, conv1d: Collection[str] = ()) -> dict[str, LazyWeight]:
-    """Every tensor by its dense name, packed linears as `<linear>.weight`; nothing is read yet.
+    """Every tensor by its dense name, quantised linears as `<linear>.weight`; nothing is read yet.
 
-    `conv1d` names the linears that the model keeps as (in, out), as GPT-2 does; packed weights are always (out, in).
+    `conv1d` names the linears that the model keeps as (in, out), as GPT-2 does; quantised weights are always (out, in).
 
     Raises:
-        IntegrityError: a packed linear that no group of the config describes.
+        IntegrityError: a quantised linear that no group of the config describes.
     """
-    index = checkpoint.index
-    linears = [name.removesuffix(_PACKED) for name in index if name.endswith(_PACKED)]
+    index, schemes = checkpoint.index, _schemes(checkpoint)
+    stored = {f"{linear}.{part}" for linear in schemes for part in PARTS}
+    state = {name: LazyWeight(checkpoint, name) for name in index if name not in stored}
+    for linear, scheme in schemes.items():
+        weight = f"{linear}.weight"
+        if weight in index and linear + PACKED_SUFFIX in index:
+            raise IntegrityError(f"{weight} is stored both packed and dense", "run `compress verify` on the artifact")
+        state[weight] = LazyWeight(checkpoint, weight, scheme, transposed=linear in conv1d)
+    return state
+
+
+def input_schemes(checkpoint: Checkpoint) -> dict[str, tuple[InputScheme, Tensor | None]]:
+    """How each linear rounds its inputs, those that do not left out: the scheme, and the stored scale (1,) if static.
+
+    Raises:
+        IntegrityError: a static scale is missing, is not one number, or is none that can be divided by.
+    """
+    found: dict[str, tuple[InputScheme, Tensor | None]] = {}
+    for linear, scheme in _schemes(checkpoint).items():
+        if scheme.inputs is None:
+            continue
+        scale = None
+        if not scheme.inputs.dynamic:
+            name = f"{linear}.{INPUT_SCALE}"
+            scale = checkpoint.read(name).clone() if name in checkpoint.index else None
+            if scale is None or scale.numel() != 1 or not 0 < float(scale) < float("inf"):
+                raise IntegrityError(f"{name} is not one positive number", "run `compress verify` on the artifact")
+        found[linear] = (scheme.inputs, scale)
+    return found
+
+
+def _schemes(checkpoint: Checkpoint) -> dict[str, Scheme]:
+    """The scheme of every quantised linear. IntegrityError for one that no group of the config describes."""
+    linears = quantized_linears(checkpoint.index)
     schemes = schemes_from_config(checkpoint.config["quantization_config"], linears)
     if unknown := [name for name in linears if name not in schemes]:
         raise IntegrityError(
             f"{unknown[0]} is packed, but no group of quantization_config describes it",
             "config.json and the weights do not belong together: run `compress verify`",
         )
-    stored = {f"{linear}.{part}" for linear in linears for part in _PARTS}
-    state = {name: LazyWeight(checkpoint, name) for name in index if name not in stored}
-    for linear, scheme in schemes.items():
-        weight = f"{linear}.weight"
-        if weight in state:
-            raise IntegrityError(f"{weight} is stored both packed and dense", "run `compress verify` on the artifact")
-        state[weight] = LazyWeight(checkpoint, weight, scheme, transposed=linear in conv1d)
-    return state
+    return schemes
 
 
 def load_dense_state(path: str | Path, conv1d: Collection[str] = ()) -> dict[str, Tensor]:
@@ -102,13 +125,12 @@ def conv1d_linears(model: nn.Module) -> set[str]:
     return names | {name.removeprefix(prefix) for name in names}
 
 
-def _is_packed_integers(group: Any, default_format: Any) -> bool:
+def _is_known(group: Any, default_format: Any) -> bool:
     weights = group.get("weights") if isinstance(group, Mapping) else None
-    return (
-        isinstance(weights, Mapping)
-        and weights.get("type") == "int"
-        and weights.get("strategy") in ("group", "channel")
-        and weights.get("actorder") in (None, "static", "weight")
-        and not group.get("input_activations")
-        and (group.get("format") or default_format) == FORMAT
-    )
+    if not isinstance(weights, Mapping) or weights.get("actorder") not in (None, "static", "weight"):
+        return False
+    try:
+        scheme = scheme_of_group(group)
+    except (IntegrityError, KeyError):
+        return False
+    return (group.get("format") or default_format) == format_of(scheme) and not group.get("output_activations")

@@ -13,10 +13,11 @@ import torch
 
 from compress.errors import CompressError
 from compress.formats.compressed_tensors import schemes_from_config
+from compress.formats.layouts import quantized_linears
 from compress.kernels.packed_linear import obstacle
 from compress.models.checkpoint import Checkpoint
 from compress.runtime import native_reader
-from compress.types import IntScheme
+from compress.types import IntScheme, Scheme
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -112,11 +113,17 @@ def _schemes(checkpoint: Checkpoint) -> dict[str, IntScheme]:
         return {}
     if not native_reader.reads(checkpoint.config):
         raise Unsupported("its weights are not packed integers")
-    linears = [name.removesuffix(".weight_packed") for name in checkpoint.index if name.endswith(".weight_packed")]
     try:
-        return schemes_from_config(quantization, linears)
+        schemes = schemes_from_config(quantization, quantized_linears(checkpoint.index))
     except (CompressError, KeyError, TypeError, ValueError) as error:
         raise Unsupported(f"its quantization_config cannot be read ({error})") from error
+    return {name: _packed(scheme) for name, scheme in schemes.items()}
+
+
+def _packed(scheme: Scheme) -> IntScheme:
+    if isinstance(scheme, IntScheme) and scheme.inputs is None:
+        return scheme
+    raise Unsupported(f"{scheme.name} rounds what enters its linears, which the engine leaves as it is")
 
 
 def _check_tensors(checkpoint: Checkpoint, shape: Shape) -> None:

@@ -1,8 +1,9 @@
 """A model directory as a dense transformers model, with every key accounted for.
 
-Plain checkpoints go through transformers as they are. Packed integer ones are decoded by our own reader and handed to
-the same loader, which fuses experts. Other compressed-tensors formats are dequantised by transformers. Nothing that a
-model directory holds is executed or unpickled.
+Plain checkpoints go through transformers as they are. Quantised ones are decoded by our own reader and handed to the
+same loader, which fuses experts; their linears then round their inputs where the scheme says so. Other weight-only
+compressed-tensors formats are dequantised by transformers. Nothing that a model directory holds is executed or
+unpickled.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from compress.errors import CompressError, IntegrityError, UserError
 from compress.models.checkpoint import Checkpoint
 from compress.runtime import native_reader
 from compress.runtime.memory import guarded
+from compress.runtime.rounded_inputs import round_inputs_of
 
 _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
@@ -43,6 +45,8 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
                 "its weights and its config.json do not belong together: fetch or make it again",
             ) from error
     _check_complete(checkpoint, report)
+    if native_reader.reads(checkpoint.config):
+        round_inputs_of(model, native_reader.input_schemes(checkpoint))
     return model.eval()
 
 
@@ -144,7 +148,13 @@ def _check_dequantizable(checkpoint: Checkpoint, quantization: dict[str, Any]) -
             f"{checkpoint.path} is quantised with {method!r}, which is not read here",
             "give its full-precision source, or a compressed-tensors export of it",
         )
-    if len(quantization.get("config_groups") or {}) > 1:
+    groups = quantization.get("config_groups") or {}
+    if any(isinstance(group, dict) and group.get("input_activations") for group in groups.values()):
+        raise UserError(
+            f"{checkpoint.path} rounds the inputs of its linears in a way that is not read here",
+            "scores without that rounding would flatter it; W8A8 and FP8 E4M3 with symmetric inputs are read",
+        )
+    if len(groups) > 1:
         raise UserError(
             f"{checkpoint.path} mixes several compressed-tensors schemes of which some are not packed integers",
             "transformers dequantises all layers of such a model by the first scheme, so it is refused",

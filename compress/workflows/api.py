@@ -52,7 +52,7 @@ def quantize(
         bits: Bits per weight code, 2 to 8; default 4.
         group_size: Inputs that share a scale (a divisor of every linear's input width), or `channel`; default 128.
         symmetric: Whether zero points are absent; default True.
-        scheme: A layout by name, such as `W4A16`, in place of `bits`.
+        scheme: A layout by name, such as `W4A16`, `W8A8` or `FP8_DYNAMIC`, in place of `bits`.
         ignore: Names or patterns of linears to leave as they are.
         recipe: A Recipe or a recipe file to start from; the settings above override a file, and exclude a Recipe.
         calib: Name of a packaged text or path of a UTF-8 file; default `tales`.

@@ -7,15 +7,18 @@ import json
 import pytest
 import torch
 from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
+from compressed_tensors.quantization.quant_scheme import PRESET_SCHEMES
 from torch import nn
 
 from compress.errors import IntegrityError
+from compress.evaluation.scheme import scheme_of
 from compress.formats.compressed_tensors import (
     for_own_reader,
     is_for_own_reader,
     quantization_config,
     schemes_from_config,
 )
+from compress.schemes import FIXED_SCHEMES
 from compress.types import IntScheme
 
 SCHEMES = [IntScheme(bits, size, sym) for bits in (2, 3, 4, 8) for size in (32, 128, None) for sym in (True, False)]
@@ -62,6 +65,55 @@ def test_one_scheme_for_all(scheme: IntScheme) -> None:
     assert config["quant_method"] == "compressed-tensors"
     # Zero points load packed only where transformers does not keep the weights packed.
     assert config.get("dequantize", False) == (not scheme.symmetric)
+
+
+@pytest.mark.parametrize("name", FIXED_SCHEMES)
+def test_the_package_knows_schemes_of_inputs_as_its_presets(name: str) -> None:
+    scheme = FIXED_SCHEMES[name]
+    config = json.loads(json.dumps(quantization_config(dict.fromkeys(NAMES[:3], scheme), ["lm_head"])))
+    assert schemes_from_config(config, NAMES) == dict.fromkeys(NAMES[:3], scheme)
+    (group,) = QuantizationConfig.model_validate(config).config_groups.values()
+    preset = PRESET_SCHEMES.get({"FP8_STATIC": "FP8"}.get(name, name))
+    if name == "W8A8_STATIC":  # the package has no preset for it
+        preset = PRESET_SCHEMES["W8A8"]
+        static = {"strategy": "tensor", "dynamic": False}
+        preset = {**preset, "input_activations": preset["input_activations"].model_copy(update=static)}
+    assert preset is not None
+    for part in ("weights", "input_activations"):
+        for field in ("num_bits", "type", "strategy", "symmetric", "dynamic", "group_size", "block_structure"):
+            assert getattr(getattr(group, part), field) == getattr(preset[part], field), (part, field)
+    layout = "float-quantized" if name.startswith("FP8") else "int-quantized"
+    assert {config["format"], group.format} == {layout}
+    assert {scheme_of({"quantization_config": config})} == {scheme.label}
+
+
+def test_layouts_of_several_kinds_are_a_mixed_checkpoint() -> None:
+    wanted = dict(zip(NAMES[:3], [IntScheme(4, 32), FIXED_SCHEMES["W8A8"], FIXED_SCHEMES["FP8_DYNAMIC"]], strict=True))
+    config = json.loads(json.dumps(quantization_config(wanted, ["lm_head"])))
+    assert config["format"] == "mixed-precision"
+    assert schemes_from_config(config, NAMES) == wanted
+    formats = {group["targets"][0]: group["format"] for group in config["config_groups"].values()}
+    assert sorted(formats.values()) == ["float-quantized", "int-quantized", "pack-quantized"]
+    QuantizationConfig.model_validate(config)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"symmetric": False},
+        {"type": "float"},
+        {"num_bits": 4},
+        {"strategy": "channel"},
+        {"dynamic": "local"},
+        {"strategy": "token", "dynamic": False},
+    ],
+)
+def test_other_inputs_are_refused(change: dict) -> None:
+    config = quantization_config({NAMES[0]: FIXED_SCHEMES["W8A8"]}, [])
+    config["config_groups"]["group_0"]["input_activations"].update(change)
+    with pytest.raises(IntegrityError, match="cannot be read here"):
+        schemes_from_config(config, NAMES)
+    assert scheme_of({"quantization_config": config}).startswith("w8a"), "it still has a name"
 
 
 def test_several_schemes_and_names_that_contain_each_other() -> None:

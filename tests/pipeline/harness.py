@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor
+from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationScheme
+from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -29,6 +31,7 @@ from compress.recipe_build import Settings, build_recipe
 
 CALIBRATED = ("gptq", "awq")
 METHODS = ("rtn", *CALIBRATED)
+"""The methods for weights alone; smoothquant needs a scheme that rounds inputs."""
 
 
 def write_text(path: Path, words: int = 4000, seed: int = 0) -> Path:
@@ -41,8 +44,9 @@ def write_text(path: Path, words: int = 4000, seed: int = 0) -> Path:
 
 def recipe(method: str, text: Path | None = None, **settings: Any) -> Recipe:
     """A recipe for a tiny model: 4 bits in groups of 32, calibrated on 8 windows of 24 tokens unless said otherwise."""
-    given: dict[str, Any] = {"method": method, "bits": 4, "group_size": 32, **settings}
-    if method in CALIBRATED:
+    layout = {} if "scheme" in settings else {"bits": 4, "group_size": 32}
+    given: dict[str, Any] = {"method": method, **layout, **settings}
+    if method in (*CALIBRATED, "smoothquant") or str(settings.get("scheme")).endswith("_STATIC"):
         given = {"calib": str(text), "samples": 8, "seq_len": 24, **given}
     else:
         given = {key: value for key, value in given.items() if key not in ("calib", "samples", "seq_len")}
@@ -77,16 +81,52 @@ def block_matrices(stored: dict[str, Tensor]) -> set[str]:
 
 
 def decoded(artifact: Artifact) -> dict[str, Tensor]:
-    """What the artifact's tensors stand for, by the source's names: packed weights (out, in) as values."""
+    """What the artifact's tensors stand for, by the source's names: quantised weights (out, in) as values.
+
+    Where inputs are rounded too, kernels multiply codes and apply the scale in float32, so values are float32.
+    """
     stored = tensors(artifact.path)
-    groups = read_json(artifact.path / "config.json")["quantization_config"]["config_groups"].values()
-    found = {name: tensor for name, tensor in stored.items() if ".weight_" not in name}
+    found = {name: t for name, t in stored.items() if ".weight_" not in name and not name.endswith(".input_scale")}
     for linear in sorted({name.rpartition(".weight_")[0] for name in stored if ".weight_" in name}):
-        (group,) = [g for g in groups if any(t == "Linear" or re.match(t[3:], linear) for t in g["targets"])]
-        scheme = QuantizationScheme(targets=["Linear"], weights=group["weights"], format=group["format"])
-        local = {n.removeprefix(linear + "."): t for n, t in stored.items() if n.startswith(linear + ".weight_")}
-        found[f"{linear}.weight"] = PackedQuantizationCompressor.decompress(local, scheme)["weight"]
+        scheme = scheme_of(artifact, linear)
+        local = {n.removeprefix(linear + "."): t for n, t in stored.items() if n.startswith(linear + ".weight")}
+        if scheme.input_activations is not None:
+            local["weight_scale"] = local["weight_scale"].float()
+        compressor = BaseCompressor.get_value_from_registry(scheme.format)
+        found[f"{linear}.weight"] = compressor.decompress(local, scheme)["weight"]
     return found
+
+
+def scheme_of(artifact: Artifact, linear: str) -> QuantizationScheme:
+    """What the config says of one quantised linear, as the compressed-tensors package reads it."""
+    groups = read_json(artifact.path / "config.json")["quantization_config"]["config_groups"].values()
+    (group,) = [g for g in groups if any(t == "Linear" or re.match(t[3:], linear) for t in g["targets"])]
+    wanted = {key: group[key] for key in ("weights", "input_activations", "format")}
+    return QuantizationScheme(targets=["Linear"], **wanted)
+
+
+def round_inputs_too(model: torch.nn.Module, artifact: Artifact) -> None:
+    """Makes the linears of a dense model round their inputs as the package does for this artifact."""
+    stored = tensors(artifact.path)
+    linears = {name.removesuffix(".weight_scale") for name in stored if name.endswith(".weight_scale")}
+    for name in linears:
+        args = scheme_of(artifact, name).input_activations
+        if args is None:
+            continue
+        static = stored.get(f"{name}.input_scale")
+        assert (static is None) == bool(args.dynamic)
+        modules = dict(model.named_modules())
+        module = modules[name if name in modules else f"{model.base_model_prefix}.{name}"]
+
+        def hook(module: torch.nn.Module, given: tuple[Tensor, ...], args: Any = args, static: Any = static) -> Any:
+            # The package takes one scale for all tokens of a matrix, for a token is a place in (batch, sequence) to it.
+            x, zero = given[0].reshape(-1, 1, given[0].shape[-1]), None
+            scale = static if static is None else static.to(x.dtype)
+            if scale is None:
+                scale, zero = compute_dynamic_scales_and_zp(x, args, module)
+            return (fake_quantize(x, scale, zero, args).reshape(given[0].shape), *given[1:])
+
+        module.register_forward_pre_hook(hook)
 
 
 def dense_model(source: Path, state: dict[str, Tensor], dtype: torch.dtype) -> torch.nn.Module:
@@ -118,7 +158,9 @@ def fake_quantized_logits(
     if artifact.config["model_type"] == "gpt2":  # Conv1D keeps (in, out); packed weights are (out, in)
         matrices = block_matrices(tensors(source))
         state = {name: t.T.contiguous() if name in matrices else t for name, t in state.items()}
-    return logits(dense_model(source, state, dtype), tokens)
+    model = dense_model(source, state, dtype)
+    round_inputs_too(model, artifact)
+    return logits(model, tokens)
 
 
 def loaded_logits(path: Path, tokens: Tensor, **options: Any) -> Tensor:

@@ -1,0 +1,121 @@
+"""SmoothQuant: statistics on the float block, scales edge by edge, each checked; then another method rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from typing import Any
+
+from torch import Tensor, nn
+
+from compress.artifact.manifest import Fallback
+from compress.calibration.staged import StagedForward
+from compress.models.skeleton import LinearSpec
+from compress.pipeline import gptq_block, rtn_block
+from compress.pipeline.block import BlockResult, OpenBlock, Workers, open_block, stages
+from compress.pipeline.fold import Fold, Probe, changed_floats, fold, free_edges
+from compress.pipeline.inputs import Activations
+from compress.pipeline.job import Job
+from compress.pipeline.linears import QuantizedLinear, live_weight, sample_of
+from compress.quantization import smoothquant
+from compress.quantization.configs import GptqConfig, SmoothQuantConfig
+
+Details = dict[str, dict[str, Any]]
+
+
+def through_block(
+    job: Job,
+    method: SmoothQuantConfig,
+    specs: Sequence[LinearSpec],
+    block: int,
+    entering: Activations,
+    workers: Workers,
+) -> BlockResult:
+    """Smooths the float block behind the blocks as quantised so far, then lets the method of `rounding` have it."""
+    opened = open_block(job, block)
+    smoothed, changed, fallbacks, details = _smoothed(job, method, specs, block, entering, workers, opened)
+    if isinstance(method.rounding, GptqConfig):
+        result = gptq_block.through_block(job, method.rounding, specs, block, entering, workers, smoothed)
+    else:
+        result = rtn_block.through_block(job, method.rounding, specs, block, entering, workers, smoothed)
+    result.changed |= changed
+    result.fallbacks += fallbacks
+    result.linears = [_with(linear, details) for linear in result.linears]
+    return result
+
+
+def _smoothed(
+    job: Job,
+    method: SmoothQuantConfig,
+    specs: Sequence[LinearSpec],
+    block: int,
+    entering: Activations,
+    workers: Workers,
+    opened: OpenBlock,
+) -> tuple[OpenBlock, dict[str, Tensor], list[Fallback], Details]:
+    """The block with its scales folded in, the floats that this changed, what was undone, and the report by linear."""
+    live = dict(opened.live)
+    quantized = {spec.name for spec in specs}
+    edges = [edge for edge in free_edges(job, block) if set(edge.consumers) <= quantized]
+    highest, samples = _float_pass(entering, opened, {name for edge in edges for name in edge.consumers}, job, workers)
+    dtypes = {name: tensor.dtype for name, tensor in opened.module.state_dict().items()}
+    module = opened.module.float()  # exact: the compute dtype holds the stored weights without rounding
+    probe = Probe(job, module, entering)
+    scales: dict[str, Tensor] = {}
+    touched: set[str] = set()
+    fallbacks: list[Fallback] = []
+    details: Details = {}
+    for edge in edges:
+        first = edge.consumers[0]
+        if first not in samples:
+            continue
+        weights = {name: live_weight(live[name]) for name in edge.consumers}
+        found = smoothquant.search_scale(
+            weights, highest[first], samples[first], job.schemes[first], method, workers.pool
+        )
+        moved = fold(job, edge, live, found.scale, probe) if found.scale is not None else Fold(None, 0.0)
+        if found.scale is not None and moved.scale is None:
+            reason = f"scaling moved the float block's output by {moved.change:.1e} of its norm"
+            fallbacks += [Fallback(name=name, action="identity scale", reason=reason) for name in edge.consumers]
+        if moved.scale is not None:
+            scales |= dict.fromkeys(edge.consumers, moved.scale)
+            touched |= {name for name in (edge.producer, *edge.consumers) if name in quantized}
+        for name in edge.consumers:
+            details[name] = {
+                "edge": edge.producer,
+                "alpha": found.alpha,
+                "identity": moved.scale is None,
+                "loss_share": found.loss / found.identity_loss if found.identity_loss > 0 else 1.0,
+                "fold_change": moved.change,
+            }
+    changed = changed_floats(job, live, quantized, edges)
+    weights = {name: live_weight(live[name]) for name in sorted(touched)}
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        tensor.data = tensor.data.to(dtypes.get(name, tensor.dtype))
+    return OpenBlock(module, live, weights, scales), changed, fallbacks, details
+
+
+def _float_pass(
+    entering: Activations, opened: OpenBlock, names: set[str], job: Job, workers: Workers
+) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    """The largest |x_j| (in,) and a sample (tokens, in) of the inputs of each linear, on the float block."""
+    highest: dict[str, Tensor] = {}
+    samples: dict[str, Tensor] = {}
+    watched: dict[str, nn.Module] = {name: module for name, module in opened.live.items() if name in names}
+    forward = StagedForward(entering.runs(job.skeleton, opened.module), watched, workers.count)
+    with closing(stages(forward)) as reached:
+        for stage in reached:
+            chunks = [chunk for chunk in stage.inputs if chunk.numel()]
+            if chunks:
+                ranges = list(workers.pool.map(lambda chunk: chunk.abs().amax(0).float(), chunks))
+                highest[stage.name] = ranges[0]
+                for other in ranges[1:]:
+                    highest[stage.name] = highest[stage.name].maximum(other)
+                samples[stage.name] = sample_of(chunks)
+    return highest, samples
+
+
+def _with(linear: QuantizedLinear, details: Details) -> QuantizedLinear:
+    more = details.get(linear.spec.name, {})
+    record = linear.record.model_copy(update={"details": {**more, **linear.record.details}})
+    return QuantizedLinear(linear.spec, linear.quantized, record, linear.fallbacks, linear.input_scale)
