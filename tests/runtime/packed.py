@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from compress.formats.compressed_tensors import for_own_reader, quantization_config
-from compress.formats.int_packed import pack
+from compress.formats.layouts import pack
 from compress.models.checkpoint import Checkpoint
 from compress.models.skeleton import LinearSpec, Skeleton
 from compress.types import IntScheme, QuantizedTensor

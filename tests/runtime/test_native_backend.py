@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import compress
+from compress import pipeline
 from compress.errors import CompressError, UserError, WorkError
 from compress.models.checkpoint import Checkpoint
 from compress.runtime import loading, transformers_backend
@@ -22,7 +23,9 @@ from compress.runtime.native_backend import NativeRuntime
 from compress.runtime.native_model import Chunk
 from compress.runtime.pages import PagePool
 from compress.runtime.protocol import SamplingParams
-from compress.types import IntScheme
+from compress.schemes import FIXED_SCHEMES
+from compress.types import InputScheme, IntScheme
+from tests.pipeline import harness
 from tests.runtime.packed import fitting, write_packed
 from tests.tiny_models import tiny_tokens
 
@@ -191,6 +194,32 @@ def test_groups_that_no_kernel_takes_stay_with_transformers(tiny: Callable[..., 
     decision = loading.decide(Checkpoint.open(packed), "cpu")
     assert (decision.backend, "groups of 16" in decision.reason) == ("transformers", True)
     assert loading.load(packed, device="cpu").name == "transformers"
+
+
+@pytest.mark.parametrize("name", FIXED_SCHEMES)
+def test_schemes_that_round_inputs_stay_with_transformers(name: str, tiny: Callable[..., Path], tmp_path: Path) -> None:
+    source = tiny("llama", hidden_size=128, intermediate_size=256, num_attention_heads=8, num_key_value_heads=4)
+    wanted = harness.recipe("rtn", harness.write_text(tmp_path / "text.txt"), scheme=name)
+    path = pipeline.run(wanted, model=source, output=tmp_path / "out").artifact.path
+    decision = loading.decide(Checkpoint.open(path), "cpu")
+    assert (decision.backend, decision.shape) == ("transformers", None)
+    assert decision.reason.startswith(f"{name} rounds what enters its linears")
+    assert loading.load(path, device="cpu").name == "transformers"
+    for kernel in ("cpu", "cpu-int8"):
+        with pytest.raises(UserError, match=f"native engine does not run.*{name}"):
+            loading.load(path, device="cpu", kernel=kernel)
+
+
+def test_one_linear_that_rounds_its_inputs_is_enough(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    both = IntScheme(8, None, inputs=InputScheme("int", "token"))
+    packed, dense = write_packed(
+        tiny("llama"), tmp_path, lambda spec: both if spec.name.endswith("1.mlp.down_proj") else IntScheme(4, 32)
+    )
+    assert loading.decide(Checkpoint.open(packed), "cpu").reason.startswith("W8A8 rounds")
+    tokens = tiny_tokens(2, 20)
+    found, weights_alone = (loading.load(path, device="cpu").score(tokens) for path in (packed, dense))
+    assert torch.equal(found, transformers_backend.load(packed, device="cpu").score(tokens))
+    assert 1e-9 < divergence(found, weights_alone) < 1e-2
 
 
 def test_choices_that_the_engine_does_not_offer(tiny: Callable[..., Path]) -> None:
