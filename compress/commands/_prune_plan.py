@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from compress.commands._output import View, duration, facts, numberless, relative, size
+from compress.commands._output import View, facts
+from compress.commands._plan_parts import by_kind, cost_facts, costs
 
 if TYPE_CHECKING:
     from compress.pipeline import PrunePlan
@@ -27,12 +27,7 @@ def _document(plan: PrunePlan, recipe: Recipe) -> dict[str, Any]:
         "recipe_hash": recipe.hash(),
         "zeros": plan.zeros,
         "parameters": plan.parameters,
-        "source_bytes": plan.source_bytes,
-        "output_bytes": plan.output_bytes,
-        "peak_memory_bytes": plan.peak_memory_bytes,
-        "seconds_estimate": plan.seconds_estimate,
-        "problems": plan.problems,
-        "linears": plan.linears,
+        **costs(plan),
     }
 
 
@@ -45,18 +40,16 @@ def _lines(plan: PrunePlan) -> list[str]:
             ("method", plan.method),
             ("linears", f"{pruned} of {len(plan.linears)} pruned to {plan.sparsity}"),
             ("zeros", f"{plan.zeros} ({share})"),
-            ("size", f"{size(plan.source_bytes)} -> {size(plan.output_bytes)} (zeros take their place in the file)"),
-            ("peak memory", f"about {size(plan.peak_memory_bytes)}"),
-            ("time", f"about {duration(plan.seconds_estimate)}"),
-            ("output", relative(plan.output)),
+            *cost_facts(plan, " (zeros take their place in the file)"),
         )
     )
 
 
 def _rows(plan: PrunePlan) -> list[tuple[object, ...]]:
-    """One row per kind of linear: same name apart from numbers, same shape, sparsity and reason."""
-    kinds: Counter[tuple[object, ...]] = Counter()
-    for linear in plan.linears:
-        amount = plan.sparsity if linear.sparsity is not None else "kept"
-        kinds[(numberless(linear.name), linear.in_features, linear.out_features, amount, linear.reason or "")] += 1
-    return [(name, count, *rest) for (name, *rest), count in kinds.items()]
+    return by_kind(
+        (
+            each.name, each.in_features, each.out_features,
+            plan.sparsity if each.sparsity is not None else "kept", each.reason or "",
+        )
+        for each in plan.linears
+    )  # fmt: skip

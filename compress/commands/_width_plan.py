@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from compress.commands._output import View, duration, facts, numberless, relative, size
+from compress.commands._output import View, facts
+from compress.commands._plan_parts import by_kind, cost_facts, costs
 
 if TYPE_CHECKING:
     from compress.pipeline import WidthPlan
@@ -27,12 +27,7 @@ def _document(plan: WidthPlan, recipe: Recipe) -> dict[str, Any]:
         "cut": plan.cut,
         "output": plan.output,
         "recipe_hash": recipe.hash(),
-        "source_bytes": plan.source_bytes,
-        "output_bytes": plan.output_bytes,
-        "peak_memory_bytes": plan.peak_memory_bytes,
-        "seconds_estimate": plan.seconds_estimate,
-        "problems": plan.problems,
-        "linears": plan.linears,
+        **costs(plan),
     }
 
 
@@ -45,18 +40,12 @@ def _lines(plan: WidthPlan) -> list[str]:
             ("neurons", f"{cut.neurons} of {cut.all_neurons} in every block"),
             ("query heads", f"{cut.heads * cut.kv_heads} of {cut.all_heads * cut.kv_heads} in every block"),
             ("parameters", f"{cut.all_parameters} -> {cut.parameters} (keep {cut.keep:.4f}, asked {plan.keep:g})"),
-            ("size", f"{size(plan.source_bytes)} -> {size(plan.output_bytes)}"),
-            ("peak memory", f"about {size(plan.peak_memory_bytes)}"),
-            ("time", f"about {duration(plan.seconds_estimate)}"),
-            ("output", relative(plan.output)),
+            *cost_facts(plan),
         )
     )
 
 
 def _rows(plan: WidthPlan) -> list[tuple[object, ...]]:
-    """One row per kind of linear: same name apart from numbers, same shapes."""
-    kinds: Counter[tuple[object, ...]] = Counter(
-        (numberless(each.name), each.in_features, each.out_features, each.kept_in, each.kept_out)
-        for each in plan.linears
+    return by_kind(
+        (each.name, each.in_features, each.out_features, each.kept_in, each.kept_out) for each in plan.linears
     )
-    return [(name, count, *rest) for (name, *rest), count in kinds.items()]

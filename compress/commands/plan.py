@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from compress.commands import _environment, _prune_plan, _width_plan
 from compress.commands._command import command
 from compress.commands._options import Prune, Quantize, Run, RunRecipe
-from compress.commands._output import View, duration, facts, number, numberless, relative, size
+from compress.commands._output import View, facts, number
+from compress.commands._plan_parts import by_kind, cost_facts, costs
 from compress.errors import UserError
 
 if TYPE_CHECKING:
@@ -112,12 +112,7 @@ def _document(plan: Plan, recipe: Recipe) -> dict[str, Any]:
         "recipe_hash": recipe.hash(),
         "bits_per_weight": plan.bits_per_weight,
         "file_bits_per_weight": plan.file_bits_per_weight,
-        "source_bytes": plan.source_bytes,
-        "output_bytes": plan.output_bytes,
-        "peak_memory_bytes": plan.peak_memory_bytes,
-        "seconds_estimate": plan.seconds_estimate,
-        "problems": plan.problems,
-        "linears": plan.linears,
+        **costs(plan),
     }
 
 
@@ -129,21 +124,16 @@ def _lines(plan: Plan) -> list[str]:
             ("method", plan.method),
             ("linears", f"{quantised} of {len(plan.linears)} quantised"),
             ("bits per weight", f"{number(plan.bits_per_weight)} (whole file {number(plan.file_bits_per_weight)})"),
-            ("size", f"{size(plan.source_bytes)} -> {size(plan.output_bytes)}"),
-            ("peak memory", f"about {size(plan.peak_memory_bytes)}"),
-            ("time", f"about {duration(plan.seconds_estimate)}"),
-            ("output", relative(plan.output)),
+            *cost_facts(plan),
         )
     )
 
 
 def _rows(plan: Plan) -> list[tuple[object, ...]]:
-    """One row per kind of linear: same name apart from numbers, same shape, scheme and reason."""
-    kinds: Counter[tuple[object, ...]] = Counter()
-    for linear in plan.linears:
-        scheme = linear.scheme.label if linear.scheme is not None else "kept"
-        bits = number(linear.bits_per_weight)
-        kinds[
-            (numberless(linear.name), linear.in_features, linear.out_features, scheme, bits, linear.reason or "")
-        ] += 1
-    return [(name, count, *rest) for (name, *rest), count in kinds.items()]
+    return by_kind(
+        (
+            each.name, each.in_features, each.out_features, each.scheme.label if each.scheme is not None else "kept",
+            number(each.bits_per_weight), each.reason or "",
+        )
+        for each in plan.linears
+    )  # fmt: skip

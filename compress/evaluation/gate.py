@@ -154,7 +154,7 @@ def measure_floor(
     """
     from compress.evaluation.gating.noise import measure_noise
     from compress.evaluation.gating.noise_data import noise_data
-    from compress.evaluation.identity import check_artifact
+    from compress.runtime.sound import check_artifact
     from compress.runtime.transformers_backend import load
 
     rules = _policy(policy)

@@ -11,23 +11,12 @@ import torch
 
 import compress
 from compress.artifact.reader import Artifact, is_artifact
-from compress.artifact.verify import require_sound
 from compress.evaluation.records import EnvironmentRecord, ModelRecord
 from compress.evaluation.scheme import scheme_of
 from compress.models.checkpoint import Checkpoint
 from compress.runtime.protocol import Runtime
 
 _PACKAGES = ("torch", "transformers", "compressed-tensors", "tokenizers", "numpy")
-
-
-def check_artifact(path: str | Path, *, scores: bool = True) -> None:
-    """Raises IntegrityError if `path` is one of our artifacts and any byte of it is not as it was made.
-
-    With `scores` False, earlier scores and the card that shows them are not looked at: they are about to be replaced.
-    """
-    checkpoint = Checkpoint.open(path)
-    if checkpoint.is_artifact:
-        require_sound(checkpoint.path, scores=scores)
 
 
 def artifact_id(path: Path) -> str | None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compress.errors import UserError
-from compress.evaluation.identity import artifact_id, check_artifact, environment_record, model_record, versions
+from compress.evaluation.identity import artifact_id, environment_record, model_record, versions
 from compress.evaluation.record_parts import EnvironmentRecord, ModelRecord
 from compress.runtime.protocol import Runtime
+from compress.runtime.sound import check_artifact
 from compress.runtime.transformers_backend import load
 
 if TYPE_CHECKING:

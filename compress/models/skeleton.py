@@ -8,6 +8,7 @@ so scaled embeddings, learned positions, final projections and softcapped logits
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -105,6 +106,18 @@ class Skeleton:
     def tied(self) -> dict[str, str]:
         """Checkpoint tensor names, alias -> stored tensor that it equals, whether or not the alias is stored too."""
         return dict(self._names.tied)
+
+    def stored_copies(self) -> set[str]:
+        """Stored tensors that repeat the one they are tied to; they are no weights of their own."""
+        index = self.checkpoint.index
+        return {
+            alias for alias, target in self.tied().items() if alias != target and alias in index and target in index
+        }
+
+    def parameters(self) -> int:
+        """How many weights the checkpoint holds, stored copies of tied ones not counted."""
+        index = self.checkpoint.index
+        return sum(math.prod(index[name].shape) for name in index.keys() - self.stored_copies())
 
     def block_tensors(self, block: int) -> list[str]:
         """All checkpoint tensors under this block's name, those that no module uses included, sorted."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,17 +91,16 @@ def _quantisation(job: Job, restart: bool, scored: bool) -> Plan:
     stored = {spec.name: _stored_bits(job, spec) for spec in quantized}
     weights = sum(spec.in_features * spec.out_features for spec in quantized)
     replaced = sum(job.checkpoint.index[spec.weight].nbytes for spec in quantized)
-    copies, index = _copies(job), job.checkpoint.index
+    copies, index = job.skeleton.stored_copies(), job.checkpoint.index
     source_bytes = job.checkpoint.nbytes
     output_bytes = source_bytes - replaced - sum(index[name].nbytes for name in copies) + sum(stored.values()) // 8
-    parameters = sum(math.prod(info.shape) for name, info in index.items() if name not in copies)
     problems = job.problems or _output_problems(job, restart)
     return Plan(
         model=job.model_name,
         method=job.method_name,
         linears=linears,
         bits_per_weight=sum(stored.values()) / weights if weights else 0.0,
-        file_bits_per_weight=8 * output_bytes / parameters,
+        file_bits_per_weight=8 * output_bytes / job.skeleton.parameters(),
         output_bytes=output_bytes,
         source_bytes=source_bytes,
         peak_memory_bytes=_peak_memory(job),
@@ -149,12 +147,6 @@ def _stored_bits(job: Job, spec: LinearSpec) -> int:
     itemsize = job.checkpoint.index[spec.weight].dtype.itemsize
     bits_per_weight = job.schemes[spec.name].bits_per_weight(spec.in_features, 8 * itemsize, spec.out_features)
     return round(bits_per_weight * spec.in_features * spec.out_features)
-
-
-def _copies(job: Job) -> set[str]:
-    """Stored copies of tied tensors, which are not written again."""
-    index, tied = job.checkpoint.index, job.skeleton.tied()
-    return {alias for alias, target in tied.items() if alias != target and alias in index and target in index}
 
 
 def _peak_memory(job: Job) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,8 +55,7 @@ class PrunePlan:
 
 def prune_plan(job: PruneJob, output: Path, problems: Sequence[Problem]) -> PrunePlan:
     """Lays out a pruning; problems are what forbids it."""
-    index, tied = job.checkpoint.index, job.skeleton.tied()
-    copies = {alias for alias, target in tied.items() if alias != target and alias in index and target in index}
+    index = job.checkpoint.index
     linears = [_planned(job, spec) for spec in job.skeleton.linears()]
     return PrunePlan(
         model=job.model_name,
@@ -65,8 +63,8 @@ def prune_plan(job: PruneJob, output: Path, problems: Sequence[Problem]) -> Prun
         sparsity=job.sparsity.name,
         linears=linears,
         zeros=sum(round((each.sparsity or 0.0) * each.in_features * each.out_features) for each in linears),
-        parameters=sum(math.prod(info.shape) for name, info in index.items() if name not in copies),
-        output_bytes=job.checkpoint.nbytes - sum(index[name].nbytes for name in copies),
+        parameters=job.skeleton.parameters(),
+        output_bytes=job.checkpoint.nbytes - sum(index[name].nbytes for name in job.skeleton.stored_copies()),
         source_bytes=job.checkpoint.nbytes,
         peak_memory_bytes=_peak_memory(job),
         seconds_estimate=_operations(job) * on_all_threads(product_rate),

@@ -78,10 +78,7 @@ def assign(stage: PruneStage, skeleton: Skeleton) -> tuple[Cut, list[Problem]]:
         raise UserError(
             f"the width of {family} models cannot be cut yet", f"families that can: {', '.join(sorted(FAMILIES))}"
         )
-    index, config = skeleton.checkpoint.index, skeleton.checkpoint.config
-    tied = skeleton.tied()
-    copies = {alias for alias, target in tied.items() if alias != target and alias in index and target in index}
-    total = sum(math.prod(info.shape) for name, info in index.items() if name not in copies)
+    config, total = skeleton.checkpoint.config, skeleton.parameters()
     specs = skeleton.linears()
     query = next(spec for spec in specs if spec.name.endswith(HEADS))
     neurons = next(spec for spec in specs if spec.name.endswith(FED_BY_NEURONS)).in_features

@@ -50,8 +50,7 @@ class WidthPlan:
 
 def width_plan(job: WidthJob, output: Path, problems: Sequence[Problem]) -> WidthPlan:
     """Lays out a width cut; problems are what forbids it."""
-    index, tied = job.checkpoint.index, job.skeleton.tied()
-    copies = {alias for alias, target in tied.items() if alias != target and alias in index and target in index}
+    index = job.checkpoint.index
     specs = job.skeleton.linears()
     lost = (job.cut.all_parameters - job.cut.parameters) * index[specs[0].weight].dtype.itemsize
     assert job.stage.keep is not None
@@ -61,7 +60,7 @@ def width_plan(job: WidthJob, output: Path, problems: Sequence[Problem]) -> Widt
         keep=job.stage.keep,
         cut=job.cut,
         linears=[_planned(job, spec) for spec in specs],
-        output_bytes=job.checkpoint.nbytes - sum(index[name].nbytes for name in copies) - lost,
+        output_bytes=job.checkpoint.nbytes - sum(index[name].nbytes for name in job.skeleton.stored_copies()) - lost,
         source_bytes=job.checkpoint.nbytes,
         peak_memory_bytes=_peak_memory(job),
         seconds_estimate=_operations(job) * on_all_threads(product_rate),

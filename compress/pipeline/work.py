@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,7 +38,7 @@ class Problem:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class Work(ABC):
     """Everything that any plan or run needs. Nothing is read from the weights yet."""
 
     recipe: Recipe
@@ -52,19 +53,19 @@ class Work:
     """What forbids the run; a plan shows them, a run refuses."""
 
     @property
+    @abstractmethod
     def label(self) -> str:
         """What is made of the weights in one word, such as `w4a16-g128`; part of the default directory's name."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def needs_blocks(self) -> bool:
         """Whether blocks must be run at all."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def needs_original(self) -> bool:
         """Whether the method also follows what the original model computes."""
-        raise NotImplementedError
 
     @property
     def method_name(self) -> str:

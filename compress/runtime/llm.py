@@ -8,11 +8,10 @@ from typing import cast
 
 import torch
 
-from compress.artifact.reader import is_artifact
-from compress.artifact.verify import require_sound
 from compress.content import default_model
 from compress.runtime.loading import load
 from compress.runtime.protocol import Generation, SamplingParams
+from compress.runtime.sound import check_artifact
 from compress.runtime.text_model import TextModel
 
 Prompt = str | Sequence[int]
@@ -29,8 +28,7 @@ class LLM:
             IntegrityError: damaged files; an artifact is hashed whole first.
         """
         found = default_model() if model is None else model
-        if is_artifact(Path(found)):
-            require_sound(found, scores=False)
+        check_artifact(found, scores=False)
         self.runtime = load(found, device=device, kernel=kernel)
 
     def generate(self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None) -> list[Generation]:

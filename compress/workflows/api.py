@@ -229,13 +229,11 @@ def load(model: PathLike | None = None, *, device: str = "auto", dtype: str = "a
         IntegrityError: damaged files; an artifact is hashed whole first.
         WorkError: out of memory.
     """
-    from compress.artifact.reader import is_artifact
-    from compress.artifact.verify import require_sound
     from compress.runtime.loading import load as load_runtime
+    from compress.runtime.sound import check_artifact
 
     found = _model(model)
-    if is_artifact(Path(found)):
-        require_sound(found, scores=False)
+    check_artifact(found, scores=False)
     return load_runtime(found, device=device, dtype=dtype, kernel=kernel)
 
 

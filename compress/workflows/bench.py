@@ -9,11 +9,12 @@ from compress.content import default_model
 from compress.evaluation.costs.measure import Settings, measure, measure_pair
 from compress.evaluation.costs.prices import PriceTable, load_prices
 from compress.evaluation.costs.record import CostRecord
-from compress.evaluation.identity import check_artifact, environment_record, model_record
+from compress.evaluation.identity import environment_record, model_record
 from compress.evaluation.records import EnvironmentRecord, ModelRecord
 from compress.progress import Progress
 from compress.runtime.loading import load
 from compress.runtime.protocol import Runtime
+from compress.runtime.sound import check_artifact
 
 
 @dataclass(frozen=True, slots=True)

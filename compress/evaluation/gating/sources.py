@@ -136,8 +136,8 @@ def _existing(candidate: str | Path, policy: Policy) -> EvalRecord | None:
 def _own_record(path: str | Path, policy: Policy, *, paired: bool = False) -> EvalRecord | None:
     """The eval.json of an artifact, after its bytes were checked; None for other models, or if it does not serve."""
     from compress.artifact.reader import Artifact
-    from compress.evaluation.identity import check_artifact
     from compress.models.checkpoint import Checkpoint
+    from compress.runtime.sound import check_artifact
 
     check_artifact(path)
     checkpoint = Checkpoint.open(path)
