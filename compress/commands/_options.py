@@ -31,6 +31,33 @@ MODEL_OR_ARTIFACT_HELP = "Model directory, hub id or artifact; the small package
 DTYPE_HELP = "Compute dtype: auto, float32, bfloat16 or float16."
 FORMATS = ("compressed-tensors",)
 
+# Options that several commands have alike.
+SourceModel = Annotated[str | None, typer.Argument(help=MODEL_HELP, metavar="MODEL", show_default=False)]
+IgnoredLinears = Annotated[
+    list[str],
+    typer.Option(
+        help="Linear to leave as it is, by name or pattern; repeatable.", metavar="NAME", rich_help_panel=METHOD
+    ),
+]
+BaseRecipe = Annotated[
+    Path | None,
+    typer.Option(help="Recipe to start from, a file or a shipped name.", metavar="FILE", rich_help_panel=METHOD),
+]
+CalibrationText = Annotated[
+    str | None,
+    typer.Option(
+        help="Packaged text by name, or a UTF-8 text file; tales if left out.",
+        metavar="NAME|FILE",
+        rich_help_panel=CALIBRATION,
+    ),
+]
+CalibrationSamples = Annotated[
+    int | None, typer.Option(help="Calibration windows; 128 if left out.", rich_help_panel=CALIBRATION)
+]
+CalibrationLength = Annotated[
+    int | None, typer.Option(help="Tokens per window; 512 if left out.", rich_help_panel=CALIBRATION)
+]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Common:
@@ -113,7 +140,7 @@ class Run(Machine):
 class Quantize(Run):
     """`compress quantize` and `compress plan quantize`."""
 
-    model: Annotated[str | None, typer.Argument(help=MODEL_HELP, metavar="MODEL", show_default=False)] = None
+    model: SourceModel = None
     method: Annotated[
         str | None,
         typer.Option(
@@ -145,34 +172,11 @@ class Quantize(Run):
         bool | None,
         typer.Option("--sym/--asym", help="Zero point absent or stored; --sym if left out.", rich_help_panel=METHOD),
     ] = None
-    ignore: Annotated[
-        list[str],
-        typer.Option(
-            help="Linear to leave as it is, by name or pattern; repeatable.", metavar="NAME", rich_help_panel=METHOD
-        ),
-    ] = field(default_factory=list)
-    recipe: Annotated[
-        Path | None,
-        typer.Option(
-            help="Recipe to start from, a file or a shipped name.",
-            metavar="FILE",
-            rich_help_panel=METHOD,
-        ),
-    ] = None
-    calib: Annotated[
-        str | None,
-        typer.Option(
-            help="Packaged text by name, or a UTF-8 text file; tales if left out.",
-            metavar="NAME|FILE",
-            rich_help_panel=CALIBRATION,
-        ),
-    ] = None
-    samples: Annotated[
-        int | None, typer.Option(help="Calibration windows; 128 if left out.", rich_help_panel=CALIBRATION)
-    ] = None
-    seq_len: Annotated[
-        int | None, typer.Option(help="Tokens per window; 512 if left out.", rich_help_panel=CALIBRATION)
-    ] = None
+    ignore: IgnoredLinears = field(default_factory=list)
+    recipe: BaseRecipe = None
+    calib: CalibrationText = None
+    samples: CalibrationSamples = None
+    seq_len: CalibrationLength = None
     format: Annotated[str, typer.Option(help=f"{', '.join(FORMATS)}.", metavar="NAME", rich_help_panel=OUTPUT)] = (
         "compressed-tensors"
     )
@@ -204,7 +208,7 @@ class Quantize(Run):
 class Prune(Run):
     """`compress prune` and `compress plan prune`."""
 
-    model: Annotated[str | None, typer.Argument(help=MODEL_HELP, metavar="MODEL", show_default=False)] = None
+    model: SourceModel = None
     method: Annotated[
         str | None,
         typer.Option(
@@ -240,30 +244,11 @@ class Prune(Run):
             rich_help_panel=METHOD,
         ),
     ] = None
-    ignore: Annotated[
-        list[str],
-        typer.Option(
-            help="Linear to leave as it is, by name or pattern; repeatable.", metavar="NAME", rich_help_panel=METHOD
-        ),
-    ] = field(default_factory=list)
-    recipe: Annotated[
-        Path | None,
-        typer.Option(help="Recipe to start from, a file or a shipped name.", metavar="FILE", rich_help_panel=METHOD),
-    ] = None
-    calib: Annotated[
-        str | None,
-        typer.Option(
-            help="Packaged text by name, or a UTF-8 text file; tales if left out.",
-            metavar="NAME|FILE",
-            rich_help_panel=CALIBRATION,
-        ),
-    ] = None
-    samples: Annotated[
-        int | None, typer.Option(help="Calibration windows; 128 if left out.", rich_help_panel=CALIBRATION)
-    ] = None
-    seq_len: Annotated[
-        int | None, typer.Option(help="Tokens per window; 512 if left out.", rich_help_panel=CALIBRATION)
-    ] = None
+    ignore: IgnoredLinears = field(default_factory=list)
+    recipe: BaseRecipe = None
+    calib: CalibrationText = None
+    samples: CalibrationSamples = None
+    seq_len: CalibrationLength = None
 
     def settings(self) -> PruneSettings:
         """The flags that decide the recipe."""

@@ -68,17 +68,24 @@ def in_fresh_process(job: Job) -> Fresh:
         listener = threading.Thread(target=lambda: noise.extend(child.stderr or ()), daemon=True)
         listener.start()
         try:
-            fresh = _converse(child, job, watch, noise)
+            fresh = _converse(child, job, watch)
         except BaseException:
             child.kill()
             raise
         finally:
             watch.stop()
-        listener.join()
+        status = child.wait()
+        listener.join()  # its last words are in the pipe when it ends, and read only a while later
+    if status != 0 or len(fresh.load_seconds) != job.loads:
+        said = f": {noise[-1].strip()}" if noise else ""
+        raise WorkError(
+            f"the process that loads {job.path} afresh ended with {status} after {len(fresh.load_seconds)} loads{said}",
+            "is there memory for a second copy of the model? `--no-fresh` leaves load time and memory out",
+        )
     return fresh
 
 
-def _converse(child: subprocess.Popen[str], job: Job, watch: _Watch, noise: Sequence[str]) -> Fresh:
+def _converse(child: subprocess.Popen[str], job: Job, watch: _Watch) -> Fresh:
     assert child.stdin is not None
     assert child.stdout is not None
     cuda = job.device.startswith("cuda")
@@ -108,12 +115,6 @@ def _converse(child: subprocess.Popen[str], job: Job, watch: _Watch, noise: Sequ
         elif step["step"] == "load":
             loads.append(step["seconds"])
         _answer(child, "on")
-    if child.wait() != 0 or len(loads) != job.loads:
-        said = f": {noise[-1].strip()}" if noise else ""
-        raise WorkError(
-            f"the process that loads {job.path} afresh ended with {child.returncode} after {len(loads)} loads{said}",
-            "is there memory for a second copy of the model? `--no-fresh` leaves load time and memory out",
-        )
     kind: MemoryKind | None = None if peak is None else "device" if cuda else "host anonymous"
     return Fresh(loads, kind, held, peak, mapped)
 
