@@ -6,6 +6,8 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check --quiet --no-compile --constraint constraints.txt
 PYTEST := $(PY) -m pytest
+# Processes that share the ordinary tests, one file at a time.
+JOBS ?= 2
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
@@ -36,7 +38,7 @@ quickstart: $(INSTALLED)
 	$(PY) scripts/quickstart.py
 
 test: $(INSTALLED)
-	$(PYTEST) -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow and not gpu" -n $(JOBS) --dist loadfile
 
 test-slow: $(INSTALLED)
 	HYPOTHESIS_PROFILE=default $(PYTEST) -m slow
