@@ -8,6 +8,7 @@ inputs.py   the activations that flow from block to block
 source.py   reading tensors, refusing what is not finite
 block.py    what a method gives back for one block; rtn_block.py, gptq_block.py, awq_block.py,
             smoothquant_block.py go through it
+twin.py     the original block beside the changed one, linear by linear
 rounded_inputs.py  rounding what enters the linears, where the scheme does
 mask_block.py zeros in one block; width_job.py, width_block.py, width_stage.py, width_plan.py: whole neurons and heads
 fold.py     moving a scale from a linear into what feeds it, checked on the live block

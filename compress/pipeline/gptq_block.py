@@ -11,7 +11,7 @@ from torch import Tensor
 from compress.calibration.staged import StagedForward
 from compress.calibration.statistics import collect
 from compress.models.skeleton import LinearSpec
-from compress.pipeline.block import BlockResult, OpenBlock, Workers, open_block, stages
+from compress.pipeline.block import BlockResult, OpenBlock, Workers, open_block
 from compress.pipeline.inputs import Activations
 from compress.pipeline.job import Job
 from compress.pipeline.linears import (
@@ -22,10 +22,9 @@ from compress.pipeline.linears import (
     put,
     round_searched,
     rounded,
-    sample_of,
 )
 from compress.pipeline.rounded_inputs import RoundedInputs
-from compress.pipeline.work import Work
+from compress.pipeline.twin import Pair, pairs, twin_of
 from compress.quantization import gptq
 from compress.quantization.configs import GptqConfig
 from compress.types import QuantizedTensor
@@ -53,26 +52,19 @@ def through_block(
     twin = twin_of(job, entering, specs, block, workers)
     shared: gptq.Preconditioner | None = None
     report: Future[QuantizedLinear] | None = None
-    with closing(stages(forward)) as reached, closing(stages(twin)) as counterparts:
-        for stage in reached:
-            spec = by_name.pop(stage.name)
-            inputs, originals = stage.inputs, {}
-            counterpart = next(counterparts) if twin is not None and spec.expert is None else None
-            if counterpart is not None:
-                assert counterpart.name == stage.name, "the two models must meet their linears in one order"
-                seen = _as_now(counterpart.inputs, opened.input_scales.get(spec.name))
-                originals = dict(zip(entering.original, seen, strict=True))
-                inputs = [stage.inputs[place] for place in originals]
+    with closing(pairs(forward, twin, entering, specs, opened.input_scales)) as reached:
+        for pair in reached:
+            stage, spec = pair.stage, by_name.pop(pair.stage.name)
             reading = workers.pool.submit(opened.weight, job, spec)
             rounding.calibrate(spec, stage.inputs)
-            sampling = workers.pool.submit(_samples_of_both, rounding, spec.name, inputs, list(originals.values()))
+            sampling = workers.pool.submit(_samples_of_both, rounding, pair)
             fresh = shared is None or not stage.same_input
             stats = None
             if fresh:
                 multiplied = rounding.rounded_chunks(spec.name, stage.inputs, workers.pool)
-                stats = collect(multiplied, originals, workers.pool)
-            if twin is not None and counterpart is not None:
-                twin.resume(counterpart)  # runs beside the factorisation, which does not keep all workers busy
+                stats = collect(multiplied, pair.originals, workers.pool)
+            if twin is not None and pair.counterpart is not None:
+                twin.resume(pair.counterpart)  # runs beside the factorisation, which does not keep all workers busy
             if stats is not None:
                 shared = gptq.Preconditioner(stats, method, workers.pool)
             assert shared is not None
@@ -85,27 +77,12 @@ def through_block(
             report = workers.pool.submit(
                 _reported, job, method, spec, weight, quantized, shared, *sampling.result(), rounding.scale(spec.name)
             )
-        for _ in counterparts:  # lets the original block run to its end
-            pass
     if report is not None:
         result.linears.append(report.result())
     for spec in by_name.values():  # experts that no token of the calibration text reached
         result.linears.append(rounded(job, spec, opened.weight(job, spec), UNSEEN, workers.pool))
     result.activations = entering.advanced(forward.outputs, [] if twin is None else twin.outputs)
     return result
-
-
-def twin_of(
-    job: Work, entering: Activations, specs: Sequence[LinearSpec], block: int, workers: Workers
-) -> StagedForward | None:
-    """The original block on the chunks that are compared, or None where none are."""
-    if not entering.original:
-        return None
-    original = job.skeleton.materialise(block)
-    beside = job.skeleton.modules(block, original)
-    # Tokens of an expert differ between the two models, so experts have no counterpart to compare with.
-    watched = {spec.name: beside[spec.name] for spec in specs if spec.expert is None}
-    return StagedForward(entering.original_runs(job.skeleton, original), watched, workers.count)
 
 
 def _quantized(
@@ -118,25 +95,13 @@ def _quantized(
     return in_tiles(weight, lambda rows: gptq.transform(rows, shared, scheme, method, dtype), pool)
 
 
-def samples_of(inputs: list[Tensor], originals: list[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Some inputs of the linear in both models, for the same tokens."""
-    return sample_of(inputs), sample_of(originals) if originals else None
-
-
-def _as_now(inputs: list[Tensor], divided: Tensor | None) -> list[Tensor]:
-    """Inputs in the original model, divided as those of the quantised one have been since."""
-    return inputs if divided is None else [(chunk / divided).to(chunk.dtype) for chunk in inputs]
-
-
-def _samples_of_both(
-    rounding: RoundedInputs, name: str, inputs: list[Tensor], originals: list[Tensor]
-) -> tuple[Tensor, Tensor | None]:
+def _samples_of_both(rounding: RoundedInputs, pair: Pair) -> tuple[Tensor, Tensor | None]:
     """Some inputs of the linear, as it multiplies them, and in the original model, for the same tokens.
 
     Where the original is not followed, the second is what the inputs were before rounding, or None if they stay so.
     """
-    sample, original = samples_of(inputs, originals)
-    multiplied = rounding.rounded(name, sample)
+    sample, original = pair.samples()
+    multiplied = rounding.rounded(pair.stage.name, sample)
     if original is None and multiplied is not sample:
         original = sample
     return multiplied, original

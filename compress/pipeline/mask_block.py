@@ -11,13 +11,13 @@ from torch import Tensor
 from compress.calibration.staged import StagedForward
 from compress.calibration.statistics import collect, square_mean
 from compress.models.skeleton import LinearSpec
-from compress.pipeline.block import Workers, stages
-from compress.pipeline.gptq_block import samples_of, twin_of
+from compress.pipeline.block import Workers
 from compress.pipeline.inputs import Activations
 from compress.pipeline.linears import UNSEEN, put_dense
 from compress.pipeline.masked import PrunedLinear, finished
 from compress.pipeline.prune_job import PruneJob
 from compress.pipeline.source import read_weight
+from compress.pipeline.twin import pairs, twin_of
 from compress.pruning import magnitude, ria, sparsegpt, wanda
 from compress.pruning.configs import RiaConfig, SparseGptConfig, WandaConfig
 from compress.quantization.gptq import Preconditioner
@@ -44,25 +44,17 @@ def through_block(
     twin = twin_of(job, entering, specs, block, workers)
     linears: list[PrunedLinear] = []
     pruner: _Pruner | None = None
-    with closing(stages(forward)) as reached, closing(stages(twin)) as counterparts:
-        for stage in reached:
-            spec = by_name.pop(stage.name)
-            inputs, originals = stage.inputs, {}
-            counterpart = next(counterparts) if twin is not None and spec.expert is None else None
-            if counterpart is not None:
-                assert counterpart.name == stage.name, "the two models must meet their linears in one order"
-                originals = dict(zip(entering.original, counterpart.inputs, strict=True))
-                inputs = [stage.inputs[place] for place in originals]
+    with closing(pairs(forward, twin, entering, specs)) as reached:
+        for pair in reached:
+            stage, spec = pair.stage, by_name.pop(pair.stage.name)
             if pruner is None or not stage.same_input:
-                pruner = _Pruner(method, job.sparsity, stage.inputs, originals, pool)
+                pruner = _Pruner(method, job.sparsity, stage.inputs, pair.originals, pool)
             weight = read_weight(job.checkpoint, spec)
-            sample, reference = samples_of(inputs, list(originals.values()))
+            sample, reference = pair.samples()
             pruned = pruner.pruned(weight)
             linear = finished(job, spec, weight, pruned, sample, reference, pruner.fallback, pruner.details)
             put_dense(live[spec.name], linear.weight)
             linears.append(linear)
-        for _ in counterparts:  # lets the original block run to its end
-            pass
     linears += [_by_magnitude(job, spec, UNSEEN) for spec in by_name.values()]
     return linears, entering.advanced(forward.outputs, [] if twin is None else twin.outputs)
 

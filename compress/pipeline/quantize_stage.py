@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,15 @@ from compress.pipeline.inputs import Activations
 from compress.pipeline.job import Job
 from compress.pipeline.kinds import Written
 from compress.pipeline.source import read_finite
-from compress.quantization.configs import GptqConfig, RtnConfig, SmoothQuantConfig
+from compress.quantization.configs import AwqConfig, GptqConfig, RtnConfig, SmoothQuantConfig
+
+THROUGH: dict[type[Any], Callable[..., BlockResult]] = {
+    RtnConfig: rtn_block.through_block,
+    GptqConfig: gptq_block.through_block,
+    AwqConfig: awq_block.through_block,
+    SmoothQuantConfig: smoothquant_block.through_block,
+}
+"""What takes a block through each method: (job, method, specs, block, entering, workers) -> BlockResult."""
 
 
 class QuantizeKind:
@@ -47,10 +56,4 @@ def _quantized(job: Job, block: int, entering: Activations | None, workers: Work
         assert isinstance(method, RtnConfig)
         return rtn_block.without_data(job, method, specs, block, workers)
     list(workers.pool.map(lambda name: read_finite(job.checkpoint, name), job.skeleton.block_tensors(block)))
-    if isinstance(method, RtnConfig):
-        return rtn_block.through_block(job, method, specs, block, entering, workers)
-    if isinstance(method, GptqConfig):
-        return gptq_block.through_block(job, method, specs, block, entering, workers)
-    if isinstance(method, SmoothQuantConfig):
-        return smoothquant_block.through_block(job, method, specs, block, entering, workers)
-    return awq_block.through_block(job, method, specs, block, entering, workers)
+    return THROUGH[type(method)](job, method, specs, block, entering, workers)

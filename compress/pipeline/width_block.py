@@ -18,11 +18,11 @@ from compress.calibration.staged import StagedForward
 from compress.calibration.statistics import LinearStats, collect
 from compress.errors import WorkError
 from compress.models.skeleton import LinearSpec
-from compress.pipeline.block import Workers, stages
-from compress.pipeline.gptq_block import samples_of, twin_of
+from compress.pipeline.block import Workers
 from compress.pipeline.inputs import Activations
 from compress.pipeline.linears import errors, put_dense
 from compress.pipeline.source import read_finite, read_weight
+from compress.pipeline.twin import pairs, twin_of
 from compress.pipeline.width_job import FED_BY_HEADS, FED_BY_NEURONS, HEADS, NEURONS, WidthJob
 from compress.pruning import width
 from compress.quantization.gptq import Preconditioner
@@ -49,19 +49,18 @@ def through_block(job: WidthJob, block: int, entering: Activations, workers: Wor
     forward = StagedForward(entering.runs(skeleton, module), {s.name: live[s.name] for s in consumers}, workers.count)
     twin = twin_of(job, entering, consumers, block, workers)
     assert twin is not None
-    with closing(stages(forward)) as reached, closing(stages(twin)) as counterparts:
-        for stage, counterpart in zip(reached, counterparts, strict=True):
-            spec = specs[stage.name]
-            originals = dict(zip(entering.original, counterpart.inputs, strict=True))
-            wanted = collect(counterpart.inputs, {}, workers.pool)
+    with closing(pairs(forward, twin, entering, consumers)) as reached:
+        for pair in reached:
+            stage, spec = pair.stage, specs[pair.stage.name]
+            wanted = collect(list(pair.originals.values()), {}, workers.pool)
             weight = read_weight(job.checkpoint, spec)
             kept = _chosen(job, spec, weight, wanted)
-            narrow = _narrowed(job, spec, weight, kept, stage.inputs, originals, workers)
+            narrow = _narrowed(job, spec, weight, kept, stage.inputs, pair.originals, workers)
             narrow = narrow.to(job.checkpoint.index[spec.weight].dtype)
             whole = torch.zeros_like(weight)
             whole[:, kept] = narrow.float()
             put_dense(live[spec.name], whole)
-            sample, reference = samples_of([stage.inputs[place] for place in originals], list(originals.values()))
+            sample, reference = pair.samples()
             lost = spec.out_features * (spec.in_features - len(kept))
             found = errors(weight, whole, sample, reference)
             result.layers.append(_report(job, spec, (spec.out_features, len(kept)), lost, *found))

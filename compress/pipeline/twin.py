@@ -1,0 +1,80 @@
+"""The original block beside the one that is being changed: what each linear gets in both models, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from compress.calibration.staged import Stage, StagedForward
+from compress.models.skeleton import LinearSpec
+from compress.pipeline.block import Workers, stages
+from compress.pipeline.inputs import Activations
+from compress.pipeline.linears import sample_of
+from compress.pipeline.work import Work
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Pair:
+    """One linear of the live block at which the forward pauses.
+
+    counterpart: the same linear of the original block, paused too; None where it is not followed. originals: its
+    inputs, by the place of their chunk. inputs: those of the live linear for the same tokens, all where none are
+    followed.
+    """
+
+    stage: Stage
+    counterpart: Stage | None
+    inputs: list[Tensor]
+    originals: dict[int, Tensor]
+
+    def samples(self) -> tuple[Tensor, Tensor | None]:
+        """Some inputs of the linear in both models (tokens, in) float32, for the same tokens."""
+        return sample_of(self.inputs), sample_of(list(self.originals.values())) if self.originals else None
+
+
+def twin_of(
+    job: Work, entering: Activations, specs: Sequence[LinearSpec], block: int, workers: Workers
+) -> StagedForward | None:
+    """The original block on the chunks that are compared, or None where none are."""
+    if not entering.original:
+        return None
+    original = job.skeleton.materialise(block)
+    beside = job.skeleton.modules(block, original)
+    # Tokens of an expert differ between the two models, so experts have no counterpart to compare with.
+    watched = {spec.name: beside[spec.name] for spec in specs if spec.expert is None}
+    return StagedForward(entering.original_runs(job.skeleton, original), watched, workers.count)
+
+
+def pairs(
+    forward: StagedForward,
+    twin: StagedForward | None,
+    entering: Activations,
+    specs: Sequence[LinearSpec],
+    divided: Mapping[str, Tensor] | None = None,
+) -> Generator[Pair, None, None]:
+    """The linears that `forward` reaches, each with its counterpart; then lets the original block run to its end.
+
+    divided: (in,), what the inputs of a linear were divided by since the original; its counterpart's are given so too.
+    Close it to end both forwards early.
+    """
+    by_name = {spec.name: spec for spec in specs}
+    with closing(stages(forward)) as reached, closing(stages(twin)) as counterparts:
+        for stage in reached:
+            counterpart = next(counterparts) if twin is not None and by_name[stage.name].expert is None else None
+            if counterpart is None:
+                yield Pair(stage, None, stage.inputs, {})
+                continue
+            assert counterpart.name == stage.name, "the two models must meet their linears in one order"
+            seen = _as_now(counterpart.inputs, (divided or {}).get(stage.name))
+            originals = dict(zip(entering.original, seen, strict=True))
+            yield Pair(stage, counterpart, [stage.inputs[place] for place in originals], originals)
+        for _ in counterparts:
+            pass
+
+
+def _as_now(inputs: list[Tensor], divided: Tensor | None) -> list[Tensor]:
+    """Inputs in the original model, divided as those of the changed one have been since."""
+    return inputs if divided is None else [(chunk / divided).to(chunk.dtype) for chunk in inputs]
