@@ -121,12 +121,30 @@ def _short_form(value: object) -> object:
     return {"kind": value} if isinstance(value, str) else value
 
 
+def _spelled_out(value: object) -> object:
+    """`scheme: FP8_DYNAMIC` is `scheme: {name: FP8_DYNAMIC}`, `scheme: W3A16` is `scheme: {bits: 3}`."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return scheme_settings(parse_scheme(value))
+    except UserError as error:
+        raise ValueError(f"is no scheme ({error.message}); {error.hint}") from None
+
+
+class Override(_Section):
+    """Linears, by name or pattern as in `ignore`, that get a scheme of their own; nothing is inherited."""
+
+    linears: list[StrictStr] = Field(min_length=1)
+    scheme: Annotated[AnyScheme, BeforeValidator(_spelled_out)]
+
+
 class QuantizeStage(_Section):
-    """One pass of one method over the linears of the decoder blocks, `ignore` apart."""
+    """One pass of one method over the linears of the decoder blocks, `ignore` apart; later `overrides` win."""
 
     kind: Literal["quantize"] = "quantize"
     method: Annotated[MethodConfig, BeforeValidator(_short_form)]
-    scheme: AnyScheme = SchemeConfig()
+    scheme: Annotated[AnyScheme, BeforeValidator(_spelled_out)] = SchemeConfig()
+    overrides: list[Override] = Field(default_factory=list)
     ignore: list[StrictStr] = Field(default_factory=list)
     calibration: CalibrationConfig | None = None
 
@@ -141,23 +159,13 @@ class QuantizeStage(_Section):
         usual = None if config is None else config.usual_scheme
         return data if usual is None else {**data, "scheme": usual}
 
-    @field_validator("scheme", mode="before")
-    @classmethod
-    def _scheme_name(cls, value: object) -> object:
-        """`scheme: FP8_DYNAMIC` is `scheme: {name: FP8_DYNAMIC}`, `scheme: W3A16` is `scheme: {bits: 3}`."""
-        if not isinstance(value, str):
-            return value
-        try:
-            return scheme_settings(parse_scheme(value))
-        except UserError as error:
-            raise ValueError(f"is no scheme ({error.message}); {error.hint}") from None
-
     @model_validator(mode="after")
     def _parts_go_together(self) -> QuantizeStage:
-        scheme = self.scheme.to_scheme()
-        if refusal := self.method.refusal(scheme):
-            raise ValueError(refusal)
-        return _with_calibration(self, self.method.calibrated or needs_calibration(scheme))
+        schemes = [config.to_scheme() for config in (self.scheme, *(each.scheme for each in self.overrides))]
+        for scheme in schemes:
+            if refusal := self.method.refusal(scheme):
+                raise ValueError(refusal)
+        return _with_calibration(self, self.method.calibrated or any(map(needs_calibration, schemes)))
 
 
 class PruneStage(_Section):
@@ -245,6 +253,8 @@ class Recipe(_Section):
         """All that decides the result as plain data, every default written out: no `model`, calibration by name."""
         data = self.model_dump(mode="json", exclude={"model"})
         for stage in data["stages"]:
+            if not stage.get("overrides", True):  # a recipe of one scheme has the hash that it always had
+                del stage["overrides"]
             if stage["calibration"] is not None:
                 stage["calibration"]["source"] = Path(stage["calibration"]["source"]).stem
         return data
@@ -257,8 +267,8 @@ class Recipe(_Section):
         """The resolved recipe as YAML, in the order of the definitions above; `load_recipe` reads it back equal."""
         data = self.model_dump(mode="json")
         for stage in data["stages"]:
-            for key in ("sparsity", "pattern", "keep", "calibration"):
-                if key in stage and stage[key] is None:
+            for key in ("sparsity", "pattern", "keep", "calibration", "overrides"):
+                if key in stage and stage[key] in (None, []):
                     del stage[key]
         if data["model"] is None:
             del data["model"]

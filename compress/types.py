@@ -101,11 +101,13 @@ class IntScheme:
     def bits_per_weight(self, in_features: int, scale_bits: int = 16, out_features: int | None = None) -> float:
         """Stored bits per weight of one linear: codes, scales and zero points (shape words not counted).
 
-        A row of packed codes fills whole 32-bit words, so a width that does not come out even costs a little more.
+        A row of packed codes fills whole 32-bit words, so a width that does not come out even costs a little more; so
+        does a column of packed zero points where `out_features` is given.
         out_features: over which a scale of the whole tensor is spread; None counts no such scale.
         """
         row = 32 * math.ceil(in_features * self.bits / 32) if self.inputs is None else self.bits * in_features
-        per_group = scale_bits + (0 if self.symmetric else self.bits)
+        zero = self.bits if out_features is None else 32 * math.ceil(out_features * self.bits / 32) / out_features
+        per_group = scale_bits + (0 if self.symmetric else zero)
         stored = (row + per_group * self.groups(in_features)) / in_features
         return stored + _per_tensor(self.inputs, scale_bits, in_features, out_features)
 

@@ -9,10 +9,15 @@ from typing import Any
 from compress.schemes import FIXED_SCHEMES
 from compress.types import IntScheme, Scheme, Sparsity
 
+MIXED = "mixed"
+
 
 @dataclass(frozen=True, slots=True)
 class RecipeSummary:
-    """`method`: the stages' methods joined by `+`; `scheme`: the last's layout or sparsity; `bits`: code width."""
+    """`method`: the stages' methods joined by `+`; `scheme`: the last's layout or sparsity; `bits`: code width.
+
+    Where linears have schemes of their own, `scheme` is `mixed` and `bits` None.
+    """
 
     method: str
     scheme: str
@@ -25,6 +30,8 @@ def recipe_summary(recipe: Mapping[str, Any]) -> RecipeSummary:
     methods = [method for stage in stages if (method := _kind(stage.get("method")))]
     schemes = [found for stage in stages if (found := _scheme(stage.get("scheme"))) is not None]
     last = schemes[-1] if schemes else None
+    if last is not None and stages[-1].get("overrides"):
+        return RecipeSummary(method="+".join(methods) or "-", scheme=MIXED, bits=None)
     return RecipeSummary(
         method="+".join(methods) or "-",
         scheme=last.label if last else _sparsity(stages[-1]) if stages else "-",

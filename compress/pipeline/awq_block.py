@@ -50,7 +50,7 @@ def through_block(
             {name: live_weight(live[name]) for name in chosen},
             {name: stats[name].square_mean for name in chosen},
             max((stats[name] for name in edge.consumers if name in stats), key=lambda s: s.tokens).absmean,
-            job.integers(by_name[chosen[0]]),
+            {name: job.integers(by_name[name]) for name in chosen},
             method,
             workers.pool,
             powers_of_two=any(name not in by_name for name in edge.consumers),  # so that routers stay exact
@@ -108,7 +108,7 @@ def _float_pass(
             if stage.same_input and previous is not None:
                 stats[stage.name], samples[stage.name] = stats[previous], samples[previous]
             elif sum(chunk.shape[0] for chunk in stage.inputs):
-                scheme = job.schemes.get(stage.name, job.scheme)
+                scheme = job.schemes.get(stage.name, job.distinct_schemes[0])
                 assert isinstance(scheme, IntScheme)
                 width = stage.inputs[0].shape[-1]
                 groups = scheme.groups(width) if scheme.fits(width) else 1

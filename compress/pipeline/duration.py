@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from compress.kernels import dispatch
+from compress.models.skeleton import LinearSpec
 from compress.pipeline.inputs import compared_tokens
 from compress.pipeline.job import Job
 from compress.pipeline.linears import SAMPLE_TOKENS
 from compress.quantization import awq, rtn
 from compress.quantization.configs import AwqConfig, RtnConfig, SmoothQuantConfig
 from compress.quantization.grid import quantize, search_grid
-from compress.types import IntScheme
+from compress.types import IntScheme, Scheme
 
 TILE_ROWS = 64
 TILE_WIDTH = 256
@@ -40,8 +41,7 @@ def on_all_threads(measured: Callable[[], float]) -> float:
 
 def _single_threaded(job: Job) -> float:
     specs = [spec for spec in job.skeleton.linears() if spec.name in job.schemes]
-    weights = sum(spec.in_features * spec.out_features for spec in specs)
-    rounding = weights * _rounding_rate(job)
+    rounding = _over_schemes(job, specs, _rounding_rate)
     wanted = job.stage.calibration
     if wanted is None:
         return rounding
@@ -51,12 +51,12 @@ def _single_threaded(job: Job) -> float:
     method, smoothing = job.rounding, 0.0
     if isinstance(job.stage.method, SmoothQuantConfig):
         products = (job.stage.method.grid + 1) * min(tokens, SAMPLE_TOKENS) * forward * product
-        smoothing = tokens * forward * product + products + (job.stage.method.grid + 1) * weights * _rounding_rate(job)
+        smoothing = tokens * forward * product + products + (job.stage.method.grid + 1) * rounding
     if isinstance(method, RtnConfig):
         return tokens * forward * product + rounding + smoothing
     if isinstance(method, AwqConfig):
         tried = (method.grid * (2 if method.duo_scaling else 1)) if method.scale_search else 0
-        return 2 * tokens * forward * product + rounding + tried * weights * _candidate_rate(job, method)
+        return 2 * tokens * forward * product + rounding + tried * _over_schemes(job, specs, _candidate_rate)
     squares = sum(spec.in_features**2 for spec in specs if not spec.name.endswith(SHARING))
     cubes = sum(float(spec.out_features) * spec.in_features**2 for spec in specs)
     compared = compared_tokens(tokens) if job.needs_original else 0
@@ -64,9 +64,18 @@ def _single_threaded(job: Job) -> float:
     return (per_token + 12 * cubes) * product + rounding + smoothing
 
 
-def _rounding_rate(job: Job) -> float:
+def _over_schemes(job: Job, specs: Sequence[LinearSpec], rate: Callable[[Job, Scheme], float]) -> float:
+    """Seconds for all weights at a rate that depends on their schemes."""
+    weights: dict[Scheme, int] = {}
+    for spec in specs:
+        scheme = job.schemes[spec.name]
+        weights[scheme] = weights.get(scheme, 0) + spec.in_features * spec.out_features
+    return sum(count * rate(job, scheme) for scheme, count in weights.items())
+
+
+def _rounding_rate(job: Job, scheme: Scheme) -> float:
     """Seconds per weight of choosing its grid and rounding to it, as the method does."""
-    tile, scheme, method = _tile(job), job.scheme, job.rounding
+    tile, method = _tile(scheme), job.rounding
     if isinstance(method, RtnConfig):
         return _seconds(lambda: rtn.transform(tile, scheme, method, torch.float32)) / tile.numel()
     assert isinstance(scheme, IntScheme)
@@ -76,10 +85,11 @@ def _rounding_rate(job: Job) -> float:
     return _seconds(lambda: quantize(tile, search_grid(tile, scheme, torch.float32, importance))) / tile.numel()
 
 
-def _candidate_rate(job: Job, method: AwqConfig) -> float:
+def _candidate_rate(job: Job, scheme: Scheme) -> float:
     """Seconds per weight and scale of AWQ's search."""
-    tile, scheme = _tile(job), job.scheme
+    tile, method = _tile(scheme), job.rounding
     assert isinstance(scheme, IntScheme)
+    assert isinstance(method, AwqConfig)
     ones = torch.ones(CANDIDATES, tile.shape[1])
     shares = awq.CLIPPED_SHARES if method.clip else (1.0,)
     size = scheme.group_size or tile.shape[1]
@@ -95,9 +105,9 @@ def product_rate() -> float:
     return _seconds(lambda: a @ a) / (2 * 384.0**3)
 
 
-def _tile(job: Job) -> torch.Tensor:
+def _tile(scheme: Scheme) -> torch.Tensor:
     """A weight (out, in) of a size that is quick to work on and a width that the scheme's groups divide."""
-    size = job.scheme.group_size or TILE_WIDTH
+    size = scheme.group_size or TILE_WIDTH
     width = size * max(1, TILE_WIDTH // size)
     return torch.randn(TILE_ROWS, width, generator=torch.Generator().manual_seed(0))
 

@@ -10,7 +10,7 @@ import torch
 
 from compress.errors import UserError
 from compress.models.skeleton import LinearSpec, Skeleton
-from compress.pipeline.work import Problem, Work, ignored
+from compress.pipeline.work import Problem, Work, ignored, matches
 from compress.quantization.configs import GptqConfig, MethodConfig, SmoothQuantConfig
 from compress.recipe import QuantizeStage
 from compress.types import FP8_TILE, Fp8Scheme, IntScheme, Scheme
@@ -27,8 +27,9 @@ class Job(Work):
     """Scheme of every linear that will be quantised, by checkpoint name."""
 
     @property
-    def scheme(self) -> Scheme:
-        return self.stage.scheme.to_scheme()
+    def distinct_schemes(self) -> list[Scheme]:
+        """The schemes that linears have, in the order of the linears; the recipe's own where no linear has one."""
+        return list(dict.fromkeys(self.schemes.values())) or [self.stage.scheme.to_scheme()]
 
     def integers(self, spec: LinearSpec) -> IntScheme:
         """The scheme of a linear under a method that knows integer grids alone; recipes refuse others."""
@@ -38,7 +39,22 @@ class Job(Work):
 
     @property
     def label(self) -> str:
-        return self.scheme.label
+        first, *others = self.distinct_schemes
+        return f"mixed-{self.bits_per_weight:.2f}b" if others else first.label
+
+    def stored_bits(self, spec: LinearSpec) -> int:
+        """Bits that a quantised linear takes, as its scheme counts them."""
+        scale_bits = 8 * self.scale_dtype(spec).itemsize
+        per_weight = self.schemes[spec.name].bits_per_weight(spec.in_features, scale_bits, spec.out_features)
+        return round(per_weight * spec.in_features * spec.out_features)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits per weight of the linears that will be quantised, those apart that their scheme does not fit."""
+        chosen = [s for s in self.skeleton.linears() if s.name in self.schemes]
+        chosen = [spec for spec in chosen if self.schemes[spec.name].fits(spec.in_features)]
+        weights = sum(spec.in_features * spec.out_features for spec in chosen)
+        return sum(self.stored_bits(spec) for spec in chosen) / weights if weights else 0.0
 
     @property
     def rounding(self) -> MethodConfig:
@@ -68,13 +84,15 @@ def nearest_group_size(widths: Sequence[int], wanted: int) -> int | None:
 
 def assign(stage: QuantizeStage, skeleton: Skeleton) -> tuple[dict[str, Scheme], dict[str, str], list[Problem]]:
     """The scheme of every linear that gets one, the reason of every other, and what forbids the run."""
-    scheme = stage.scheme.to_scheme()
     specs = skeleton.linears()
     if not specs:
         raise UserError("the model has no linear in any decoder block", "check num_hidden_layers in its config.json")
     reasons, problems = ignored(stage.ignore, specs)
     wanted = [spec for spec in specs if spec.name not in reasons]
-    problems += _misfits(scheme, wanted)
+    schemes, unmatched = _chosen(stage, wanted)
+    problems += unmatched
+    for scheme in dict.fromkeys(schemes.values()):
+        problems += _misfits(scheme, [spec for spec in wanted if schemes[spec.name] == scheme])
     for block in range(skeleton.num_blocks):
         for group in skeleton.fusion_groups(block):
             kept = [name for name in group if name in reasons]
@@ -82,9 +100,30 @@ def assign(stage: QuantizeStage, skeleton: Skeleton) -> tuple[dict[str, Scheme],
                 other = next(name for name in group if name not in reasons)
                 said = f"{kept[0]} is ignored but {other} is not: engines load them as one matrix"
                 problems.append(Problem(said, f"ignore all of {', '.join(group)}, or none"))
+            labels = {schemes[name].label: name for name in reversed(group) if name in schemes}
+            if len(labels) > 1:
+                said = " but ".join(f"{name} is {label}" for label, name in list(labels.items())[:-3:-1])
+                said += ": engines load them as one matrix"
+                problems.append(Problem(said, f"give all of {', '.join(group)} one scheme"))
     if not wanted:
         problems.append(Problem("every linear is ignored: nothing is left to quantise", "ignore fewer linears"))
-    return {spec.name: scheme for spec in wanted}, reasons, problems
+    return schemes, reasons, problems
+
+
+def _chosen(stage: QuantizeStage, wanted: Sequence[LinearSpec]) -> tuple[dict[str, Scheme], list[Problem]]:
+    """The scheme of each linear, and a problem for every override that means none."""
+    schemes: dict[str, Scheme] = dict.fromkeys((spec.name for spec in wanted), stage.scheme.to_scheme())
+    problems = []
+    for override in stage.overrides:
+        for pattern in override.linears:
+            hit = [spec.name for spec in wanted if matches(pattern, spec.name)]
+            schemes.update(dict.fromkeys(hit, override.scheme.to_scheme()))
+            if wanted and not hit:
+                said = f"override pattern {pattern!r} matches no linear that is quantised"
+                problems.append(
+                    Problem(said, f"names look like {wanted[0].name}; give one, a glob, or re: and a regex")
+                )
+    return schemes, problems
 
 
 def _misfits(scheme: Scheme, wanted: Sequence[LinearSpec]) -> list[Problem]:

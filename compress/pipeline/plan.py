@@ -87,9 +87,8 @@ def plan(
 def _quantisation(job: Job, restart: bool, scored: bool) -> Plan:
     specs = job.skeleton.linears()
     linears = [_planned(job, spec) for spec in specs]
-    quantized = [spec for spec in specs if spec.name in job.schemes and job.scheme.fits(spec.in_features)]
-    stored = {spec.name: _stored_bits(job, spec) for spec in quantized}
-    weights = sum(spec.in_features * spec.out_features for spec in quantized)
+    quantized = [spec for spec in specs if spec.name in job.schemes and job.schemes[spec.name].fits(spec.in_features)]
+    stored = {spec.name: job.stored_bits(spec) for spec in quantized}
     replaced = sum(job.checkpoint.index[spec.weight].nbytes for spec in quantized)
     copies, index = job.skeleton.stored_copies(), job.checkpoint.index
     source_bytes = job.checkpoint.nbytes
@@ -99,7 +98,7 @@ def _quantisation(job: Job, restart: bool, scored: bool) -> Plan:
         model=job.model_name,
         method=job.method_name,
         linears=linears,
-        bits_per_weight=sum(stored.values()) / weights if weights else 0.0,
+        bits_per_weight=job.bits_per_weight,
         file_bits_per_weight=8 * output_bytes / job.skeleton.parameters(),
         output_bytes=output_bytes,
         source_bytes=source_bytes,
@@ -141,12 +140,6 @@ def _planned(job: Job, spec: LinearSpec) -> PlannedLinear:
     if scheme is not None:
         bits = scheme.bits_per_weight(spec.in_features, 8 * itemsize, spec.out_features)
     return PlannedLinear(spec.name, spec.block, spec.in_features, spec.out_features, scheme, bits, reason)
-
-
-def _stored_bits(job: Job, spec: LinearSpec) -> int:
-    itemsize = job.checkpoint.index[spec.weight].dtype.itemsize
-    bits_per_weight = job.schemes[spec.name].bits_per_weight(spec.in_features, 8 * itemsize, spec.out_features)
-    return round(bits_per_weight * spec.in_features * spec.out_features)
 
 
 def _peak_memory(job: Job) -> int:

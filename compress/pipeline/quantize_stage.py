@@ -29,7 +29,7 @@ class QuantizeKind:
     keeps_last_state = False
 
     def doing(self, job: Job) -> str:
-        return f"quantising blocks ({job.method_name} {job.scheme.label})"
+        return f"quantising blocks ({job.method_name} {job.label})"
 
     def through_block(self, job: Job, block: int, entering: Activations | None, workers: Workers) -> Written:
         result = _quantized(job, block, entering, workers)

@@ -57,6 +57,7 @@ def _smoothed(
     live = dict(opened.live)
     quantized = {spec.name for spec in specs}
     edges = [edge for edge in free_edges(job, block) if set(edge.consumers) <= quantized]
+    edges = [edge for edge in edges if len({job.schemes[name] for name in edge.consumers}) == 1]
     highest, samples = _float_pass(entering, opened, {name for edge in edges for name in edge.consumers}, job, workers)
     dtypes = {name: tensor.dtype for name, tensor in opened.module.state_dict().items()}
     module = opened.module.float()  # exact: the compute dtype holds the stored weights without rounding

@@ -43,7 +43,7 @@ def search_scale(
     weights: Mapping[str, Tensor],
     square_means: Mapping[str, Tensor],
     absmean: Tensor,
-    scheme: IntScheme,
+    schemes: Mapping[str, IntScheme],
     config: AwqConfig,
     pool: Executor,
     *,
@@ -55,15 +55,17 @@ def search_scale(
         weights: the consumers that will be quantised, (out, in) float32 each.
         square_means: E[x_j^2] (in,) of each consumer's inputs.
         absmean: mean |x_j| (in,) of the inputs that the consumers share.
+        schemes: of each consumer; the first one's groups say how large a weight is beside its neighbours.
         powers_of_two: search only scales that move through floats without rounding them.
     """
-    candidates = _candidates(list(weights.values()), absmean, scheme, config, powers_of_two)
+    first = schemes[next(iter(weights))]
+    candidates = _candidates(list(weights.values()), absmean, first, config, powers_of_two)
     scales = torch.stack([scale for _, _, scale in candidates])
     # Where clipping follows, a scale must be worth it on clipped grids, or it only does what clipping does anyway.
     shares = CLIPPED_SHARES if config.clip else (1.0,)
 
-    def loss(task: tuple[Tensor, Tensor]) -> Tensor:
-        rows, importance = task
+    def loss(task: tuple[Tensor, Tensor, IntScheme]) -> Tensor:
+        rows, importance, scheme = task
         group_size = scheme.group_size or rows.shape[1]
         return dispatch.rounding_loss(
             rows, scales, importance, shares, group_size, scheme.bits, scheme.symmetric, threads=1
@@ -72,7 +74,7 @@ def search_scale(
     tasks = []
     for name, weight in weights.items():
         importance = square_means[name] / scales.square()
-        tasks += [(rows, importance) for rows in weight.split(ROWS_PER_TASK)]
+        tasks += [(rows, importance, schemes[name]) for rows in weight.split(ROWS_PER_TASK)]
     per_candidate = torch.stack(list(pool.map(loss, tasks))).double().sum(0)
     best = int(per_candidate.argmin())  # the first of equals, and the identity stands first
     exponent, duo, scale = candidates[best]

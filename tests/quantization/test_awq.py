@@ -43,7 +43,9 @@ def search(x: Tensor, weights: dict[str, Tensor], scheme: IntScheme, pool: Execu
     """The search, by plain rounding unless `clip` is among the options."""
     config = AwqConfig(**{"clip": False, **options})
     square_mean = x.square().mean(0)
-    return awq.search_scale(weights, dict.fromkeys(weights, square_mean), x.abs().mean(0), scheme, config, pool)
+    return awq.search_scale(
+        weights, dict.fromkeys(weights, square_mean), x.abs().mean(0), dict.fromkeys(weights, scheme), config, pool
+    )
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.label)
@@ -129,7 +131,8 @@ def test_each_consumer_counts_by_its_own_inputs(pool: Executor) -> None:
     """Experts share the norm before them and see different tokens."""
     scheme, weights = IntScheme(4, 32), {"a": normal(32, 96), "b": normal(32, 96, seed=1)}
     means = {"a": salient().square().mean(0), "b": salient(channels=(7,)).square().mean(0)}
-    found = awq.search_scale(weights, means, salient().abs().mean(0), scheme, AwqConfig(clip=False), pool)
+    schemes, config = dict.fromkeys(weights, scheme), AwqConfig(clip=False)
+    found = awq.search_scale(weights, means, salient().abs().mean(0), schemes, config, pool)
     assert found.scale is not None
     both = sum(expected_loss(weights[name], found.scale, means[name], scheme) for name in weights)
     assert found.loss == pytest.approx(both, rel=1e-3)
@@ -181,7 +184,7 @@ def test_powers_of_two_serve_a_salient_channel(pool: Executor) -> None:
     x, weight = salient(channels=(3,)), normal(64, 96)
     square_mean, config = x.square().mean(0), AwqConfig(clip=False)
     found = awq.search_scale(
-        {"a": weight}, {"a": square_mean}, x.abs().mean(0), IntScheme(4, 32), config, pool, powers_of_two=True
+        {"a": weight}, {"a": square_mean}, x.abs().mean(0), {"a": IntScheme(4, 32)}, config, pool, powers_of_two=True
     )
     assert found.scale is not None
     assert torch.equal(found.scale.log2(), found.scale.log2().round())
