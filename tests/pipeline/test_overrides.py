@@ -82,7 +82,11 @@ def test_a_mixed_run_without_output_is_named_after_its_bits(
             "one scheme",
         ),
         ([{"linears": ["*.o_porj"], "scheme": "W8A16"}], "'*.o_porj' matches no linear", "names look like"),
-        ([{"linears": ["*.o_proj"], "scheme": {"bits": 8, "group_size": 64}}], "group size 64 does not divide", "32"),
+        (
+            [{"linears": ["*.o_proj"], "scheme": {"bits": 8, "group_size": 64}}],
+            "group size 64 does not divide",
+            "--group-size 48",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(
