@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from compress.commands import _environment, _prune_plan, _width_plan
+from compress.commands import _cut_plan, _environment, _prune_plan, _width_plan
 from compress.commands._command import command
 from compress.commands._options import Prune, Quantize, Run, RunRecipe
 from compress.commands._output import View, facts, number
@@ -88,12 +89,13 @@ def show_plan(recipe: Recipe, options: Run, view: View) -> None:
     plan = pipeline.plan(
         recipe, output=options.output, device=options.device, restart=options.restart, scored=not options.no_eval
     )
-    if isinstance(plan, pipeline.WidthPlan):
-        _width_plan.show(plan, recipe, view)
-    elif isinstance(plan, pipeline.PrunePlan):
-        _prune_plan.show(plan, recipe, view)
-    else:
-        _show_quantisation(plan, recipe, view)
+    views: dict[type, Callable[[Any, Recipe, View], None]] = {
+        pipeline.Plan: _show_quantisation,
+        pipeline.PrunePlan: _prune_plan.show,
+        pipeline.WidthPlan: _width_plan.show,
+        pipeline.CutPlan: _cut_plan.show,
+    }
+    views[type(plan)](plan, recipe, view)
     if plan.problems:
         count = "a problem" if len(plan.problems) == 1 else f"{len(plan.problems)} problems"
         raise UserError(f"the plan has {count}: " + "; ".join(plan.problems), plan.hint)

@@ -79,6 +79,11 @@ class Skeleton:
         """How many token ids the embedding has rows for."""
         return int(self.checkpoint.index[self._embedding_name].shape[0])
 
+    @property
+    def config(self) -> Any:
+        """config.json as transformers reads it, every default filled in."""
+        return self._model.config
+
     def linears(self, block: int | None = None) -> list[LinearSpec]:
         """The quantisable linears of one block, or of all, in the order the block defines them; no routers, no head."""
         if block is None:
@@ -121,8 +126,11 @@ class Skeleton:
 
     def block_tensors(self, block: int) -> list[str]:
         """All checkpoint tensors under this block's name, those that no module uses included, sorted."""
-        prefix = self._names.disk(f"{self.family.blocks}.{block}") + "."
-        return [name for name in self.checkpoint.index if name.startswith(prefix)]
+        return [name for name in self.checkpoint.index if name.startswith(self.block_prefix(block))]
+
+    def block_prefix(self, block: int) -> str:
+        """What the checkpoint names of all tensors of this block begin with, the last dot included."""
+        return self._names.disk(f"{self.family.blocks}.{block}") + "."
 
     def outer_tensors(self) -> list[str]:
         """All checkpoint tensors that belong to no block: embeddings, final norm, head, and extras such as MTP."""

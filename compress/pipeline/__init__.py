@@ -11,12 +11,15 @@ block.py    what a method gives back for one block; rtn_block.py, gptq_block.py,
 twin.py     the original block beside the changed one, linear by linear
 rounded_inputs.py  rounding what enters the linears, where the scheme does
 mask_block.py zeros in one block; width_job.py, width_block.py, width_stage.py, width_plan.py: whole neurons and heads
+depth_job.py, depth_choice.py, depth_stage.py: whole blocks; cut_plan.py: plans of cuts that are counted in units
+loaded_check.py  refusing a directory that transformers loads as another model than the one that was cut
 fold.py     moving a scale from a linear into what feeds it, checked on the live block
 linears.py  quantising one linear in row tiles, and measuring the error; masked.py: one linear with zeros
 output.py   which tensors a block writes, and the ledger
 run.py      the loop over blocks: journal, resume, publish
 """
 
+from compress.pipeline.cut_plan import CutPlan
 from compress.pipeline.plan import AnyPlan, Plan, PlannedLinear, plan
 from compress.pipeline.prune_plan import PrunedShape, PrunePlan
 from compress.pipeline.run import RunResult, run
@@ -24,6 +27,7 @@ from compress.pipeline.width_plan import NarrowShape, WidthPlan
 
 __all__ = [
     "AnyPlan",
+    "CutPlan",
     "NarrowShape",
     "Plan",
     "PlannedLinear",

@@ -63,6 +63,10 @@ class Activations:
     def _run(self, skeleton: Skeleton, module: nn.Module, place: int, hidden: Tensor) -> Callable[[], Tensor]:
         return lambda: skeleton.run_block(module, hidden, self.calls[place][self.block])
 
+    def standing_at(self, block: int, quantized: list[Tensor]) -> Activations:
+        """These hidden states in place of its own, entering this block."""
+        return replace(self, block=block, quantized=quantized)
+
     def advanced(self, quantized: list[Tensor], original: Sequence[Tensor] = ()) -> Activations:
         """The activations entering the next block, from the outputs of the runs.
 

@@ -14,6 +14,7 @@ from compress.artifact.manifest import Fallback
 from compress.pipeline.block import Workers
 from compress.pipeline.inputs import Activations
 from compress.pipeline.work import Work
+from compress.progress import Progress
 
 Fate = dict[str, tuple[Action, list[str]]]
 """What became of each source tensor: the action, and the names of the output tensors that hold it now."""
@@ -39,10 +40,14 @@ _W = TypeVar("_W", bound=Work, contravariant=True)
 class Kind(Protocol[_W]):
     """One kind of stage. keeps_last_state: whether `check` needs the activations behind the last block."""
 
-    keeps_last_state: bool
+    keeps_last_state: bool = False
 
     def doing(self, work: _W) -> str:
         """What progress reports call it."""
+
+    def decide(self, work: _W, workers: Workers, progress: Progress) -> dict[str, Any] | None:
+        """What must be known of the whole model before the loop, as plain JSON data, which is journalled."""
+        return None
 
     def through_block(self, work: _W, block: int, entering: Activations | None, workers: Workers) -> Written:
         """Takes one block through the stage's method; `entering` is None for data-free methods."""
@@ -51,4 +56,8 @@ class Kind(Protocol[_W]):
         """config.json of the artifact."""
 
     def check(self, work: _W, directory: Path, leaving: Activations | None) -> None:
-        """Raises a CompressError where the assembled directory is not what was made; nothing is published then."""
+        """Raises a CompressError where the assembled directory is not what was made; nothing is published then.
+
+        Where no shape changes there is nothing to look at.
+        """
+        return

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from compress.artifact import store
 from compress.artifact.output import existing
 from compress.errors import UserError
 from compress.models.skeleton import LinearSpec
+from compress.pipeline.cut_plan import CutPlan, depth_plan
+from compress.pipeline.depth_job import DepthJob
 from compress.pipeline.duration import seconds_estimate
 from compress.pipeline.job import Job
 from compress.pipeline.memory import largest_block, largest_linear, streaming, widest_input
@@ -58,7 +62,14 @@ class Plan:
     hint: str = ""
 
 
-AnyPlan = Plan | PrunePlan | WidthPlan
+AnyPlan = Plan | PrunePlan | WidthPlan | CutPlan
+
+PLANS: dict[type[Work], Callable[[Any, Path, Sequence[Problem]], AnyPlan]] = {
+    PruneJob: prune_plan,
+    WidthJob: width_plan,
+    DepthJob: depth_plan,
+}
+"""Of every kind of work but quantising: what lays its plan out, given the output and what forbids the run."""
 
 
 def plan(
@@ -76,12 +87,9 @@ def plan(
     Whether an artifact in the output is of the same source is left to the run, which hashes it.
     """
     job = resolve(recipe, model=model, output=output, device=device)
-    if isinstance(job, PruneJob):
-        return prune_plan(job, _output(job, restart, scored), job.problems or _output_problems(job, restart))
-    if isinstance(job, WidthJob):
-        return width_plan(job, _output(job, restart, scored), job.problems or _output_problems(job, restart))
-    assert isinstance(job, Job)
-    return _quantisation(job, restart, scored)
+    if isinstance(job, Job):
+        return _quantisation(job, restart, scored)
+    return PLANS[type(job)](job, _output(job, restart, scored), job.problems or _output_problems(job, restart))
 
 
 def _quantisation(job: Job, restart: bool, scored: bool) -> Plan:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from compress.pipeline import mask_block, output
 from compress.pipeline.block import Workers
 from compress.pipeline.inputs import Activations
-from compress.pipeline.kinds import Fate, Written
+from compress.pipeline.kinds import Fate, Kind, Written
 from compress.pipeline.masked import PrunedLinear
 from compress.pipeline.prune_job import PruneJob
 from compress.pipeline.source import read_finite
-from compress.pruning.configs import MagnitudeConfig, WidthConfig
+from compress.pruning.configs import MagnitudeConfig
 
 
-class PruneKind:
+class PruneKind(Kind[PruneJob]):
     """As `kinds.Kind` has it."""
-
-    keeps_last_state = False
 
     def doing(self, job: PruneJob) -> str:
         return f"pruning blocks ({job.method_name} {job.sparsity.name})"
@@ -30,7 +27,7 @@ class PruneKind:
             linears, leaving = mask_block.by_magnitude(job, specs), None
         else:
             assert entering is not None
-            assert not isinstance(method, WidthConfig)
+            assert isinstance(method, mask_block.Scored)
             list(workers.pool.map(lambda name: read_finite(job.checkpoint, name), job.skeleton.block_tensors(block)))
             linears, leaving = mask_block.through_block(job, method, specs, block, entering, workers)
         return _written(job, block, linears, leaving)
@@ -38,9 +35,6 @@ class PruneKind:
     def config(self, job: PruneJob) -> dict[str, Any]:
         """The source's: zeros change no shape."""
         return dict(job.checkpoint.config)
-
-    def check(self, job: PruneJob, directory: Path, leaving: Activations | None) -> None:
-        """Nothing: no shape changes."""
 
 
 def _written(job: PruneJob, block: int, linears: list[PrunedLinear], leaving: Activations | None) -> Written:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from compress.pipeline import awq_block, gptq_block, output, rtn_block, smoothquant_block
 from compress.pipeline.block import BlockResult, Workers
 from compress.pipeline.inputs import Activations
 from compress.pipeline.job import Job
-from compress.pipeline.kinds import Written
+from compress.pipeline.kinds import Kind, Written
 from compress.pipeline.source import read_finite
 from compress.quantization.configs import AwqConfig, GptqConfig, RtnConfig, SmoothQuantConfig
 
@@ -23,10 +22,8 @@ THROUGH: dict[type[Any], Callable[..., BlockResult]] = {
 """What takes a block through each method: (job, method, specs, block, entering, workers) -> BlockResult."""
 
 
-class QuantizeKind:
+class QuantizeKind(Kind[Job]):
     """As `kinds.Kind` has it."""
-
-    keeps_last_state = False
 
     def doing(self, job: Job) -> str:
         return f"quantising blocks ({job.method_name} {job.label})"
@@ -44,9 +41,6 @@ class QuantizeKind:
 
     def config(self, job: Job) -> dict[str, Any]:
         return output.config(job)
-
-    def check(self, job: Job, directory: Path, leaving: Activations | None) -> None:
-        """Nothing: no shape changes."""
 
 
 def _quantized(job: Job, block: int, entering: Activations | None, workers: Workers) -> BlockResult:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
 
 from compress import content
 from compress.artifact.verify import verify
@@ -12,12 +15,22 @@ from compress.errors import IntegrityError, UserError
 from compress.models.checkpoint import Checkpoint
 from compress.models.hub import local_directory
 from compress.models.skeleton import Skeleton
-from compress.pipeline import job, prune_job, width_job
+from compress.pipeline import depth_job, job, prune_job, width_job
+from compress.pipeline.depth_job import DepthJob
 from compress.pipeline.job import Job
 from compress.pipeline.prune_job import PruneJob
 from compress.pipeline.width_job import WidthJob
-from compress.pipeline.work import Work, compute_dtype
+from compress.pipeline.work import Problem, Work, compute_dtype
+from compress.pruning.configs import DepthConfig, WidthConfig
 from compress.recipe import PruneStage, Recipe, Stage
+
+STRUCTURED: dict[
+    type[BaseModel], tuple[Callable[..., Work], Callable[[PruneStage, Skeleton], tuple[Any, list[Problem]]]]
+] = {
+    WidthConfig: (WidthJob, width_job.assign),
+    DepthConfig: (DepthJob, depth_job.assign),
+}
+"""By method: the work of a cut, and what lays it out."""
 
 
 def resolve(recipe: Recipe, *, model: str | Path | None, output: str | Path | None, device: str) -> Work:
@@ -51,8 +64,9 @@ def resolve(recipe: Recipe, *, model: str | Path | None, output: str | Path | No
         "output": None if output is None else Path(output),
     }
     if isinstance(stage, PruneStage) and stage.method.structured:
-        cut, problems = width_job.assign(stage, skeleton)
-        return WidthJob(stage=stage, cut=cut, reasons={}, problems=problems, **shared)
+        work, assign = STRUCTURED[type(stage.method)]
+        cut, problems = assign(stage, skeleton)
+        return work(stage=stage, cut=cut, reasons={}, problems=problems, **shared)
     if isinstance(stage, PruneStage):
         sparsities, reasons, problems = prune_job.assign(stage, skeleton)
         return PruneJob(stage=stage, sparsities=sparsities, reasons=reasons, problems=problems, **shared)

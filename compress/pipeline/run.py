@@ -24,9 +24,10 @@ from compress.artifact.manifest import CalibrationRecord, Fallback, Parent
 from compress.artifact.publish import Contents
 from compress.artifact.reader import Artifact
 from compress.artifact.staging import Staging
-from compress.pipeline import inputs, output, prune_stage, quantize_stage, width_stage
+from compress.pipeline import depth_stage, inputs, output, prune_stage, quantize_stage, width_stage
 from compress.pipeline.block import Workers
 from compress.pipeline.committer import Committer
+from compress.pipeline.depth_job import DepthJob
 from compress.pipeline.inputs import Activations
 from compress.pipeline.job import Job
 from compress.pipeline.kinds import Fate, Kind, Written
@@ -37,12 +38,13 @@ from compress.pipeline.work import Work, environment
 from compress.progress import NullProgress, Progress
 from compress.recipe import Recipe
 
-OUTER = "outer"
+OUTER, DECISION = "outer", "decision"
 
 KINDS: dict[type[Work], Kind[Any]] = {
     Job: quantize_stage.QuantizeKind(),
     PruneJob: prune_stage.PruneKind(),
     WidthJob: width_stage.WidthKind(),
+    DepthJob: depth_stage.DepthKind(),
 }
 
 
@@ -124,12 +126,14 @@ def _staging(job: Work, restart: bool, scored: bool) -> Staging:
 def _blocks(job: Work, staging: Staging, workers: Workers, progress: Progress) -> tuple[int, int]:
     """Does what the journal does not hold yet; returns how many blocks were there and how many were computed."""
     entries = staging.journal()
-    done = sum(entry["key"] != OUTER for entry in entries)
+    done = sum(entry["key"] not in (OUTER, DECISION) for entry in entries)
     total = job.skeleton.num_blocks
     if not any(entry["key"] == OUTER for entry in entries):
         tensors, fate = output.outer_tensors(job)
         _commit(job, staging, OUTER, tensors, fate)
-    activations, kind = _activations(job, staging, done), KINDS[type(job)]
+    kind = KINDS[type(job)]
+    _decide(job, kind, staging, workers, progress)
+    activations = _activations(job, staging, done)
     progress.begin(kind.doing(job), total)
     for block in range(done):
         progress.advance(f"block {block}: done before")
@@ -149,6 +153,17 @@ def _blocks(job: Work, staging: Staging, workers: Workers, progress: Progress) -
             committer.submit(commit)
     progress.end()
     return done, total - done
+
+
+def _decide(job: Work, kind: Kind[Any], staging: Staging, workers: Workers, progress: Progress) -> None:
+    """Fills `job.decided`, from the journal where an earlier attempt settled it."""
+    decided = next((entry[DECISION] for entry in staging.journal() if entry["key"] == DECISION), None)
+    if decided is None and (decided := kind.decide(job, workers, progress)) is not None:
+        staging.commit(
+            {"key": DECISION, "part": None, "state": None, "ledger": {}, "layers": [], "fallbacks": []}
+            | {DECISION: decided}
+        )
+    job.decided.update(decided or {})
 
 
 def _activations(job: Work, staging: Staging, done: int) -> Activations | None:

@@ -5,21 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from compress.errors import WorkError
 from compress.pipeline import output, width_block
 from compress.pipeline.block import Workers
 from compress.pipeline.inputs import Activations
-from compress.pipeline.kinds import Fate, Written
+from compress.pipeline.kinds import Fate, Kind, Written
+from compress.pipeline.loaded_check import check_loaded
 from compress.pipeline.source import read_finite
 from compress.pipeline.width_job import WidthJob, config_of
 
-# The narrow model's logits may differ from the live blocks' by this share of their norm: the order of sums, no more.
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
-
-class WidthKind:
+class WidthKind(Kind[WidthJob]):
     """As `kinds.Kind` has it."""
 
     keeps_last_state = True
@@ -40,27 +35,6 @@ class WidthKind:
         return config_of(job)
 
     def check(self, job: WidthJob, directory: Path, leaving: Activations | None) -> None:
-        """Refuses a directory that transformers does not load as the model that was cut.
-
-        leaving: the activations behind the last block. Raises WorkError.
-        """
-        from transformers import AutoModelForCausalLM
-
-        assert job.calibration is not None
+        """Refuses a directory that transformers does not load as the model that was cut. Raises WorkError."""
         assert leaving is not None
-        hidden = leaving.quantized[0][:1]
-        wanted = job.skeleton.head(hidden)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=job.skeleton.dtype, output_loading_info=True, local_files_only=True
-        )
-        model, info = loaded
-        strays = [name for names in info.values() for name in names]
-        with torch.inference_mode():
-            found = model.eval()(job.calibration.tokens[:1], use_cache=False).logits.float()
-        change = float((found - wanted).norm() / wanted.norm())
-        if strays or not change <= TOLERANCE[job.skeleton.dtype]:
-            raise WorkError(
-                f"transformers loads the cut model as another: its logits are {change:.1e} off, {len(strays)} tensors "
-                "do not fit",
-                "nothing was published; report this model's config.json",
-            )
+        check_loaded(job, directory, leaving)

@@ -9,10 +9,10 @@ import fnmatch
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -51,6 +51,8 @@ class Work(ABC):
     """Why linears stay as they are, by checkpoint name."""
     problems: list[Problem]
     """What forbids the run; a plan shows them, a run refuses."""
+    decided: dict[str, Any] = field(default_factory=dict)
+    """What the run settled from the whole model before the loop, as its kind of stage has it; empty until then."""
 
     @property
     @abstractmethod

@@ -99,8 +99,26 @@ class WidthConfig(_Config):
         return False
 
 
+class DepthConfig(_Config):
+    """Whole decoder blocks go: those that change the hidden states least, or greedily those that cost least."""
+
+    kind: Literal["depth"] = "depth"
+    choose: Literal["loss", "influence"] = Field(
+        "loss",
+        description="loss: one block at a time, that whose removal moves the output distribution least; "
+        "influence: at once, those whose outputs are nearest to their inputs in angle",
+    )
+    protect_first: int = Field(1, ge=0, description="blocks at the beginning that always stay")
+    protect_last: int = Field(1, ge=0, description="blocks at the end that always stay")
+
+    summary: ClassVar[str] = "whole decoder blocks go, by what their removal costs; really smaller and faster"
+    paper: ClassVar[str] = "arXiv:2403.03853, arXiv:2402.09025"
+    calibrated: ClassVar[bool] = True
+    structured: ClassVar[bool] = True
+
+
 MaskConfig = MagnitudeConfig | WandaConfig | RiaConfig | SparseGptConfig
-PruningConfig = Annotated[MaskConfig | WidthConfig, Field(discriminator="kind")]
+PruningConfig = Annotated[MaskConfig | WidthConfig | DepthConfig, Field(discriminator="kind")]
 
 PRUNING: dict[str, type[_Config]] = {c.model_fields["kind"].default: c for c in get_args(get_args(PruningConfig)[0])}
 PRUNING_NAMES: tuple[str, ...] = tuple(PRUNING)
