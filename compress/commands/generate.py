@@ -31,9 +31,23 @@ class Generate(Machine):
     top_p: Annotated[
         float, typer.Option(help="Only the likeliest that hold this probability; 1 is off.", rich_help_panel=SAMPLING)
     ] = 1.0
+    min_p: Annotated[
+        float,
+        typer.Option(help="Only tokens of this share of the likeliest one's; 0 is off.", rich_help_panel=SAMPLING),
+    ] = 0.0
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1 makes tokens that were there less likely.", rich_help_panel=SAMPLING)
+    ] = 1.0
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="End where this text comes. Several times.", metavar="TEXT", rich_help_panel=SAMPLING),
+    ] = None
     seed: Annotated[int, typer.Option(help="Seed of the sampling.", rich_help_panel=SAMPLING)] = 0
     kernel: Annotated[
         str, typer.Option(help="auto, cpu, cpu-int8 or reference.", metavar="NAME", rich_help_panel=GENERAL)
+    ] = "auto"
+    kv_cache: Annotated[
+        str, typer.Option(help="auto, float32, bfloat16, int8 or int4.", metavar="NAME", rich_help_panel=GENERAL)
     ] = "auto"
 
 
@@ -54,13 +68,16 @@ def generate(options: Generate, view: View) -> None:
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+        stop=tuple(options.stop or ()),
         seed=options.seed,
     )
     _environment.prepare(options.threads)
     _environment.import_models()
     from compress.workflows import api
 
-    runtime = api.load(options.model, device=options.device, kernel=options.kernel)
+    runtime = api.load(options.model, device=options.device, kernel=options.kernel, kv_cache=options.kv_cache)
     (answer,) = runtime.generate([options.prompt], sampling)
     decoded = max(len(answer.token_ids) - 1, 0)
     speed = decoded / answer.decode_seconds if decoded and answer.decode_seconds > 0 else None

@@ -20,8 +20,17 @@ Prompt = str | Sequence[int]
 class LLM:
     """A model directory or an artifact, loaded; `runtime` is the back end that runs it."""
 
-    def __init__(self, model: str | Path | None = None, *, device: str = "auto", kernel: str = "auto") -> None:
-        """model: the packaged model if None. device and kernel as in `compress.runtime.loading.load`.
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        device: str = "auto",
+        kernel: str = "auto",
+        prefix_cache: bool = True,
+        cache_tokens: int | None = None,
+        kv_cache: str = "auto",
+    ) -> None:
+        """model: the packaged model if None. The other settings as in `compress.runtime.loading.load`.
 
         Raises:
             UserError, WorkError: as that does.
@@ -29,10 +38,20 @@ class LLM:
         """
         found = default_model() if model is None else model
         check_artifact(found, scores=False)
-        self.runtime = load(found, device=device, kernel=kernel)
+        self.runtime = load(
+            found,
+            device=device,
+            kernel=kernel,
+            prefix_cache=prefix_cache,
+            cache_tokens=cache_tokens,
+            kv_cache=kv_cache,
+        )
 
     def generate(self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None) -> list[Generation]:
-        """One answer per prompt, in order; a single text or list of ids counts as one prompt."""
+        """`params.n` answers per prompt, in order; a single text or list of ids counts as one prompt.
+
+        The native engine computes them together, and what prompts begin with in common only once.
+        """
         return self.runtime.generate(_several(prompts), params or SamplingParams())
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[str]:

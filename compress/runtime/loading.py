@@ -14,6 +14,7 @@ from compress.runtime.protocol import Runtime
 from compress.runtime.transformers_loader import load_config, quiet
 
 KERNELS = ("auto", "cpu", "cpu-int8", "reference")
+KV_CACHES = ("auto", "float32", "bfloat16", "int8", "int4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,31 +26,62 @@ class Decision:
     shape: Shape | None
 
 
-def load(path: str | Path, device: str = "auto", dtype: str = "auto", kernel: str = "auto") -> Runtime:
+def load(
+    path: str | Path,
+    device: str = "auto",
+    dtype: str = "auto",
+    kernel: str = "auto",
+    *,
+    prefix_cache: bool = False,
+    cache_tokens: int | None = None,
+    kv_cache: str = "auto",
+) -> Runtime:
     """Loads a Hugging Face model directory or an artifact.
 
     device: `auto` (a CUDA device where there is one), `cpu`, `cuda` or `cuda:N`. dtype: what the arithmetic is done in;
     the native engine takes `auto` and `float32`. kernel: `cpu`, the native engine with exact products; `cpu-int8`, the
     same with inputs of packed weights, and the head, in 8 bits; `reference`, dense arithmetic in transformers; `auto`,
-    `cpu` where the engine computes the model and `reference` elsewhere.
+    `cpu` where the engine computes the model and `reference` elsewhere. prefix_cache: the native engine keeps what it
+    computed of prompts for later calls that begin the same (never for scores). cache_tokens: room of its key-value
+    cache. kv_cache: how the native engine keeps keys and values, `float32` (`auto`), `bfloat16`, or `int8` and `int4`
+    with a grid per token and head.
 
     Raises:
-        UserError: no model there, an unknown architecture, device, dtype or kernel, or a kernel that does not compute
-            this model.
+        UserError: no model there, an unknown architecture, device, dtype, kernel or cache, or a kernel or cache that
+            this model cannot have.
         IntegrityError: damaged files, or tensors that do not fit the config.
         WorkError: out of memory.
     """
     if kernel not in KERNELS:
         raise UserError(f"kernel {kernel!r} is not available", f"choose {', '.join(KERNELS[:-1])} or {KERNELS[-1]}")
+    if kv_cache not in KV_CACHES:
+        raise UserError(f"key-value cache {kv_cache!r} is not known", f"choose {', '.join(KV_CACHES)}")
     if kernel == "reference":
+        _refuse_cache(path, kv_cache, "--kernel reference computes in transformers")
         return transformers_backend.load(path, device, dtype, "reference")
     checkpoint = Checkpoint.open(path)
     decision = decide(checkpoint, device, dtype)
     if decision.shape is not None:
-        return NativeRuntime(checkpoint, decision.shape, eight_bit=kernel == "cpu-int8")
+        return NativeRuntime(
+            checkpoint,
+            decision.shape,
+            eight_bit=kernel == "cpu-int8",
+            prefix_cache=prefix_cache,
+            cache_tokens=cache_tokens,
+            kv_cache="float32" if kv_cache == "auto" else kv_cache,
+        )
+    _refuse_cache(path, kv_cache, decision.reason)
     if kernel != "auto":
         raise UserError(f"the native engine does not run {path}: {decision.reason}", "use --kernel auto")
     return transformers_backend.load(path, device, dtype)
+
+
+def _refuse_cache(path: str | Path, kv_cache: str, reason: str) -> None:
+    if kv_cache != "auto":
+        raise UserError(
+            f"a {kv_cache} key-value cache needs the native engine, which does not run {path}: {reason}",
+            "use --kv-cache auto",
+        )
 
 
 def decide(checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto") -> Decision:

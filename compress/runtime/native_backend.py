@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -12,12 +12,15 @@ from torch import Tensor
 from compress.errors import WorkError
 from compress.kernels.dispatch import native
 from compress.models.checkpoint import Checkpoint
+from compress.runtime.answer import Answer
 from compress.runtime.continuations import Batch, Continuation, Likelihood, Row, plan
+from compress.runtime.engine import Engine
 from compress.runtime.memory import guarded
 from compress.runtime.native_model import NativeModel
 from compress.runtime.native_shape import Shape
 from compress.runtime.protocol import LayerUse
-from compress.runtime.text_model import Predict, TextModel
+from compress.runtime.scheduler import Request
+from compress.runtime.text_model import TextModel
 from compress.runtime.transformers_scoring import BATCH_TOKENS, target_scores
 
 _ANY_DEPTH = 2**31
@@ -29,14 +32,28 @@ class NativeRuntime(TextModel):
     name = "native"
     device = "cpu"
     dtype = "float32"
-    batched_generate = False
+    batched_generate = True
 
-    def __init__(self, checkpoint: Checkpoint, shape: Shape, eight_bit: bool) -> None:
-        """eight_bit: as in `NativeModel`."""
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        shape: Shape,
+        eight_bit: bool,
+        *,
+        prefix_cache: bool = False,
+        cache_tokens: int | None = None,
+        kv_cache: str = "float32",
+    ) -> None:
+        """eight_bit, cache_tokens, kv_cache: as in `NativeModel`.
+
+        prefix_cache: calls of `generate` share with earlier ones.
+        """
         super().__init__(checkpoint)
         self.kernel = f"cpu-{native().isa()}" + ("-int8" if eight_bit else "")
         with guarded("loading the model"):
-            self.model = NativeModel(checkpoint, shape, eight_bit)
+            self.model = NativeModel(checkpoint, shape, eight_bit, cache_tokens, kv_cache)
+        self.engine = Engine(self.model.step, self.model.pages)
+        self._prefix_cache = prefix_cache
         self.context_length = shape.config.max_position_embeddings
         self.vocab_size = shape.vocabulary
 
@@ -110,19 +127,34 @@ class NativeRuntime(TextModel):
                 found.append(self.model.sequence(row.tokens[start:end], row.depths[start], pages, inside))
         return torch.cat(found)
 
+    def _finished(self, answers: Sequence[Answer]) -> Sequence[Answer]:
+        """All answers together, step by step."""
+        with self._requests(answers):
+            while any(answer.reason is None for answer in answers):
+                self.engine.step()
+        return answers
+
+    def _grow(self, answer: Answer) -> Generator[None, None, None]:
+        """One answer, beside whatever else the engine is asked for meanwhile."""
+        with self._requests([answer]):
+            while answer.reason is None:
+                self.engine.step()
+                yield
+
     @contextmanager
-    def _session(self, tokens: int) -> Iterator[Predict]:
-        """A sequence with its pages."""
-        with self.model.pages.lend(tokens) as pages:
-            seen = 0
-
-            def predict(pending: Sequence[int]) -> Tensor:
-                nonlocal seen
-                logits = self.model.sequence(pending, seen, pages, [len(pending) - 1])
-                seen += len(pending)
-                return logits[0]
-
-            yield predict
+    def _requests(self, answers: Sequence[Answer]) -> Iterator[None]:
+        """The engine's requests for some answers; those not finished at the end are cancelled."""
+        requests: list[Request] = []
+        try:
+            for i, answer in enumerate(answers):
+                same = i % answer.params.n  # the answers to one prompt come one after the other
+                requests.append(self.engine.add(answer, leader=requests[i - same] if same else None))
+            yield
+        finally:
+            for request in requests:
+                self.engine.cancel(request)
+            if not self._prefix_cache:
+                self.model.pages.forget()
 
 
 def _chains(depths: Sequence[int]) -> Iterator[tuple[int, int]]:

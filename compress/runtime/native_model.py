@@ -19,7 +19,7 @@ from compress.runtime.pages import PagePool
 from compress.runtime.protocol import LayerUse
 
 STEP_TOKENS = 512  # tokens of one call: what is between the products stays in the cache
-_CACHE_TOKENS = 32_768
+_LEAST_CACHE_TOKENS, _MOST_CACHE_TOKENS = 16_384, 32_768
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,19 @@ class Chunk:
 class NativeModel:
     """A decoder of the Llama family over packed, bfloat16 or float32 weights."""
 
-    def __init__(self, checkpoint: Checkpoint, shape: Shape, eight_bit: bool) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        shape: Shape,
+        eight_bit: bool,
+        cache_tokens: int | None = None,
+        kv_cache: str = "float32",
+    ) -> None:
         """eight_bit: inputs of packed linears are rounded to 8 bits, and a dense head is packed in 8 bits.
+
+        kv_cache: how keys and values are kept: `float32`, `bfloat16`, `int8` or `int4`.
+        cache_tokens: room of the key-value cache, all sequences together; memory is taken as it is needed. None: the
+        model's context, but 16,384 at least and 32,768 at most.
 
         Raises:
             IntegrityError: a packed weight whose stored shape contradicts the config.
@@ -46,8 +57,10 @@ class NativeModel:
         self._checkpoint = checkpoint
         self.linears: dict[str, Any] = {}
         native_module = native()
-        context = min(shape.config.max_position_embeddings, _CACHE_TOKENS)
-        self.pages = PagePool(-(-context // native_module.PAGE_TOKENS) + 1, native_module.PAGE_TOKENS)
+        if cache_tokens is None:
+            context = shape.config.max_position_embeddings
+            cache_tokens = max(_LEAST_CACHE_TOKENS, min(context, _MOST_CACHE_TOKENS))
+        self.pages = PagePool(-(-cache_tokens // native_module.PAGE_TOKENS) + 1, native_module.PAGE_TOKENS)
         frequencies, factor = _rotation(shape.config)
         embedding = checkpoint.read(f"{EMBEDDING}.weight")
         self._embedding = embedding.float() if embedding.dtype == torch.float16 else embedding
@@ -60,11 +73,16 @@ class NativeModel:
             shape.heads,
             shape.kv_heads,
             shape.config.rms_norm_eps,
-            False,
+            kv_cache,
             self.pages.count,
         )
         for i in range(shape.layers):
             self._add_layer(f"model.layers.{i}", shape.windows[i])
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the keys and values of one token in all layers."""
+        return int(self._decoder.cache_bytes)
 
     def step(self, chunks: Sequence[Chunk]) -> Tensor:
         """Logits (wanted rows, vocabulary) float32 of the chunks, which are computed together, in order."""

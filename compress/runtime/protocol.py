@@ -23,10 +23,14 @@ FinishReason = Literal["stop", "length", "context"]
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How `generate` chooses tokens. Temperature 0 is greedy; `top_k` 0 and `top_p` 1 switch those filters off.
+    """How `generate` chooses tokens. Temperature 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 switch filters off.
 
-    `stop` ends an answer where its text holds one of these strings, which is left out of the text. `ignore_end` goes on
-    past end tokens (for timing). The same seed, prompt and position in the list of prompts give
+    `min_p` keeps tokens of at least that share of the likeliest one's probability. `repetition_penalty` divides
+    positive and multiplies negative logits of tokens in the prompt and the answer; `presence_penalty` is taken from the
+    logits of tokens in the answer, `frequency_penalty` as often as they are there. `n` answers per prompt. `logprobs`
+    asks for the log-probability of each new token and of so many of the likeliest, all before penalties, temperature
+    and filters. `stop` ends an answer where its text holds one of these strings, which is left out of the text.
+    `ignore_end` goes on past end tokens (for timing). The same seed, prompt and position in the list of prompts give
     the same text on the same machine.
 
     Raises:
@@ -40,6 +44,12 @@ class SamplingParams:
     seed: int = 0
     ignore_end: bool = False
     stop: tuple[str, ...] = ()
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    n: int = 1
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         rules: tuple[tuple[str, float, bool, str], ...] = (
@@ -49,10 +59,25 @@ class SamplingParams:
             ("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "above 0 and at most 1 (off)"),
             ("seed", self.seed, 0 <= self.seed < 2**63, "0 or more"),
             ("stop", len(self.stop), all(self.stop), "strings that are not empty"),
+            ("min_p", self.min_p, 0.0 <= self.min_p <= 1.0, "between 0 (off) and 1"),
+            ("repetition_penalty", self.repetition_penalty, 0.0 < self.repetition_penalty <= 100.0, "in (0, 100]"),
+            ("presence_penalty", self.presence_penalty, abs(self.presence_penalty) <= 100.0, "between -100 and 100"),
+            ("frequency_penalty", self.frequency_penalty, abs(self.frequency_penalty) <= 100.0, "between -100 and 100"),
+            ("n", self.n, self.n >= 1, "at least 1"),
+            ("logprobs", self.logprobs or 0, (self.logprobs or 0) >= 0, "0 or more"),
         )
         for name, value, allowed, rule in rules:
             if not allowed:
                 raise UserError(f"{name} is {value}; it must be {rule}", f"choose another {name}")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """The log-probability in nats of a new token, and (token, log-probability) of the likeliest ones, best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +87,8 @@ class Generation:
     `finish_reason` is `stop` (an end token or a stop string came), `length` (`max_tokens`) or `context` (the model's
     context is full). `prefill_seconds` is the time to the first token, `decode_seconds` the time for all that follow
     it, `step_seconds` that of each step after the first token (the step that found an end token among them).
+    `cached_tokens` of the prompt were not computed, because the key-value cache held them. `logprobs` has one entry per
+    token where it was asked for.
     """
 
     text: str
@@ -71,6 +98,8 @@ class Generation:
     prefill_seconds: float
     decode_seconds: float
     step_seconds: tuple[float, ...] = ()
+    cached_tokens: int = 0
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
     @property
     def seconds(self) -> float:
@@ -152,7 +181,7 @@ class Runtime(Protocol):
         """
 
     def generate(self, prompts: Sequence[str | Sequence[int]], params: SamplingParams) -> list[Generation]:
-        """One answer per prompt, in order; each is independent of the others.
+        """One answer per prompt (`params.n` of them, one after the other), in order; each is independent of the others.
 
         A text is read as `prefix_id` and its tokens; token ids are taken as they are.
 

@@ -1,25 +1,64 @@
-"""Choosing the next token from logits: greedy, temperature, top-k and top-p, from a private random generator."""
+"""Choosing the next token from logits: penalties, temperature, top-k, top-p, min-p, from a private random generator."""
 
 from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from compress.errors import WorkError
-from compress.runtime.protocol import SamplingParams
+from compress.runtime.protocol import SamplingParams, TokenLogprob
 
 
-def seeded(params: SamplingParams, index: int) -> torch.Generator:
-    """The generator of prompt number `index`; the global random state is neither read nor moved."""
-    generator = torch.Generator(device="cpu")
-    generator.manual_seed((params.seed + index) % 2**63)
-    return generator
+class Sampler:
+    """Chooses the tokens of one answer. The global random state is neither read nor moved."""
+
+    def __init__(self, params: SamplingParams, index: int, prompt: Sequence[int]) -> None:
+        """index: the answer's number among those of a call, so that equal prompts get answers of their own."""
+        self.params = params
+        self.logprobs: list[TokenLogprob] = []
+        self._generator = seeded(params, index)
+        self._prompt = set(prompt) if params.repetition_penalty != 1.0 else set()
+        self._seen: Counter[int] = Counter()
+        penalties = (params.presence_penalty, params.frequency_penalty, params.repetition_penalty - 1.0)
+        self._penalised = any(penalties)
+        self.plain = params.temperature == 0.0 and not self._penalised and params.logprobs is None
+        """Whether the likeliest token is all that is asked for."""
+
+    def choose(self, logits: Tensor) -> int:
+        """One token id from finite logits (vocab,); greedy takes the lowest id among equals.
+
+        Sampling is done in float64 on the CPU, so that a seed means the same draw on every device.
+        """
+        judged = self._with_penalties(logits.double().cpu()) if self._penalised else logits
+        if self.params.temperature == 0.0:
+            token = int(judged.argmax())
+        else:
+            probabilities = filtered(judged.double().cpu() / self.params.temperature, self.params)
+            token = int(torch.multinomial(probabilities, 1, generator=self._generator))
+        if self._penalised:
+            self._seen[token] += 1
+        if self.params.logprobs is not None:
+            self.logprobs.append(_log_probability(logits, token, self.params.logprobs))
+        return token
+
+    def _with_penalties(self, logits: Tensor) -> Tensor:
+        """Float64 logits, changed in place, after the penalties of `SamplingParams`."""
+        params = self.params
+        if params.repetition_penalty != 1.0 and (ids := sorted(self._prompt | self._seen.keys())):
+            at = torch.tensor(ids)
+            found = logits[at]
+            logits[at] = torch.where(found > 0, found / params.repetition_penalty, found * params.repetition_penalty)
+        if self._seen and (params.presence_penalty or params.frequency_penalty):
+            counts = torch.tensor(list(self._seen.values()), dtype=torch.float64)
+            logits[torch.tensor(list(self._seen))] -= params.presence_penalty + params.frequency_penalty * counts
+        return logits
 
 
-def next_token(logits: Tensor, params: SamplingParams, generator: torch.Generator) -> int:
-    """One token id from logits (vocab,). Greedy takes the lowest id among equals.
-
-    Sampling is done in float64 on the CPU, so that a seed means the same draw on every device.
+def choose_all(logits: Tensor, samplers: Sequence[Sampler]) -> list[int]:
+    """The next token of each row of logits (rows, vocab).
 
     Raises:
         WorkError: the logits are not finite.
@@ -28,14 +67,21 @@ def next_token(logits: Tensor, params: SamplingParams, generator: torch.Generato
         raise WorkError(
             "the model's logits are not finite", "the weights are damaged or the dtype overflows; try --dtype float32"
         )
-    if params.temperature == 0.0:
-        return int(logits.argmax())
-    probabilities = filtered(logits.double().cpu() / params.temperature, params)
-    return int(torch.multinomial(probabilities, 1, generator=generator))
+    if all(sampler.plain for sampler in samplers):
+        found: list[int] = logits.argmax(-1).tolist()
+        return found
+    return [sampler.choose(row) for sampler, row in zip(samplers, logits, strict=True)]
+
+
+def seeded(params: SamplingParams, index: int) -> torch.Generator:
+    """The generator of answer number `index`."""
+    generator = torch.Generator(device="cpu")
+    generator.manual_seed((params.seed + index) % 2**63)
+    return generator
 
 
 def filtered(logits: Tensor, params: SamplingParams) -> Tensor:
-    """Probabilities (vocab,) after top-k, then top-p: the smallest set of likeliest tokens that holds `top_p`."""
+    """Probabilities (vocab,) after top-k, top-p (the smallest set of likeliest tokens that holds it) and min-p."""
     if 0 < params.top_k < logits.numel():
         kept = torch.full_like(logits, float("-inf"))
         values, indices = logits.topk(params.top_k)
@@ -46,5 +92,12 @@ def filtered(logits: Tensor, params: SamplingParams) -> Tensor:
         before = ordered.cumsum(0) - ordered
         ordered = ordered.masked_fill(before >= params.top_p, 0.0)
         probabilities = torch.zeros_like(probabilities).scatter(0, indices, ordered)
-        probabilities = probabilities / probabilities.sum()
-    return probabilities
+    if params.min_p > 0.0:
+        probabilities = probabilities.masked_fill(probabilities < params.min_p * probabilities.max(), 0.0)
+    return probabilities / probabilities.sum()
+
+
+def _log_probability(logits: Tensor, token: int, count: int) -> TokenLogprob:
+    found = logits.double().cpu().log_softmax(0)
+    values, indices = found.topk(min(count, found.numel()))
+    return TokenLogprob(token, float(found[token]), tuple(zip(indices.tolist(), values.tolist(), strict=True)))

@@ -6,8 +6,7 @@ and slow for serving: memory and speed are those of the dense model, and `kernel
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,13 @@ from torch import Tensor
 
 from compress.errors import UserError
 from compress.models.checkpoint import Checkpoint
+from compress.runtime.answer import Answer
 from compress.runtime.continuations import Batch, Continuation, Likelihood
 from compress.runtime.layers import dense_layers
 from compress.runtime.memory import guarded
 from compress.runtime.protocol import LayerUse
-from compress.runtime.text_model import Predict, TextModel
+from compress.runtime.sampling import choose_all
+from compress.runtime.text_model import TextModel
 from compress.runtime.transformers_loader import load_model
 from compress.runtime.transformers_scoring import ContinuationScorer
 
@@ -94,20 +95,19 @@ class TransformersRuntime(TextModel):
         with guarded("scoring"):
             return self._scorer.score(batch)
 
-    @contextmanager
-    def _session(self, tokens: int) -> Iterator[Predict]:
-        """A sequence whose keys and values transformers keeps."""
+    def _grow(self, answer: Answer) -> Generator[None, None, None]:
+        """Token after token of one answer, over keys and values that transformers keeps."""
+        pending: Sequence[int] = answer.prompt
         cache: Any = None
-
-        def predict(pending: Sequence[int]) -> Tensor:
-            nonlocal cache
-            ids = torch.tensor([pending], device=self.device)
-            step = self.model(input_ids=ids, past_key_values=cache, use_cache=True)
-            cache = step.past_key_values
-            logits: Tensor = step.logits[0, -1].float()
-            return logits
-
-        yield predict
+        while answer.reason is None:
+            with torch.inference_mode():
+                ids = torch.tensor([pending], device=self.device)
+                step = self.model(input_ids=ids, past_key_values=cache, use_cache=True)
+                cache = step.past_key_values
+                (token,) = choose_all(step.logits[:, -1].float(), [answer.sampler])
+            answer.take(token)
+            yield
+            pending = [token]
 
 
 def chosen_device(name: str) -> torch.device:

@@ -213,7 +213,14 @@ def plan(
     return pipeline.plan(_recipe(recipe, settings), model=model, output=output, device=device, scored=True)
 
 
-def load(model: PathLike | None = None, *, device: str = "auto", dtype: str = "auto", kernel: str = "auto") -> Runtime:
+def load(
+    model: PathLike | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    kernel: str = "auto",
+    kv_cache: str = "auto",
+) -> Runtime:
     """Load a model directory, hub id or artifact for scoring and generation; the packaged model if None.
 
     Args:
@@ -221,6 +228,7 @@ def load(model: PathLike | None = None, *, device: str = "auto", dtype: str = "a
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         dtype: Compute dtype: `auto`, `float32`, `bfloat16` or `float16`.
         kernel: `auto`, `cpu`, `cpu-int8` or `reference`, as `compress.runtime.loading.load` says.
+        kv_cache: `auto`, `float32`, `bfloat16`, `int8` or `int4`: how the native engine keeps keys and values.
 
     Returns:
         A runtime: `.score(token_ids)` gives logits, `.generate(prompts, SamplingParams(...))` texts.
@@ -235,7 +243,7 @@ def load(model: PathLike | None = None, *, device: str = "auto", dtype: str = "a
 
     found = _model(model)
     check_artifact(found, scores=False)
-    return load_runtime(found, device=device, dtype=dtype, kernel=kernel)
+    return load_runtime(found, device=device, dtype=dtype, kernel=kernel, kv_cache=kv_cache)
 
 
 def evaluate(

@@ -58,11 +58,12 @@ class Scripted:
         self.clock.now += (0.5 + 0.1 * len(token_ids)) / self.speed
         return torch.zeros(0)
 
-    def generate(self, prompts: Sequence[str], params: SamplingParams) -> list[Generation]:
+    def generate(self, prompts: Sequence[str | list[int]], params: SamplingParams) -> list[Generation]:
         self.calls.append(f"generate {len(prompts)}")
         assert params.ignore_end
         steps = tuple((0.1 + 0.01 * i) / self.speed for i in range(params.max_tokens - 1))
-        prompt_tokens = 1 + len(self.encode(prompts[0]))
+        first = prompts[0]
+        prompt_tokens = 1 + len(self.encode(first)) if isinstance(first, str) else len(first)
         tokens = (7,) * params.max_tokens
         return [Generation("x", tokens, "length", prompt_tokens, 2.0 / self.speed, sum(steps), steps) for _ in prompts]
 
@@ -127,7 +128,7 @@ def test_a_runtime_that_decodes_together_is_measured_so(real: TransformersRuntim
     found = measure(runtime, load_prices(), FAST)
     rates = {(x.what, x.batch): x.tokens_per_second.median for x in found.throughput}
     assert rates["batched decode", 3] == pytest.approx(3 * 4 / 0.46)
-    assert runtime.calls.count("generate 3") == 12
+    assert runtime.calls.count("generate 3") == 24, "each time to the first tokens, and to the end"
     assert found.prices is not None
     assert [row.what for row in found.prices.tokens][-1] == "batched decode"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -19,10 +20,11 @@ from compress.errors import CompressError, UserError, WorkError
 from compress.models.checkpoint import Checkpoint
 from compress.runtime import loading, transformers_backend
 from compress.runtime.continuations import Continuation
+from compress.runtime.engine import Engine
 from compress.runtime.native_backend import NativeRuntime
 from compress.runtime.native_model import Chunk
 from compress.runtime.pages import PagePool
-from compress.runtime.protocol import SamplingParams
+from compress.runtime.protocol import Generation, SamplingParams
 from compress.schemes import FIXED_SCHEMES
 from compress.types import InputScheme, IntScheme
 from tests.pipeline import harness
@@ -321,15 +323,116 @@ def test_steps_that_do_not_fit_are_refused(tales: NativeRuntime) -> None:
             decoder.step(**{**good, name: value})
 
 
-def test_pages_are_lent_once_and_come_back() -> None:
-    pool = PagePool(4, 32)
-    first = pool.take(33)
-    assert (first, pool.free) == ([0, 1], 2)
-    with pytest.raises(WorkError, match="64 tokens free"):
-        pool.take(65)
-    with pool.lend(64) as pages:
-        assert not set(pages) & set(first)
-    pool.give_back(first)
-    assert pool.free == 4
-    with pytest.raises(ValueError, match="not lent"):
-        pool.give_back(first)
+PROMPTS = ("Once upon a time", "The king said to his daughter that she", "A", "There was once a poor woman who had")
+
+
+def tokens_and_logprobs(answers: list[Generation]) -> list[tuple[object, ...]]:
+    return [(answer.token_ids, answer.logprobs, answer.finish_reason) for answer in answers]
+
+
+@pytest.mark.parametrize("kernel", ["cpu", "cpu-int8"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_answers_do_not_depend_on_company_chunks_or_cache(
+    kernel: str, temperature: float, four_bits: tuple[Path, Path]
+) -> None:
+    """Bit for bit: batched and alone, in chunks and whole, prefix found and computed, put back and never."""
+    params = SamplingParams(max_tokens=30, temperature=temperature, seed=3, logprobs=3, min_p=0.01)
+    runtime = native(four_bits[0], kernel)
+    together = tokens_and_logprobs(runtime.generate(PROMPTS, params))
+    for index, prompt in enumerate(PROMPTS):
+        alone = runtime.generate([prompt], dataclasses.replace(params, seed=3 + index))
+        assert tokens_and_logprobs(alone) == together[index : index + 1]
+
+    cached = loading.load(four_bits[0], kernel=kernel, prefix_cache=True)
+    long = [f"{PROMPTS[3]} {PROMPTS[1]} {prompt}" * 3 for prompt in PROMPTS]
+    expected = runtime.generate(long, params)
+    assert tokens_and_logprobs(cached.generate(long, params)) == tokens_and_logprobs(expected)
+    again = cached.generate(long, params)
+    assert tokens_and_logprobs(again) == tokens_and_logprobs(expected)
+    assert min(answer.cached_tokens for answer in again) >= 32
+    assert {answer.cached_tokens for answer in runtime.generate(long[:1], params)} == {0}
+
+    small = native(four_bits[0], kernel)  # chunks of 5 tokens, and room for two of the answers
+    pool = PagePool(2 * max(len(runtime.encode(text)) + 31 for text in long) // 32, 32)
+    small.engine = Engine(small.model.step, pool, step_tokens=5)
+    assert tokens_and_logprobs(small.generate(long, params)) == tokens_and_logprobs(expected)
+    assert pool.free == pool.count
+
+
+def test_several_answers_share_their_prompt(tales: NativeRuntime) -> None:
+    params = SamplingParams(max_tokens=12, temperature=1.0, n=3)
+    prompt = " ".join(PROMPTS) * 4
+    answers = tales.generate([prompt, "A"], params)
+    assert len(answers) == 6
+    assert len({answer.token_ids for answer in answers[:3]}) == 3
+    shared = answers[0].prompt_tokens // 32 * 32
+    assert [answer.cached_tokens for answer in answers[:3]] == [0, shared, shared]
+    reference = transformers_backend.load(tales.path, device="cpu").generate([prompt, "A"], params)
+    assert [answer.token_ids for answer in reference] == [answer.token_ids for answer in answers]
+
+
+def test_log_probabilities_agree_with_scores(tales: NativeRuntime) -> None:
+    (answer,) = tales.generate([[1, 2, 3]], SamplingParams(max_tokens=8, logprobs=1, temperature=0.7))
+    scores = tales.score(torch.tensor([[1, 2, 3, *answer.token_ids]]))[0, 2:-1].double().log_softmax(-1)
+    assert answer.logprobs is not None
+    assert [entry.logprob for entry in answer.logprobs] == [
+        float(row[token]) for row, token in zip(scores, answer.token_ids, strict=True)
+    ]
+
+
+def test_a_stream_goes_on_beside_other_answers(tales: NativeRuntime) -> None:
+    params = SamplingParams(max_tokens=20, ignore_end=True)
+    (expected,) = tales.generate(["A"], params)
+    stream = tales.stream("A", params)
+    text = next(stream)
+    other = tales.generate([PROMPTS[0]], params)
+    assert other[0].token_ids == tales.generate([PROMPTS[0]], params)[0].token_ids
+    assert text + "".join(stream) == expected.text
+    abandoned = tales.stream("A", params)
+    next(abandoned)
+    abandoned.close()
+    assert not tales.engine.busy
+    assert tales.model.pages.free == tales.model.pages.count
+
+
+@pytest.mark.parametrize(("kv_cache", "most"), [("bfloat16", 2e-5), ("int8", 2e-4), ("int4", 5e-2)])
+@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
+def test_smaller_caches_are_close_and_as_small_as_said(
+    kv_cache: str, most: float, model_type: str, packaged_model: Path, tiny: Callable[..., Path]
+) -> None:
+    path = packaged_model if model_type == "llama" else tiny(model_type)
+    exact, small = native(path), loading.load(path, kv_cache=kv_cache)
+    assert isinstance(small, NativeRuntime)
+    rows = windows(exact) if model_type == "llama" else tiny_tokens(2, 60)
+    found = divergence(small.score(rows), exact.score(rows))
+    assert 0 < found < most
+    shape = small.model.shape
+    bits = {"bfloat16": 16.0, "int8": 8 + 32 / shape.head_dim, "int4": 4 + 32 / shape.head_dim}[kv_cache]
+    assert small.model.cache_bytes == shape.layers * 2 * shape.kv_heads * shape.head_dim * bits / 8
+    prompts = rows[:, :20].tolist()
+    alone = [small.generate([prompt], GREEDY)[0] for prompt in prompts]
+    assert [answer.token_ids for answer in small.generate(prompts, GREEDY)] == [answer.token_ids for answer in alone]
+
+
+@pytest.mark.parametrize("kv_cache", ["int8", "int4"])
+def test_grids_cover_what_they_keep(kv_cache: str, tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """Keys and values far from zero, and constant ones, survive: a bias moves all of them."""
+    path = Path(shutil.copytree(tiny("qwen2"), tmp_path / "model"))
+    tensors = load_file(path / "model.safetensors")
+    for name in list(tensors):
+        if name.endswith(("k_proj.bias", "v_proj.bias")):
+            tensors[name] = tensors[name] + 30.0
+        if name.endswith("layers.0.self_attn.v_proj.weight"):
+            tensors[name] = torch.zeros_like(tensors[name])
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    exact, small = native(path), loading.load(path, kv_cache=kv_cache)
+    tokens = tiny_tokens(2, 50)
+    assert divergence(small.score(tokens), exact.score(tokens)) < 1e-2
+
+
+def test_a_cache_that_cannot_be_is_refused(tiny: Callable[..., Path]) -> None:
+    with pytest.raises(UserError, match="not known"):
+        loading.load(tiny("llama"), kv_cache="int3")
+    for kernel, model_type in (("reference", "llama"), ("auto", "gpt2")):
+        with pytest.raises(UserError, match="needs the native engine"):
+            loading.load(tiny(model_type), kernel=kernel, kv_cache="int8")

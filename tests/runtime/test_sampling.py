@@ -7,20 +7,22 @@ import torch
 
 from compress.errors import UserError, WorkError
 from compress.runtime.protocol import SamplingParams
-from compress.runtime.sampling import filtered, next_token, seeded
+from compress.runtime.sampling import Sampler, choose_all, filtered
 
 LOGITS = torch.tensor([0.3, 2.0, -1.0, 1.9, 0.0, -4.0])
 
 
 def draws(params: SamplingParams, count: int = 4000) -> torch.Tensor:
-    generator = seeded(params, 0)
-    found = torch.tensor([next_token(LOGITS, params, generator) for _ in range(count)])
+    sampler = Sampler(params, 0, ())
+    found = torch.tensor([sampler.choose(LOGITS) for _ in range(count)])
     return torch.bincount(found, minlength=len(LOGITS)) / count
 
 
 def test_greedy_takes_the_first_of_equals() -> None:
     params = SamplingParams()
-    assert next_token(torch.tensor([1.0, 3.0, 3.0]), params, seeded(params, 0)) == 1
+    assert choose_all(torch.tensor([[1.0, 3.0, 3.0]]), [Sampler(params, 0, ())]) == [1]
+    logged = Sampler(SamplingParams(logprobs=0), 0, ())
+    assert choose_all(torch.tensor([[1.0, 3.0, 3.0]]), [logged]) == [1]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -56,7 +58,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p() -> None:
 def test_logits_that_are_not_finite_stop_the_work(value: float, temperature: float) -> None:
     params = SamplingParams(temperature=temperature)
     with pytest.raises(WorkError):
-        next_token(torch.tensor([0.0, value]), params, seeded(params, 0))
+        choose_all(torch.tensor([[0.0, value]]), [Sampler(params, 0, ())])
 
 
 @pytest.mark.parametrize(
@@ -75,3 +77,39 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     name, value = next(iter(wrong.items()))
     with pytest.raises(UserError, match=f"{name} is {value}"):
         SamplingParams(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.95, 1.0])
+def test_min_p_keeps_tokens_close_to_the_likeliest(share: float) -> None:
+    probabilities = LOGITS.softmax(0)
+    kept = filtered(LOGITS, SamplingParams(temperature=1.0, min_p=share))
+    expected = probabilities * (probabilities >= share * probabilities.max())
+    torch.testing.assert_close(kept, expected / expected.sum())
+
+
+def test_repetition_is_penalised_in_prompt_and_answer() -> None:
+    params = SamplingParams(repetition_penalty=2.0)
+    logits = torch.tensor([2.0, 1.5, -1.0, -1.5])
+    sampler = Sampler(params, 0, [0])
+    assert sampler.choose(logits) == 1  # 2.0 / 2 < 1.5
+    assert sampler.choose(logits) == 0  # 2.0 / 2 > 1.5 / 2
+    assert Sampler(params, 0, [2]).choose(torch.tensor([-9.0, -9.0, -1.0, -1.5])) == 3  # -1 * 2 < -1.5
+
+
+def test_presence_counts_once_and_frequency_every_time() -> None:
+    logits = torch.tensor([1.0, 0.0])
+    present = Sampler(SamplingParams(presence_penalty=0.8), 0, [0])  # the prompt does not count
+    assert [present.choose(logits) for _ in range(3)] == [0, 0, 0]
+    often = Sampler(SamplingParams(frequency_penalty=0.4), 0, [])
+    assert [often.choose(logits) for _ in range(4)] == [0, 0, 0, 1]
+
+
+def test_log_probabilities_are_those_of_the_model() -> None:
+    params = SamplingParams(temperature=0.5, top_k=1, presence_penalty=1.0, logprobs=2)
+    sampler = Sampler(params, 0, ())
+    sampler.choose(LOGITS)
+    (entry,) = sampler.logprobs
+    expected = LOGITS.double().log_softmax(0)
+    assert entry.token_id == 1
+    assert entry.logprob == float(expected[1])
+    assert entry.top == ((1, float(expected[1])), (3, float(expected[3])))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -131,8 +132,13 @@ def _forward(runtime: Runtime, work: Plan, batch: int) -> float:
 
 
 def _decode(runtime: Runtime, work: Plan, batch: int) -> float:
-    """Seconds after the first tokens of `batch` answers decoded together."""
-    return max(answer.decode_seconds for answer in runtime.generate([work.prompt] * batch, work.sampling))
+    """Seconds that `batch` answers to different prompts take, less what their first tokens alone take."""
+    prompts = work.rows[:batch].tolist()
+    first, whole = (
+        max(answer.seconds for answer in runtime.generate(prompts, replace(work.sampling, max_tokens=tokens)))
+        for tokens in (1, work.new_tokens)
+    )
+    return max(whole - first, 1e-9)
 
 
 def _others(before: Busy | None) -> float | None:

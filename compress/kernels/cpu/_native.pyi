@@ -119,7 +119,12 @@ def pack_dense(weight: Any, group_size: int, bias: Any, threads: int) -> PackedL
     """weight (rows, columns) bfloat16 or float32 as it is; with a group_size, rounded to 8 bits in such groups."""
 
 class Decoder:
-    """A decoder of the Llama family with its key-value cache of `pages` pages (csrc/decoder.h)."""
+    """A decoder of the Llama family with its key-value cache of `pages` pages (csrc/decoder.h).
+
+    `cache_bytes`: of the keys and values of one token in all layers.
+    """
+
+    cache_bytes: int
 
     def __init__(
         self,
@@ -131,11 +136,12 @@ class Decoder:
         heads: int,
         kv_heads: int,
         epsilon: float,
-        cache_bfloat16: bool,
+        cache: str,
         pages: int,
     ) -> None:
         """All arrays but the embedding are float32; frequencies (dim / 2), final_norm (hidden); kv_heads divides heads.
 
+        cache: how keys and values are kept: float32, bfloat16, int8 or int4 (each token and head with its own grid).
         embedding (vocabulary, hidden) bfloat16 or float32 is read in place, and kept.
         """
 

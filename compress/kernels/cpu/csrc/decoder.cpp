@@ -38,10 +38,25 @@ Decoder::Decoder(const DecoderConfig& c, const void* embedding, bool bfloat16, c
       final_norm_(final_norm, final_norm + c.hidden), head_(std::move(head)) {}
 
 void Decoder::add(DecoderLayer layer) {
-    const int64_t bytes = config.pages * kPageTokens * config.kv_heads * config.dim * (config.cache_bfloat16 ? 2 : 4);
-    layer.keys = Buffer(bytes);
-    layer.values = Buffer(bytes);
+    const Cache cache = cache_of(layer);
+    const int64_t slots = config.pages * kPageTokens * config.kv_heads;
+    layer.keys = Buffer(slots * cache.head_bytes());
+    layer.values = Buffer(slots * cache.head_bytes());
+    if (cache.has_grids()) {
+        layer.key_grids = Buffer(slots * 2 * sizeof(uint16_t));
+        layer.value_grids = Buffer(slots * 2 * sizeof(uint16_t));
+    }
     layers_.push_back(std::move(layer));
+}
+
+Cache Decoder::cache_of(const DecoderLayer& layer) const {
+    return {layer.keys.data(), layer.values.data(), reinterpret_cast<uint16_t*>(layer.key_grids.data()),
+            reinterpret_cast<uint16_t*>(layer.value_grids.data()), config.cache, config.kv_heads, config.dim};
+}
+
+int64_t Decoder::cache_bytes() const {
+    const Cache cache{nullptr, nullptr, nullptr, nullptr, config.cache, config.kv_heads, config.dim};
+    return 2 * int64_t(layers_.size()) * config.kv_heads * (cache.head_bytes() + (cache.has_grids() ? 4 : 0));
 }
 
 void Decoder::embed(Work& w, int64_t token) const {
@@ -104,7 +119,7 @@ void Decoder::multiply(Work& w, const float* x, int64_t columns, int64_t tokens,
 void Decoder::attend(Work& w, const DecoderLayer& layer) {
     const Step& step = w.step;
     const int64_t dim = config.dim, q_width = config.heads * dim, kv_width = config.kv_heads * dim;
-    const Cache cache{layer.keys.data(), layer.values.data(), config.cache_bfloat16, config.kv_heads, dim};
+    const Cache cache = cache_of(layer);
     for_tokens(step.count, step.threads, [&](int64_t t) {
         const auto turn = [&](float* head, const std::vector<float>& norm) {
             if (!norm.empty()) w.kernels.rms_norm(head, norm.data(), dim, config.epsilon, head);

@@ -13,7 +13,7 @@ namespace compress {
 struct DecoderConfig {
     int64_t vocabulary, hidden, heads, kv_heads, dim;
     float epsilon, rope_factor;  // rope_factor: what the rotation's cosines and sines are multiplied by
-    bool cache_bfloat16;
+    CacheType cache;
     int64_t pages;  // of kPageTokens tokens, shared by all sequences
 };
 
@@ -24,7 +24,7 @@ struct DecoderLayer {
     std::vector<float> attention_norm, mlp_norm;  // (hidden)
     std::vector<float> q_norm, k_norm;            // (dim), or empty
     int64_t window;
-    Buffer keys, values;
+    Buffer keys, values, key_grids, value_grids;
 };
 
 // Tokens in any mixture of sequences; those of one that follow each other are best side by side. All are in range.
@@ -49,6 +49,8 @@ public:
             const float* final_norm, Weight head);
     void add(DecoderLayer layer);
     void step(const Step&);
+    // Of the keys and values of one token in all layers.
+    int64_t cache_bytes() const;
 
 private:
     struct Product {
@@ -62,6 +64,7 @@ private:
     };
     struct Work;  // one step's memory and its shape
 
+    Cache cache_of(const DecoderLayer&) const;
     void embed(Work&, int64_t token) const;
     void attend(Work&, const DecoderLayer&);
     template <typename Prepare>

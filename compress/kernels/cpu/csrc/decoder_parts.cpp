@@ -21,11 +21,71 @@ inline uint16_t narrowed(float value) {  // nearest bfloat16, ties to even
     return uint16_t((word + 0x7fff + (word >> 16 & 1)) >> 16);
 }
 
-inline void put(void* memory, bool bfloat16, int64_t at, float value) {
-    if (bfloat16)
-        static_cast<uint16_t*>(memory)[at] = narrowed(value);
+// One token and head of the keys or the values: `stride` elements between dimensions.
+template <typename T>
+inline void put_plain(T* memory, int64_t stride, const float* x, int64_t dim) {
+    for (int64_t d = 0; d < dim; ++d)
+        if constexpr (sizeof(T) == 2)
+            memory[d * stride] = narrowed(x[d]);
+        else
+            memory[d * stride] = x[d];
+}
+
+inline uint16_t upper_half(float value) {
+    uint32_t word;
+    std::memcpy(&word, &value, sizeof word);
+    return uint16_t(word >> 16);
+}
+inline float from_upper_half(uint16_t bits) {
+    const uint32_t word = uint32_t(bits) << 16;
+    float value;
+    std::memcpy(&value, &word, sizeof value);
+    return value;
+}
+
+struct Grid {
+    uint16_t step, low;  // bfloat16 bits, rounded so that the grid covers the values
+    float from, inverse;
+};
+
+// Of `levels` steps over the values. What is not finite makes the step NaN, and so shows in the output.
+inline Grid grid_of(const float* x, int64_t dim, float levels) {
+    float low = x[0], high = x[0], poison = 0;
+    for (int64_t d = 0; d < dim; ++d) {
+        low = x[d] < low ? x[d] : low;
+        high = x[d] > high ? x[d] : high;
+        poison += x[d] * 0;
+    }
+    Grid grid;
+    grid.low = upper_half(low);
+    if (from_upper_half(grid.low) > low) ++grid.low;  // only of negative numbers: one further from zero
+    grid.from = from_upper_half(grid.low);
+    const float step = (high - grid.from) / levels;
+    grid.step = upper_half(step + poison);
+    if (from_upper_half(grid.step) < step) ++grid.step;
+    const float rounded = from_upper_half(grid.step);
+    grid.inverse = rounded > 0 ? 1 / rounded : 0;
+    return grid;
+}
+
+inline uint8_t code_of(const Grid& grid, float x, int levels) {
+    const float code = (x - grid.from) * grid.inverse + 0.5f;
+    return code > 0 ? code < float(levels) ? uint8_t(code) : uint8_t(levels) : 0;
+}
+
+inline void put_codes(uint8_t* memory, int64_t stride, uint16_t* grids, int64_t slot, const float* x, int64_t dim,
+                      bool nibbles) {
+    const int levels = nibbles ? 15 : 255;
+    const Grid grid = grid_of(x, dim, float(levels));
+    grids[slot] = grid.step;
+    grids[kPageTokens + slot] = grid.low;
+    const int64_t half = dim / 2;
+    if (!nibbles)
+        for (int64_t d = 0; d < dim; ++d) memory[d * stride] = code_of(grid, x[d], levels);
     else
-        static_cast<float*>(memory)[at] = value;
+        for (int64_t d = 0; d < half; ++d)
+            memory[d * stride] =
+                uint8_t(code_of(grid, x[d], levels) | code_of(grid, x[d + half], levels) << 4);
 }
 
 }  // namespace
@@ -93,11 +153,21 @@ void rotate(float* head, const float* cosine, const float* sine, int64_t dim) {
 
 // A token's keys and values (kv_heads, dim) into a slot of a page.
 void append(const Cache& cache, const float* k, const float* v, int64_t page, int64_t slot) {
-    for (int64_t h = 0; h < cache.kv_heads; ++h) {
-        const int64_t head = (page * cache.kv_heads + h) * cache.dim * kPageTokens;
-        for (int64_t d = 0; d < cache.dim; ++d) {
-            put(cache.keys, cache.bfloat16, head + d * kPageTokens + slot, k[h * cache.dim + d]);
-            put(cache.values, cache.bfloat16, head + slot * cache.dim + d, v[h * cache.dim + d]);
+    const int64_t dim = cache.dim;
+    for (int64_t h = 0; h < cache.kv_heads; ++h, k += dim, v += dim) {
+        const int64_t head = page * cache.kv_heads + h, at = head * kPageTokens * cache.head_bytes();
+        uint8_t *keys = static_cast<uint8_t*>(cache.keys) + at, *values = static_cast<uint8_t*>(cache.values) + at;
+        uint8_t* const row = values + slot * cache.head_bytes();
+        if (cache.type == CacheType::float32) {
+            put_plain(reinterpret_cast<float*>(keys) + slot, kPageTokens, k, dim);
+            put_plain(reinterpret_cast<float*>(row), 1, v, dim);
+        } else if (cache.type == CacheType::bfloat16) {
+            put_plain(reinterpret_cast<uint16_t*>(keys) + slot, kPageTokens, k, dim);
+            put_plain(reinterpret_cast<uint16_t*>(row), 1, v, dim);
+        } else {
+            const bool nibbles = cache.type == CacheType::int4;
+            put_codes(keys + slot, kPageTokens, cache.key_grids + head * 2 * kPageTokens, slot, k, dim, nibbles);
+            put_codes(row, 1, cache.value_grids + head * 2 * kPageTokens, slot, v, dim, nibbles);
         }
     }
 }

@@ -60,12 +60,24 @@ struct ProductArgs {
 
 constexpr int kPageTokens = 32;
 
-// Keys and values in pages of kPageTokens tokens, float32 or bfloat16 bits.
+enum class CacheType { float32, bfloat16, int8, int4 };
+
+// Keys and values in pages of kPageTokens tokens. int8 and int4 are codes on a grid of each token and head, from its
+// smallest value to its largest; in int4 a byte holds dimension d in its low half and d + dim / 2 in its high half.
 struct Cache {
-    void* keys;    // [page][kv head][dim][kPageTokens]
-    void* values;  // [page][kv head][kPageTokens][dim]
-    bool bfloat16;
+    void* keys;                           // [page][kv head][dim][kPageTokens]; int4: [dim / 2]
+    void* values;                         // [page][kv head][kPageTokens][dim]; int4: [dim / 2]
+    uint16_t *key_grids, *value_grids;    // [page][kv head][2][kPageTokens] bfloat16 bits: the step, and what code 0 is
+    CacheType type;
     int64_t kv_heads, dim;
+
+    bool has_grids() const { return type == CacheType::int8 || type == CacheType::int4; }
+    // Bytes of the keys, or of the values, of one token and head, without their grid.
+    int64_t head_bytes() const {
+        return type == CacheType::float32 ? 4 * dim : type == CacheType::bfloat16 ? 2 * dim
+               : type == CacheType::int8  ? dim
+                                          : dim / 2;
+    }
 };
 
 // Tokens at consecutive positions of one sequence, whose keys and values are in the cache.

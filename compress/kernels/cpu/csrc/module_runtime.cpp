@@ -2,8 +2,11 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
 
+#include <algorithm>
 #include <cmath>
+#include <string>
 
 #include "checks.h"
 #include "decoder.h"
@@ -131,7 +134,11 @@ void check_shape(const Weight& weight, const char* name, int64_t rows, int64_t c
 
 void make_decoder(BoundDecoder* self, const Input& embedding, const Input& final_norm, const Weight& head,
                   const Input& frequencies, float rope_factor, int64_t heads, int64_t kv_heads, float epsilon,
-                  bool cache_bfloat16, int64_t pages) {
+                  const std::string& cache, int64_t pages) {
+    const std::pair<const char*, CacheType> types[] = {{"float32", CacheType::float32}, {"bfloat16", CacheType::bfloat16},
+                                                       {"int8", CacheType::int8}, {"int4", CacheType::int4}};
+    const auto type = std::find_if(std::begin(types), std::end(types), [&](auto& t) { return t.first == cache; });
+    if (type == std::end(types)) bad_value("cache", "float32, bfloat16, int8 or int4");
     const auto [vocabulary, hidden] = extents(embedding, "embedding");
     if (heads < 1 || kv_heads < 1 || heads % kv_heads != 0) bad_value("kv_heads", "a divisor of heads");
     if (pages < 1 || pages > 1 << 24) bad_value("pages", "at least 1");
@@ -144,7 +151,7 @@ void make_decoder(BoundDecoder* self, const Input& embedding, const Input& final
     const bool bfloat16 = is_bfloat16(embedding, "embedding");
     const void* memory = memory_of(embedding, "embedding", {vocabulary, hidden});
     const DecoderConfig config{vocabulary, hidden, heads, kv_heads, 2 * half, epsilon, rope_factor,
-                               cache_bfloat16, pages};
+                               type->second, pages};
     new (self) BoundDecoder{embedding, Decoder(config, memory, bfloat16, turns.data(), norm.data(), head)};
 }
 
@@ -217,7 +224,8 @@ void bind_runtime(nb::module_& m) {
     nb::class_<BoundDecoder>(m, "Decoder")
         .def("__init__", &make_decoder, nb::arg("embedding").noconvert(), nb::arg("final_norm").noconvert(),
              nb::arg("head"), nb::arg("frequencies").noconvert(), nb::arg("rope_factor"), nb::arg("heads"),
-             nb::arg("kv_heads"), nb::arg("epsilon"), nb::arg("cache_bfloat16"), nb::arg("pages"))
+             nb::arg("kv_heads"), nb::arg("epsilon"), nb::arg("cache"), nb::arg("pages"))
+        .def_prop_ro("cache_bytes", [](const BoundDecoder& self) { return self.decoder.cache_bytes(); })
         .def("add_layer", &add_layer, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("o"), nb::arg("gate"),
              nb::arg("up"), nb::arg("down"), nb::arg("attention_norm").noconvert(), nb::arg("mlp_norm").noconvert(),
              nb::arg("q_norm").noconvert().none(), nb::arg("k_norm").noconvert().none(), nb::arg("window"))

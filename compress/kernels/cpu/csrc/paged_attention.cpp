@@ -12,14 +12,14 @@ namespace {
 constexpr int kTileQueries = 4;
 constexpr int kScoreVectors = kPageTokens / LANES;
 
-inline vf load_any(const float* p) { return load(p); }
-inline vf load_any(const uint16_t* p) {
-    typedef uint16_t halves __attribute__((vector_size(LANES * 2)));
+typedef uint16_t halves __attribute__((vector_size(LANES * 2)));
+typedef uint8_t bytes __attribute__((vector_size(LANES)));
+
+inline vf load_bfloat16(const uint16_t* p) {
     halves v;
     std::memcpy(&v, p, sizeof v);
     return (vf)(__builtin_convertvector(v, vi) << 16);
 }
-inline float widened(float x) { return x; }
 inline float widened(uint16_t x) {
     const uint32_t word = uint32_t(x) << 16;
     float value;
@@ -27,50 +27,111 @@ inline float widened(uint16_t x) {
     return value;
 }
 
+// How elements are read: LANES of them from a position, or one. `part` tells which half of a head's dimensions.
+struct Floats {
+    typedef float Element;
+    static constexpr int kParts = 1;
+    static constexpr bool kGrids = false;
+    static vf load(const float* p, int) { return ISA::load(p); }
+    static float one(float x, int) { return x; }
+};
+struct Bfloats {
+    typedef uint16_t Element;
+    static constexpr int kParts = 1;
+    static constexpr bool kGrids = false;
+    static vf load(const uint16_t* p, int) { return load_bfloat16(p); }
+    static float one(uint16_t x, int) { return widened(x); }
+};
+inline vi load_unsigned(const uint8_t* p) {
+    bytes v;
+    std::memcpy(&v, p, sizeof v);
+    return __builtin_convertvector(v, vi);
+}
+struct Bytes {
+    typedef uint8_t Element;
+    static constexpr int kParts = 1;
+    static constexpr bool kGrids = true;
+    static vf load(const uint8_t* p, int) { return to_floats(load_unsigned(p)); }
+    static float one(uint8_t x, int) { return float(x); }
+};
+struct Nibbles {
+    typedef uint8_t Element;
+    static constexpr int kParts = 2;
+    static constexpr bool kGrids = true;
+    static vf load(const uint8_t* p, int part) { return to_floats(load_unsigned(p) >> 4 * part & 15); }
+    static float one(uint8_t x, int part) { return float(x >> 4 * part & 15); }
+};
+
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// QUERIES queries meet one page. Their q (dim) and sums (dim) are `stride` floats apart; seen[r] = {first, end} within
-// the page, possibly empty.
-template <int QUERIES, typename T>
+// QUERIES queries meet one page. Their q (dim) and sums (dim) are `dim` floats apart; q_sums: the sum of each q, for
+// codes, whose values are low + step * code. seen[r] = {first, end} within the page, possibly empty.
+template <int QUERIES, typename How>
 struct Page {
+    typedef typename How::Element T;
     const T *keys, *values;
-    int64_t dim, stride;
-    const float* q;
+    const uint16_t *key_grid, *value_grid;
+    int64_t dim;
+    const float *q, *q_sums;
     float *sums, *maximum, *total;
     int64_t (*seen)[2];
 
     void run() const {
-        float weights[QUERIES][kPageTokens];
+        float weights[QUERIES][kPageTokens], added[QUERIES] = {};
         score(weights);
         int64_t first = kPageTokens, end = 0;
         for (int r = 0; r < QUERIES; ++r) {
             softmax(r, weights[r]);
             if (seen[r][0] < seen[r][1]) first = least(first, seen[r][0]), end = most(end, seen[r][1]);
         }
-        int64_t d = 0;
-        for (; d + LANES <= dim; d += LANES) {
-            vf s[QUERIES];
-            for (int r = 0; r < QUERIES; ++r) s[r] = load(sums + r * stride + d);
-            for (int64_t t = first; t < end; ++t) {
-                const vf v = load_any(values + t * dim + d);
-                for (int r = 0; r < QUERIES; ++r) s[r] += v * weights[r][t];
-            }
-            for (int r = 0; r < QUERIES; ++r) store(sums + r * stride + d, s[r]);
-        }
-        for (; d < dim; ++d)
+        if constexpr (How::kGrids)
             for (int r = 0; r < QUERIES; ++r)
-                for (int64_t t = first; t < end; ++t) sums[r * stride + d] += widened(values[t * dim + d]) * weights[r][t];
+                for (int64_t t = first; t < end; ++t) {
+                    added[r] += weights[r][t] * widened(value_grid[kPageTokens + t]);
+                    weights[r][t] *= widened(value_grid[t]);
+                }
+        const int64_t width = dim / How::kParts;
+        for (int part = 0; part < How::kParts; ++part) {
+            float* out = sums + part * width;
+            int64_t d = 0;
+            for (; d + LANES <= width; d += LANES) {
+                vf s[QUERIES];
+                for (int r = 0; r < QUERIES; ++r) {
+                    s[r] = load(out + r * dim + d);
+                    if constexpr (How::kGrids) s[r] += added[r];
+                }
+                for (int64_t t = first; t < end; ++t) {
+                    const vf v = How::load(values + t * width + d, part);
+                    for (int r = 0; r < QUERIES; ++r) s[r] += v * weights[r][t];
+                }
+                for (int r = 0; r < QUERIES; ++r) store(out + r * dim + d, s[r]);
+            }
+            for (; d < width; ++d)
+                for (int r = 0; r < QUERIES; ++r) {
+                    if constexpr (How::kGrids) out[r * dim + d] += added[r];
+                    for (int64_t t = first; t < end; ++t)
+                        out[r * dim + d] += How::one(values[t * width + d], part) * weights[r][t];
+                }
+        }
     }
 
     void score(float (*weights)[kPageTokens]) const {
         vf s[QUERIES][kScoreVectors];
         for (int r = 0; r < QUERIES; ++r)
             for (int v = 0; v < kScoreVectors; ++v) s[r][v] = vf{};
-        for (int64_t d = 0; d < dim; ++d)
+        const int64_t width = dim / How::kParts;
+        for (int part = 0; part < How::kParts; ++part)
+            for (int64_t d = 0; d < width; ++d)
+                for (int v = 0; v < kScoreVectors; ++v) {
+                    const vf k = How::load(keys + d * kPageTokens + v * LANES, part);
+                    for (int r = 0; r < QUERIES; ++r) s[r][v] += k * q[r * dim + part * width + d];
+                }
+        if constexpr (How::kGrids)
             for (int v = 0; v < kScoreVectors; ++v) {
-                const vf k = load_any(keys + d * kPageTokens + v * LANES);
-                for (int r = 0; r < QUERIES; ++r) s[r][v] += k * q[r * stride + d];
+                const vf step = load_bfloat16(key_grid + v * LANES);
+                const vf low = load_bfloat16(key_grid + kPageTokens + v * LANES);
+                for (int r = 0; r < QUERIES; ++r) s[r][v] = s[r][v] * step + low * q_sums[r];
             }
         for (int r = 0; r < QUERIES; ++r)
             for (int v = 0; v < kScoreVectors; ++v) store(weights[r] + v * LANES, s[r][v]);
@@ -99,7 +160,7 @@ struct Page {
         }
         if (now != before) {
             const float factor = exp_negative(broadcast(before - now))[0];
-            for (int64_t d = 0; d < dim; ++d) sums[r * stride + d] *= factor;
+            for (int64_t d = 0; d < dim; ++d) sums[r * dim + d] *= factor;
             total[r] *= factor;
             maximum[r] = now;
         }
@@ -115,18 +176,21 @@ struct Tile {
 int64_t group_of(const PagedArgs& a) { return a.heads / a.cache.kv_heads; }
 int64_t tiles_of_head(const PagedArgs& a) { return (a.tokens * group_of(a) + kTileQueries - 1) / kTileQueries; }
 
-template <int QUERIES, typename T>
+template <int QUERIES, typename How>
 void attend(const PagedArgs& a, const Tile& tile, float* scratch) {
     const int64_t dim = a.cache.dim, group = group_of(a);
     float *q = scratch, *sums = q + QUERIES * dim;
-    float maximum[QUERIES], total[QUERIES];
+    float maximum[QUERIES], total[QUERIES], q_sums[QUERIES] = {};
     int64_t position[QUERIES], offset[QUERIES];
     for (int r = 0; r < QUERIES; ++r) {
         const int64_t token = (tile.first + r) / group, head = tile.kv_head * group + (tile.first + r) % group;
         position[r] = a.position + token;
         maximum[r] = -__builtin_inff(), total[r] = 0;
         const float* from = a.q + token * a.q_stride + head * dim;
-        for (int64_t d = 0; d < dim; ++d) q[r * dim + d] = from[d] * a.scale, sums[r * dim + d] = 0;
+        for (int64_t d = 0; d < dim; ++d) {
+            q[r * dim + d] = from[d] * a.scale, sums[r * dim + d] = 0;
+            if constexpr (How::kGrids) q_sums[r] += q[r * dim + d];
+        }
         offset[r] = token * a.out_stride + head * dim;
     }
     const int64_t begin = most(0, position[0] - a.window + 1) / kPageTokens;
@@ -136,21 +200,25 @@ void attend(const PagedArgs& a, const Tile& tile, float* scratch) {
             seen[r][0] = most(0, position[r] - a.window + 1 - page * kPageTokens);
             seen[r][1] = least(kPageTokens, position[r] + 1 - page * kPageTokens);
         }
-        const int64_t at = (a.pages[page] * a.cache.kv_heads + tile.kv_head) * dim * kPageTokens;
-        Page<QUERIES, T>{static_cast<const T*>(a.cache.keys) + at, static_cast<const T*>(a.cache.values) + at,
-                         dim, dim, q, sums, maximum, total, seen}.run();
+        typedef typename How::Element T;
+        const int64_t head = a.pages[page] * a.cache.kv_heads + tile.kv_head, grid = head * 2 * kPageTokens;
+        const int64_t at = head * kPageTokens * (dim / How::kParts);
+        Page<QUERIES, How>{static_cast<const T*>(a.cache.keys) + at, static_cast<const T*>(a.cache.values) + at,
+                           How::kGrids ? a.cache.key_grids + grid : nullptr,
+                           How::kGrids ? a.cache.value_grids + grid : nullptr,
+                           dim, q, q_sums, sums, maximum, total, seen}.run();
     }
     for (int r = 0; r < QUERIES; ++r)
         for (int64_t d = 0; d < dim; ++d) a.out[offset[r] + d] = sums[r * dim + d] / total[r];
 }
 
-template <typename T>
+template <typename How>
 void attend_some(const PagedArgs& a, const Tile& tile, float* scratch) {
     switch (tile.queries) {
-        case 1: return attend<1, T>(a, tile, scratch);
-        case 2: return attend<2, T>(a, tile, scratch);
-        case 3: return attend<3, T>(a, tile, scratch);
-        default: return attend<4, T>(a, tile, scratch);
+        case 1: return attend<1, How>(a, tile, scratch);
+        case 2: return attend<2, How>(a, tile, scratch);
+        case 3: return attend<3, How>(a, tile, scratch);
+        default: return attend<4, How>(a, tile, scratch);
     }
 }
 
@@ -163,10 +231,12 @@ int64_t paged_tiles(const PagedArgs& a) { return a.cache.kv_heads * tiles_of_hea
 void paged_attention(const PagedArgs& a, int64_t index, float* scratch) {
     const int64_t tiles = tiles_of_head(a), first = index % tiles * kTileQueries;
     const Tile tile{index / tiles, first, int(least(kTileQueries, a.tokens * group_of(a) - first))};
-    if (a.cache.bfloat16)
-        attend_some<uint16_t>(a, tile, scratch);
-    else
-        attend_some<float>(a, tile, scratch);
+    switch (a.cache.type) {
+        case CacheType::float32: return attend_some<Floats>(a, tile, scratch);
+        case CacheType::bfloat16: return attend_some<Bfloats>(a, tile, scratch);
+        case CacheType::int8: return attend_some<Bytes>(a, tile, scratch);
+        case CacheType::int4: return attend_some<Nibbles>(a, tile, scratch);
+    }
 }
 
 }  // namespace ISA

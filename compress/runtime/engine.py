@@ -1,0 +1,98 @@
+"""Many answers at once over one native model: plan a step, compute it in one call, choose the tokens, repeat.
+
+What a token's logits are does not depend on what else is in its step, nor on whether its prompt came from the cache,
+in chunks, or whole: the kernels sum every output in one order. So an answer is the same, bit for bit, in any company.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from compress.errors import UserError
+from compress.runtime.answer import Answer
+from compress.runtime.native_model import STEP_TOKENS, Chunk
+from compress.runtime.pages import PagePool
+from compress.runtime.sampling import choose_all
+from compress.runtime.scheduler import Request, Scheduler
+
+MOST_RUNNING = 64
+
+Step = Callable[[Sequence[Chunk]], Tensor]
+"""Computes chunks; logits (wanted rows, vocabulary)."""
+
+
+class Engine:
+    """Answers requests over a model's pages. One thread at a time."""
+
+    def __init__(
+        self, step: Step, pool: PagePool, *, step_tokens: int = STEP_TOKENS, most_running: int = MOST_RUNNING
+    ) -> None:
+        """step_tokens: at most so many tokens of all requests in one step. most_running: requests in one step."""
+        self._step = step
+        self._pool = pool
+        self._scheduler = Scheduler(pool, step_tokens, most_running)
+        self._answers: dict[Request, Answer] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is unfinished."""
+        return bool(self._answers)
+
+    def add(self, answer: Answer, *, priority: int = 0, leader: Request | None = None) -> Request:
+        """Takes a request on. Lower `priority` goes first; `leader`: a request with the same prompt.
+
+        Raises:
+            UserError: the cache cannot hold the prompt and its longest answer.
+        """
+        capacity = self._pool.count * self._pool.tokens
+        if len(answer.prompt) + answer.limit + 1 > capacity:
+            raise UserError(
+                f"{len(answer.prompt)} tokens and an answer of up to {answer.limit} do not fit the key-value cache of "
+                f"{capacity} tokens",
+                "shorten the prompt, ask for fewer tokens, or give a larger cache",
+            )
+        request = Request(list(answer.prompt), priority, leader=leader)
+        self._answers[request] = answer
+        self._scheduler.add(request)
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """Ends a request and frees its pages; a finished one stays as it is."""
+        self._scheduler.drop(request)
+        self._answers.pop(request, None)
+
+    def step(self) -> list[Request]:
+        """Computes one step; the requests whose answers grew, finished ones among them.
+
+        Raises:
+            WorkError: logits that are not finite. No request is lost; cancel them.
+        """
+        work = self._scheduler.plan()
+        chunks = [
+            Chunk(
+                request.ids[request.computed : request.computed + count],
+                request.computed,
+                request.pages,
+                [count - 1] if count == request.left else [],
+            )
+            for request, count in work
+        ]
+        if not chunks:
+            return []
+        logits = self._step(chunks)
+        for request, count in work:
+            self._scheduler.computed(request, count)
+        grown = [request for request, _ in work if request.left == 0]
+        answers = [self._answers[request] for request in grown]
+        for request, answer, token in zip(
+            grown, answers, choose_all(logits, [answer.sampler for answer in answers]), strict=True
+        ):
+            if not answer.fresh:
+                answer.cached_tokens = request.shared_tokens
+            answer.take(token)
+            request.ids.append(token)
+            if answer.reason is not None:
+                self.cancel(request)
+        return grown
