@@ -29,7 +29,7 @@ from pydantic import (
 
 from compress.errors import UserError
 from compress.pruning.configs import PruningConfig
-from compress.quantization.configs import METHODS, MethodConfig
+from compress.quantization.configs import METHODS, MethodConfig, RefineConfig
 from compress.recipe_problems import describe
 from compress.recipe_yaml import apply_override, find_recipe, read_yaml
 from compress.schemes import FIXED_SCHEMES, NamedScheme, parse_scheme
@@ -116,6 +116,11 @@ class CalibrationConfig(_Section):
     seq_len: StrictInt = Field(default=512, ge=2)
 
 
+def _switch(value: object) -> object:
+    """`refine: true` is `refine: {}`, and `refine: false` is none."""
+    return {True: {}, False: None}[value] if isinstance(value, bool) else value
+
+
 def _short_form(value: object) -> object:
     """`method: awq` is `method: {kind: awq}`."""
     return {"kind": value} if isinstance(value, str) else value
@@ -146,6 +151,7 @@ class QuantizeStage(_Section):
     scheme: Annotated[AnyScheme, BeforeValidator(_spelled_out)] = SchemeConfig()
     overrides: list[Override] = Field(default_factory=list)
     ignore: list[StrictStr] = Field(default_factory=list)
+    refine: Annotated[RefineConfig | None, BeforeValidator(_switch)] = None
     calibration: CalibrationConfig | None = None
 
     @model_validator(mode="before")
@@ -161,11 +167,21 @@ class QuantizeStage(_Section):
 
     @model_validator(mode="after")
     def _parts_go_together(self) -> QuantizeStage:
-        schemes = [config.to_scheme() for config in (self.scheme, *(each.scheme for each in self.overrides))]
-        for scheme in schemes:
-            if refusal := self.method.refusal(scheme):
+        for scheme in self.schemes:
+            refusal = self.method.refusal(scheme) or (None if self.refine is None else self.refine.refusal(scheme))
+            if refusal:
                 raise ValueError(refusal)
-        return _with_calibration(self, self.method.calibrated or any(map(needs_calibration, schemes)))
+        return _with_calibration(self, self.reads_text or self.refine is not None)
+
+    @property
+    def schemes(self) -> list[Scheme]:
+        """The layouts of this stage: its own, and those of its overrides."""
+        return [config.to_scheme() for config in (self.scheme, *(each.scheme for each in self.overrides))]
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the method or a layout learns from calibration text, refining aside."""
+        return self.method.calibrated or any(map(needs_calibration, self.schemes))
 
 
 class PruneStage(_Section):
@@ -255,6 +271,8 @@ class Recipe(_Section):
         for stage in data["stages"]:
             if not stage.get("overrides", True):  # a recipe of one scheme has the hash that it always had
                 del stage["overrides"]
+            if stage.get("refine", True) is None:  # and so has one that is not refined
+                del stage["refine"]
             if stage["calibration"] is not None:
                 stage["calibration"]["source"] = Path(stage["calibration"]["source"]).stem
         return data
@@ -267,7 +285,7 @@ class Recipe(_Section):
         """The resolved recipe as YAML, in the order of the definitions above; `load_recipe` reads it back equal."""
         data = self.model_dump(mode="json")
         for stage in data["stages"]:
-            for key in ("sparsity", "pattern", "keep", "calibration", "overrides"):
+            for key in ("sparsity", "pattern", "keep", "calibration", "overrides", "refine"):
                 if key in stage and stage[key] in (None, []):
                     del stage[key]
         if data["model"] is None:

@@ -31,6 +31,7 @@ class Settings:
     symmetric: bool | None = None
     scheme: str | None = None
     ignore: Sequence[str] = ()
+    refine: bool | None = None
     calib: str | None = None
     samples: int | None = None
     seq_len: int | None = None
@@ -40,7 +41,7 @@ class Settings:
     def for_stage(self) -> bool:
         """Whether anything given belongs to a stage (rather than to the whole recipe)."""
         given = (self.method, self.bits, self.group_size, self.symmetric, self.scheme, self.calib, self.samples)
-        return any(value is not None for value in (*given, self.seq_len)) or bool(self.ignore)
+        return any(value is not None for value in (*given, self.seq_len, self.refine)) or bool(self.ignore)
 
 
 def build_recipe(
@@ -87,6 +88,8 @@ def _set_stage(stage: dict[str, Any], settings: Settings) -> list[str]:
     _set_scheme(stage, settings)
     set_method(stage, settings.method, _default_method(_fixed(stage["scheme"])))
     add_ignored(stage, settings.ignore)
+    if settings.refine is not None:
+        stage["refine"] = (stage.get("refine") or {}) if settings.refine else None
     return set_calibration(stage, settings, METHODS)
 
 
@@ -185,7 +188,8 @@ def set_calibration(
     given = {key: value for key, value in given.items() if value is not None}
     now = stage["method"]
     config = methods.get(str(now.get("kind") if isinstance(now, dict) else now))
-    if config is not None and not config.calibrated and not _static(stage.get("scheme")):
+    refined = stage.get("refine") not in (None, False)
+    if config is not None and not config.calibrated and not _static(stage.get("scheme")) and not refined:
         dropped = stage.pop("calibration", None) if settings.method is not None else None
         name = str(now.get("kind") if isinstance(now, dict) else now)
         return [f"{name} reads no calibration text: those settings have no effect"] if given or dropped else []

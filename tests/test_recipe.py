@@ -258,7 +258,8 @@ def test_shipped_recipes_parse_explain_themselves_and_are_named_for_what_they_do
     elif stage.overrides:
         assert recipe_summary(recipe.placeless()).scheme == made
     else:
-        assert stage.scheme.to_scheme().label.replace("a16", "") == made
+        refined = "-refined" if stage.refine else ""
+        assert stage.scheme.to_scheme().label.replace("a16", "") + refined == made
     assert sum(line.lstrip().startswith("#") for line in path.read_text().splitlines()) >= 4
     assert recipe.model is None
 
@@ -349,6 +350,9 @@ def test_smoothquant_means_w8a8_unless_told_otherwise() -> None:
         ({"method": "smoothquant", "scheme": "W4A16"}, "smoothquant is for schemes that round inputs"),
         ({"method": {"kind": "smoothquant", "rounding": "gptq"}, "scheme": "FP8_STATIC"}, "gptq rounds to integers"),
         ({"method": "rtn", "scheme": "W8A8", "calibration": {}}, "rtn reads no calibration text"),
+        ({"method": "rtn", "scheme": "FP8_DYNAMIC", "refine": True}, "refine tunes integer schemes, not FP8_DYNAMIC"),
+        ({"method": "gptq", "refine": {"steps": 0}}, "stages.0.refine.steps"),
+        ({"method": "gptq", "refine": {"step": 3}}, "stages.0.refine.step: unknown key, did you mean `steps`?"),
     ],
 )
 def test_what_does_not_go_together_is_said(stage: dict[str, object], said: str) -> None:
@@ -364,3 +368,26 @@ def test_a_flag_replaces_the_scheme_of_a_recipe(tmp_path: Path) -> None:
     assert build_recipe(Settings(samples=8), base=path)[0].stages[0].calibration.samples == 8  # type: ignore[union-attr]
     static = build_recipe(Settings(scheme="W8A8_STATIC"), base=path)[0].stages[0]
     assert (static.scheme.to_scheme(), static.calibration.samples) == (FIXED_SCHEMES["W8A8_STATIC"], 4)  # type: ignore[union-attr]
+
+
+def test_refining_is_a_switch_that_leaves_other_recipes_as_they_were() -> None:
+    plain, refined = (parse_recipe({"stages": [{"method": "gptq", "refine": value}]}) for value in (False, True))
+    assert "refine" not in plain.placeless()["stages"][0]
+    assert plain.hash() == parse_recipe({"stages": [{"method": "gptq"}]}).hash()
+    assert refined.hash() != plain.hash()
+    assert parse_recipe(yaml.safe_load(refined.to_yaml())) == refined
+    assert [recipe_summary(recipe.placeless()).method for recipe in (plain, refined)] == ["gptq", "gptq+refine"]
+    data_free = build_recipe(Settings(method="rtn", refine=True, samples=8))[0].stages[0]
+    assert data_free.calibration is not None
+    assert data_free.calibration.samples == 8
+
+
+def test_the_flag_turns_a_recipes_refining_on_and_off(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("stages:\n- {method: gptq, refine: {steps: 7}}\n")
+
+    def steps(refine: bool | None) -> int | None:
+        found = build_recipe(Settings(refine=refine), base=path)[0].stages[0].refine  # type: ignore[union-attr]
+        return None if found is None else found.steps
+
+    assert (steps(None), steps(True), steps(False)) == (7, 7, None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,19 @@ Part = tuple[Path, Mapping[str, Mapping[str, Any]]]
 
 
 def assemble(
-    directory: Path, parts: Sequence[Part], max_shard_bytes: int
+    directory: Path,
+    parts: Sequence[Part],
+    max_shard_bytes: int,
+    replaced: Mapping[Path, Collection[str]] | None = None,
 ) -> tuple[dict[str, TensorRecord], dict[str, FileRecord]]:
     """Write every tensor of `parts` (file, records as `write_part` gave them) into weight files in `directory`.
 
     One `model.safetensors` where it fits in `max_shard_bytes`, else numbered shards and their index; a tensor larger
     than that has a shard of its own. Each tensor's hash is checked on the way. The bytes depend only on the tensors
     and `max_shard_bytes`. Returns the records of the tensors and of the files written. Raises IntegrityError if a
-    part is damaged or two parts hold the same tensor.
+    part is damaged or two parts hold the same tensor, unless `replaced` names it as out of date in one of them.
     """
-    stored, expected = _index(parts)
+    stored, expected = _index(parts, replaced or {})
     shards = _split(sorted(stored, key=natural_key), stored, max_shard_bytes)
     tensors: dict[str, TensorRecord] = {}
     files: dict[str, FileRecord] = {}
@@ -45,7 +48,9 @@ def assemble(
     return tensors, files
 
 
-def _index(parts: Sequence[Part]) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+def _index(
+    parts: Sequence[Part], replaced: Mapping[Path, Collection[str]]
+) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     stored: dict[str, StoredTensor] = {}
     expected: dict[str, str] = {}
     for file, records in parts:
@@ -54,6 +59,8 @@ def _index(parts: Sequence[Part]) -> tuple[dict[str, StoredTensor], dict[str, st
         if set(header) != set(records):
             raise IntegrityError(f"{file} does not hold the tensors that were written to it", "use --restart")
         for name, tensor in header.items():
+            if name in replaced.get(file, ()):
+                continue
             if name in stored:
                 raise IntegrityError(f"tensor {name} was made twice", "please report this with the recipe")
             stored[name] = tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,15 +73,18 @@ def build(
     identity_sha256: str,
     version: int,
     max_shard_bytes: int,
+    replaced: Mapping[Path, Collection[str]] | None = None,
 ) -> Manifest:
     """Write a complete artifact into `directory`, which is made anew, and fsync every file and the directory.
+
+    replaced: tensors of a part that a later part holds anew.
 
     Raises IntegrityError if the ledger does not add up, WorkError if something cannot be written.
     """
     _check_names(contents.aux_files)
     durable.remove_tree(directory)
     durable.make_directory(directory)
-    tensors, files = assemble(directory, parts, max_shard_bytes)
+    tensors, files = assemble(directory, parts, max_shard_bytes, replaced or {})
     check_ledger(contents.ledger, contents.source_shapes, {name: t.sha256 for name, t in tensors.items()})
     weight_bytes = sum(record.bytes for name, record in files.items() if name.endswith(".safetensors"))
     config = json.dumps(contents.config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

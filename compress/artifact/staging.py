@@ -178,7 +178,8 @@ class Staging:
     def commit(self, entry: dict[str, Any]) -> None:
         """Append one entry to the journal; then drop the state of the entry before it.
 
-        An entry is plain JSON data; `part` and `state` (records or None) are read here, the rest is the caller's.
+        An entry is plain JSON data; `part` and `state` (records or None) are read here, and `replaces`: whether its
+        tensors take the place of those of the same name in parts before it. The rest is the caller's.
         A `state` of None says that work can go on from here without one.
         """
         before = self._journal.entries[-1:]
@@ -209,6 +210,7 @@ class Staging:
                 "please report this",
             )
         parts = [self._located(record) for entry in self.journal() if (record := entry.get("part"))]
+        replaced = _replaced(self.journal())
         try:
             build(
                 self.path / "new",
@@ -217,6 +219,7 @@ class Staging:
                 identity_sha256=self.identity.sha256(),
                 version=_version(self.output, replace.current(self.output)),
                 max_shard_bytes=max_shard_bytes,
+                replaced={self.path / file: names for file, names in replaced.items()},
             )
             if check is not None:
                 check(self.path / "new")
@@ -272,6 +275,19 @@ def _make_parents(parent: Path) -> list[Path]:
     for directory in reversed(missing):
         durable.make_directory(directory)
     return missing[::-1]
+
+
+def _replaced(entries: list[dict[str, Any]]) -> dict[str, set[str]]:
+    """Which tensors of each part are out of date, because an entry that `replaces` others wrote them anew."""
+    found: dict[str, set[str]] = {}
+    for place, entry in enumerate(entries):
+        if entry.get("replaces"):
+            for before in entries[:place]:
+                if part := before.get("part"):
+                    found.setdefault(part["file"], set()).update(
+                        part["tensors"].keys() & entry["part"]["tensors"].keys()
+                    )
+    return found
 
 
 def _version(output: Path, replaced: Artifact | None) -> int:

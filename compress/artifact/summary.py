@@ -27,7 +27,7 @@ class RecipeSummary:
 def recipe_summary(recipe: Mapping[str, Any]) -> RecipeSummary:
     """Summarise a resolved recipe as plain data (a manifest's `recipe`); unknown parts read as `-`."""
     stages = [stage for stage in recipe.get("stages") or [] if isinstance(stage, Mapping)]
-    methods = [method for stage in stages if (method := _kind(stage.get("method")))]
+    methods = [method for stage in stages for method in _methods(stage)]
     schemes = [found for stage in stages if (found := _scheme(stage.get("scheme"))) is not None]
     last = schemes[-1] if schemes else None
     if last is not None and stages[-1].get("overrides"):
@@ -39,9 +39,11 @@ def recipe_summary(recipe: Mapping[str, Any]) -> RecipeSummary:
     )
 
 
-def _kind(method: Any) -> str | None:
+def _methods(stage: Mapping[str, Any]) -> list[str]:
+    """The stage's method, and `refine` where it is refined afterwards."""
+    method = stage.get("method")
     kind = method.get("kind") if isinstance(method, Mapping) else method
-    return kind if isinstance(kind, str) else None
+    return [kind, *(["refine"] if stage.get("refine") else [])] if isinstance(kind, str) else []
 
 
 def _sparsity(stage: Mapping[str, Any]) -> str:

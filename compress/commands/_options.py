@@ -172,6 +172,14 @@ class Quantize(Run):
         bool | None,
         typer.Option("--sym/--asym", help="Zero point absent or stored; --sym if left out.", rich_help_panel=METHOD),
     ] = None
+    refine: Annotated[
+        bool | None,
+        typer.Option(
+            "--refine/--no-refine",
+            help="After the method, tune scales and norms on the KL to the original, with the whole model in memory.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None
     ignore: IgnoredLinears = field(default_factory=list)
     recipe: BaseRecipe = None
     calib: CalibrationText = None
@@ -196,6 +204,7 @@ class Quantize(Run):
             symmetric=self.symmetric,
             scheme=self.scheme,
             ignore=self.ignore,
+            refine=self.refine,
             calib=self.calib,
             samples=self.samples,
             seq_len=self.seq_len,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from compress.commands import _cut_plan, _environment, _prune_plan, _width_plan
 from compress.commands._command import command
 from compress.commands._options import Prune, Quantize, Run, RunRecipe
-from compress.commands._output import View, facts, number
+from compress.commands._output import View, facts, number, size
 from compress.commands._plan_parts import by_kind, cost_facts, costs
 from compress.errors import UserError
 
@@ -114,16 +114,20 @@ def _document(plan: Plan, recipe: Recipe) -> dict[str, Any]:
         "recipe_hash": recipe.hash(),
         "bits_per_weight": plan.bits_per_weight,
         "file_bits_per_weight": plan.file_bits_per_weight,
+        "refine_memory_bytes": plan.refine_memory_bytes,
         **costs(plan),
     }
 
 
 def _lines(plan: Plan) -> list[str]:
     quantised = sum(linear.scheme is not None for linear in plan.linears)
+    refining = plan.refine_memory_bytes
+    needs = () if refining is None else (("refine", f"holds the whole model: about {size(refining)} of memory"),)
     return facts(
         (
             ("model", plan.model),
             ("method", plan.method),
+            *needs,
             ("linears", f"{quantised} of {len(plan.linears)} quantised"),
             ("bits per weight", f"{number(plan.bits_per_weight)} (whole file {number(plan.file_bits_per_weight)})"),
             *cost_facts(plan),

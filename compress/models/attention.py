@@ -1,7 +1,7 @@
 """Attention of whole sequences through the native kernel, as an attention implementation of transformers.
 
 Calibration runs every token through every block, and torch's own CPU kernel spends a fifth of that time in attention.
-What the kernel does not do (masks, dropout, caches, other devices) goes to transformers' sdpa, unchanged.
+What the kernel does not do (gradients, masks, dropout, caches, other devices) goes to transformers' sdpa, unchanged.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def attention_forward(
     special = any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias", "cache"))
     if (
         attention_mask is None and causal and not special and not dropout
+        and query.dtype == key.dtype == value.dtype and not (torch.is_grad_enabled() and query.requires_grad)
         and query.device.type == "cpu" and query.dtype in (torch.float32, torch.bfloat16)
         and query.shape[2] >= SHORTEST and key.shape[2:] == value.shape[2:] == query.shape[2:]
     ):  # fmt: skip

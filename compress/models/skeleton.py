@@ -199,7 +199,10 @@ class Skeleton:
     @torch.no_grad()
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """The last block's output (batch, seq, hidden) -> logits (batch, seq, vocabulary) in float32, on the CPU."""
-        hidden = hidden.cpu()
+        return self.differentiable_head(hidden.cpu())
+
+    def differentiable_head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """As `head`, and gradients flow back to `hidden` where they are enabled. One thread at a time may call it."""
         blank = hidden.new_zeros(*hidden.shape[:2], self._embedding.embedding_dim)
 
         def skip(entering: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

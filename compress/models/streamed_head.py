@@ -1,4 +1,7 @@
-"""The output projection, computed in slices of the vocabulary so that its weight is never cast as a whole."""
+"""The output projection, computed in slices of the vocabulary so that its weight is never cast as a whole.
+
+Where a gradient is asked for, autograd keeps the weight, and it is cast at once.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,8 @@ class StreamedHead(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden (..., width) -> logits (..., vocabulary)."""
         weight = self._checkpoint.read(self._weight)
+        if torch.is_grad_enabled() and hidden.requires_grad:
+            return nn.functional.linear(hidden, weight.to(hidden.dtype))
         logits = hidden.new_empty(*hidden.shape[:-1], weight.shape[0])
         step = max(1, _SLICE_BYTES // (weight.shape[1] * hidden.element_size()))
         for start in range(0, weight.shape[0], step):

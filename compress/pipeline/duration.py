@@ -12,6 +12,7 @@ from compress.models.skeleton import LinearSpec
 from compress.pipeline.inputs import compared_tokens
 from compress.pipeline.job import Job
 from compress.pipeline.linears import SAMPLE_TOKENS
+from compress.pipeline.refine_plan import refine_operations
 from compress.quantization import awq, rtn
 from compress.quantization.configs import AwqConfig, RtnConfig, SmoothQuantConfig
 from compress.quantization.grid import quantize, search_grid
@@ -26,7 +27,7 @@ SHARING = ("k_proj", "v_proj", "up_proj")
 
 def seconds_estimate(job: Job) -> float:
     """Seconds that the blocks of this job take on this machine, with as many threads as torch uses now."""
-    return on_all_threads(lambda: _single_threaded(job))
+    return on_all_threads(lambda: _single_threaded(job) + _refining(job))
 
 
 def on_all_threads(measured: Callable[[], float]) -> float:
@@ -43,7 +44,7 @@ def _single_threaded(job: Job) -> float:
     specs = [spec for spec in job.skeleton.linears() if spec.name in job.schemes]
     rounding = _over_schemes(job, specs, _rounding_rate)
     wanted = job.stage.calibration
-    if wanted is None:
+    if wanted is None or not job.needs_blocks:
         return rounding
     tokens = wanted.samples * wanted.seq_len
     forward = 2.0 * sum(spec.in_features * spec.out_features for spec in job.skeleton.linears())  # per token
@@ -71,6 +72,10 @@ def _over_schemes(job: Job, specs: Sequence[LinearSpec], rate: Callable[[Job, Sc
         scheme = job.schemes[spec.name]
         weights[scheme] = weights.get(scheme, 0) + spec.in_features * spec.out_features
     return sum(count * rate(job, scheme) for scheme, count in weights.items())
+
+
+def _refining(job: Job) -> float:
+    return 0.0 if job.stage.refine is None else refine_operations(job) * product_rate()
 
 
 def _rounding_rate(job: Job, scheme: Scheme) -> float:

@@ -40,7 +40,8 @@ class Job(Work):
     @property
     def label(self) -> str:
         first, *others = self.distinct_schemes
-        return f"mixed-{self.bits_per_weight:.2f}b" if others else first.label
+        layout = f"mixed-{self.bits_per_weight:.2f}b" if others else first.label
+        return layout + ("-refined" if self.stage.refine is not None else "")
 
     def stored_bits(self, spec: LinearSpec) -> int:
         """Bits that a quantised linear takes, as its scheme counts them."""
@@ -64,7 +65,7 @@ class Job(Work):
 
     @property
     def needs_blocks(self) -> bool:
-        return self.stage.calibration is not None
+        return self.stage.reads_text
 
     @property
     def needs_original(self) -> bool:

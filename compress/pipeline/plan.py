@@ -18,6 +18,7 @@ from compress.pipeline.job import Job
 from compress.pipeline.memory import largest_block, largest_linear, streaming, widest_input
 from compress.pipeline.prune_job import PruneJob
 from compress.pipeline.prune_plan import PrunePlan, prune_plan
+from compress.pipeline.refine_plan import refine_memory
 from compress.pipeline.resolve import resolve
 from compress.pipeline.width_job import WidthJob
 from compress.pipeline.width_plan import WidthPlan, width_plan
@@ -60,6 +61,8 @@ class Plan:
     problems: list[str]
     output: Path
     hint: str = ""
+    refine_memory_bytes: int | None = None
+    """What refining needs with the whole model in memory, where it is asked for; peak_memory_bytes covers it."""
 
 
 AnyPlan = Plan | PrunePlan | WidthPlan | CutPlan
@@ -102,6 +105,7 @@ def _quantisation(job: Job, restart: bool, scored: bool) -> Plan:
     source_bytes = job.checkpoint.nbytes
     output_bytes = source_bytes - replaced - sum(index[name].nbytes for name in copies) + sum(stored.values()) // 8
     problems = job.problems or _output_problems(job, restart)
+    refining = None if job.stage.refine is None else refine_memory(job)
     return Plan(
         model=job.model_name,
         method=job.method_name,
@@ -110,11 +114,12 @@ def _quantisation(job: Job, restart: bool, scored: bool) -> Plan:
         file_bits_per_weight=8 * output_bytes / job.skeleton.parameters(),
         output_bytes=output_bytes,
         source_bytes=source_bytes,
-        peak_memory_bytes=_peak_memory(job),
+        peak_memory_bytes=max(_peak_memory(job), refining or 0),
         seconds_estimate=seconds_estimate(job),
         problems=[problem.message for problem in problems],
         output=_output(job, restart, scored),
         hint=problems[0].hint if problems else "",
+        refine_memory_bytes=refining,
     )
 
 

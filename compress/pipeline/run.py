@@ -24,7 +24,7 @@ from compress.artifact.manifest import CalibrationRecord, Fallback, Parent
 from compress.artifact.publish import Contents
 from compress.artifact.reader import Artifact
 from compress.artifact.staging import Staging
-from compress.pipeline import depth_stage, inputs, output, prune_stage, quantize_stage, width_stage
+from compress.pipeline import depth_stage, inputs, output, prune_stage, quantize_stage, refine, width_stage
 from compress.pipeline.block import Workers
 from compress.pipeline.committer import Committer
 from compress.pipeline.depth_job import DepthJob
@@ -36,9 +36,10 @@ from compress.pipeline.resolve import resolve
 from compress.pipeline.width_job import WidthJob
 from compress.pipeline.work import Work, environment
 from compress.progress import NullProgress, Progress
+from compress.quantization.configs import RefineConfig
 from compress.recipe import Recipe
 
-OUTER, DECISION = "outer", "decision"
+OUTER, DECISION, REFINE = "outer", "decision", "refine"
 
 KINDS: dict[type[Work], Kind[Any]] = {
     Job: quantize_stage.QuantizeKind(),
@@ -94,6 +95,8 @@ def run(
                 return RunResult(done, True, 0, 0, 0.0)
             started = time.perf_counter()
             resumed, computed = _blocks(job, staging, workers, progress)
+            if isinstance(job, Job) and job.stage.refine is not None:
+                _refine(job, job.stage.refine, staging, workers, progress)
             seconds = time.perf_counter() - started
             artifact = staging.publish(_contents(job, staging.journal()), check=_check(job, staging))
             if staging.kept_aside is not None:
@@ -126,7 +129,7 @@ def _staging(job: Work, restart: bool, scored: bool) -> Staging:
 def _blocks(job: Work, staging: Staging, workers: Workers, progress: Progress) -> tuple[int, int]:
     """Does what the journal does not hold yet; returns how many blocks were there and how many were computed."""
     entries = staging.journal()
-    done = sum(entry["key"] not in (OUTER, DECISION) for entry in entries)
+    done = sum(entry["key"] not in (OUTER, DECISION, REFINE) for entry in entries)
     total = job.skeleton.num_blocks
     if not any(entry["key"] == OUTER for entry in entries):
         tensors, fate = output.outer_tensors(job)
@@ -176,6 +179,21 @@ def _activations(job: Work, staging: Staging, done: int) -> Activations | None:
     return inputs.resume(start, done, staging.read_state(staging.journal()[-1]["state"]))
 
 
+def _refine(job: Job, settings: RefineConfig, staging: Staging, workers: Workers, progress: Progress) -> None:
+    """Tunes the finished blocks together, unless the journal holds that already; killed, it begins anew."""
+    entries = staging.journal()
+    if any(entry["key"] == REFINE for entry in entries):
+        return
+    blocks = [entry for entry in entries if entry["key"] not in (OUTER, DECISION)]
+    stored = {name: tensor for entry in blocks for name, tensor in staging.read_state(entry["part"]).items()}
+    layers = [LayerRecord(**row) for entry in blocks for row in entry["layers"]]
+    written = refine.refine(job, settings, stored, layers, workers, progress)
+    hashes = {name: record["sha256"] for entry in blocks for name, record in entry["part"]["tensors"].items()}
+    _commit(
+        job, staging, REFINE, written.tensors, written.fate, written.layers, written.fallbacks, earlier=hashes,
+    )  # fmt: skip
+
+
 def _check(job: Work, staging: Staging) -> Callable[[Path], None]:
     """What the kind of stage looks at before an artifact appears."""
     kind, last = KINDS[type(job)], staging.journal()[-1]["state"]
@@ -196,9 +214,11 @@ def _commit(
     layers: list[LayerRecord] | None = None,
     fallbacks: list[Fallback] | None = None,
     state: Activations | None = None,
+    earlier: Mapping[str, str] | None = None,
 ) -> None:
+    """Stores one entry of the journal; `earlier` holds the hashes of tensors of parts before it."""
     part = staging.write_part(key, tensors)
-    written = {name: record["sha256"] for name, record in part["tensors"].items()}
+    written = {**(earlier or {}), **{name: record["sha256"] for name, record in part["tensors"].items()}}
     staging.commit(
         {
             "key": key,
@@ -207,6 +227,7 @@ def _commit(
             "ledger": {name: entry.model_dump() for name, entry in output.ledger(job, fate, written).items()},
             "layers": [layer.model_dump(mode="json") for layer in layers or []],
             "fallbacks": [fallback.model_dump() for fallback in fallbacks or []],
+            "replaces": earlier is not None,
         }
     )
 
@@ -214,6 +235,7 @@ def _commit(
 def _contents(job: Work, entries: list[dict[str, Any]]) -> Contents:
     checkpoint, calibration = job.checkpoint, job.calibration
     recipe = job.recipe
+    layers = {row["name"]: LayerRecord(**row) for entry in entries for row in entry["layers"]}
     return Contents(
         config=KINDS[type(job)].config(job),
         aux_files=checkpoint.aux_files(),
@@ -231,7 +253,7 @@ def _contents(job: Work, entries: list[dict[str, Any]]) -> Contents:
         ],
         source_shapes={name: info.shape for name, info in checkpoint.index.items()},
         ledger={name: LedgerEntry(**row) for entry in entries for name, row in entry["ledger"].items()},
-        layers=[LayerRecord(**row) for entry in entries for row in entry["layers"]],
+        layers=list(layers.values()),
         fallbacks=[Fallback(**row) for entry in entries for row in entry["fallbacks"]],
         calibration=None
         if calibration is None

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from compress.types import Fp8Scheme, Scheme
+from compress.types import Fp8Scheme, IntScheme, Scheme
 
 
 class _Config(BaseModel):
@@ -125,6 +125,28 @@ class SmoothQuantConfig(_Config):
         if scheme.inputs is None:
             return f"smoothquant is for schemes that round inputs, such as W8A8, and {scheme.name} does not"
         return self.rounding.refusal(scheme)
+
+
+class RefineConfig(BaseModel):
+    """After the method: scales and norms tuned on the KL of the whole model's next-token distributions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(200, ge=1, le=100_000, description="optimiser steps")
+    windows: int = Field(4, ge=1, le=4096, description="calibration windows per step")
+    scale_rate: float = Field(3e-3, ge=0.0, lt=1.0, description="first step size of scales, relative to each")
+    norm_rate: float = Field(2e-3, ge=0.0, lt=1.0, description="first step size of norms, relative to their mean size")
+    held_out: float = Field(0.125, gt=0.0, lt=1.0, description="share of the windows that only choose the best state")
+    checks: int = Field(8, ge=1, description="how often the held-out windows are looked at")
+
+    summary: ClassVar[str] = "tunes scales and norms end to end on the KL to the original; same format, same bytes"
+    paper: ClassVar[str] = "arXiv:2407.11062"
+
+    def refusal(self, scheme: Scheme) -> str | None:
+        """Only integer grids have scales that are free to move."""
+        return (
+            None if isinstance(scheme, IntScheme) else f"refine tunes integer schemes, not {scheme.name}: leave it out"
+        )
 
 
 MethodConfig = Annotated[RtnConfig | GptqConfig | AwqConfig | SmoothQuantConfig, Field(discriminator="kind")]

@@ -30,6 +30,7 @@ def quantize(
     symmetric: bool | None = None,
     scheme: str | None = None,
     ignore: Sequence[str] = (),
+    refine: bool | None = None,
     recipe: Recipe | PathLike | None = None,
     calib: str | None = None,
     samples: int | None = None,
@@ -54,6 +55,8 @@ def quantize(
         symmetric: Whether zero points are absent; default True.
         scheme: A layout by name, such as `W4A16`, `W8A8` or `FP8_DYNAMIC`, in place of `bits`.
         ignore: Names or patterns of linears to leave as they are.
+        refine: Whether scales and norms are tuned afterwards on the KL to the original, with the whole model in memory;
+            default False.
         recipe: A Recipe or a recipe file to start from; the settings above override a file, and exclude a Recipe.
         calib: Name of a packaged text or path of a UTF-8 file; default `tales`.
         samples: Calibration windows; default 128.
@@ -83,6 +86,7 @@ def quantize(
         symmetric=symmetric,
         scheme=scheme,
         ignore=ignore,
+        refine=refine,
         calib=calib,
         samples=samples,
         seq_len=seq_len,
