@@ -27,6 +27,7 @@ from pydantic import (
     model_validator,
 )
 
+from compress.calibration.mix import parse_mix, spell
 from compress.errors import UserError
 from compress.pruning.configs import PruningConfig
 from compress.quantization.configs import METHODS, MethodConfig, RefineConfig
@@ -108,12 +109,19 @@ def needs_calibration(scheme: Scheme) -> bool:
 class CalibrationConfig(_Section):
     """Which text the method learns from: `samples` windows of `seq_len` tokens of `source`.
 
-    `source` is the name of a packaged text or the path of a UTF-8 text file.
+    `source` is a packaged text's name, the path of a text, JSONL, JSON or Parquet file, a data set of the hub
+    (`org/name`), or a mix of them with the share of each (`tales:0.5,chats.jsonl:0.5`).
     """
 
     source: StrictStr = Field(default="tales", min_length=1)
     samples: StrictInt = Field(default=128, ge=1)
     seq_len: StrictInt = Field(default=512, ge=2)
+
+    @field_validator("source")
+    @classmethod
+    def _mix(cls, value: str) -> str:
+        parse_mix(value)
+        return value
 
 
 def _switch(value: object) -> object:
@@ -274,7 +282,7 @@ class Recipe(_Section):
             if stage.get("refine", True) is None:  # and so has one that is not refined
                 del stage["refine"]
             if stage["calibration"] is not None:
-                stage["calibration"]["source"] = Path(stage["calibration"]["source"]).stem
+                stage["calibration"]["source"] = spell(parse_mix(stage["calibration"]["source"]), placeless=True)
         return data
 
     def hash(self) -> str:

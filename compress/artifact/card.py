@@ -10,7 +10,14 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 
 from compress.artifact.manifest import Manifest
-from compress.artifact.scores import further_texts, generation_scores, headline_scores, scored_against, task_scores
+from compress.artifact.scores import (
+    further_texts,
+    generation_scores,
+    headline_scores,
+    overlaps,
+    scored_against,
+    task_scores,
+)
 from compress.artifact.summary import recipe_summary
 
 _TEMPLATE = "card.md.j2"
@@ -39,6 +46,7 @@ def render(
         kept=[layer for layer in layers if layer.get("scheme") is None],
         scores=headline_scores(evaluation),
         against=scored_against(evaluation, manifest.parents),
+        overlaps=overlaps(evaluation),
         text=_text_of(evaluation),
         more={**further_texts(evaluation), "greedy answers": generation_scores(evaluation)},
         tasks=task_scores(evaluation),

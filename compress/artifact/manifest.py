@@ -12,7 +12,15 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from compress.artifact.canonical import sha256_json
 from compress.artifact.ledger import LedgerEntry, Sha256
@@ -65,14 +73,33 @@ class Parent(_Record):
     bytes: Count
 
 
+class CalibrationPart(_Record):
+    """One source of the calibration tokens.
+
+    `kind`: text, rows, chat or tokens; `sha256`: of the file, or of the rows that were fetched.
+    """
+
+    name: str
+    kind: str
+    sha256: Sha256
+    samples: Count
+
+
 class CalibrationRecord(_Record):
-    """The calibration tokens: corpus name, fingerprint of the token ids, how many sequences of what length, seed."""
+    """The calibration tokens: name of the source or mix, fingerprint of the token ids, how many sequences of what
+    length, seed, and what each source gave (None in artifacts made before this was recorded)."""
 
     name: str
     sha256: Sha256
     samples: Count
     seq_len: Count
     seed: int
+    parts: list[CalibrationPart] | None = None
+
+    @model_serializer(mode="wrap")
+    def _spelled(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `parts` where they are not known, as such manifests were written."""
+        return {key: value for key, value in handler(self).items() if key != "parts" or value is not None}
 
 
 class Fallback(_Record):

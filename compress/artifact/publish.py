@@ -32,12 +32,13 @@ from compress.artifact.manifest import (
     Parent,
 )
 from compress.artifact.sizes import sizes
+from compress.artifact.token_sketch import SKETCH_NAME, TokenSketch
 from compress.errors import IntegrityError
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 _RESERVED = {
     *(CONFIG_NAME, RECIPE_NAME, LAYERS_NAME, CARD_NAME, MANIFEST_NAME, INDEX_NAME),
-    *(EVAL_NAME, SAMPLES_NAME),
+    *(EVAL_NAME, SAMPLES_NAME, SKETCH_NAME),
 }
 
 
@@ -62,6 +63,7 @@ class Contents:
     created_with: str
     fallbacks: Sequence[Fallback] = ()
     calibration: CalibrationRecord | None = None
+    calibration_sketch: TokenSketch | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -118,11 +120,11 @@ def build(
     )
     report = layers_json(contents.layers)
     card = render(manifest, contents.config, json.loads(report), None).encode()
+    attached = {LAYERS_NAME: report, CARD_NAME: card}
+    if contents.calibration_sketch is not None:
+        attached[SKETCH_NAME] = contents.calibration_sketch.to_bytes()
     manifest = manifest.with_attachments(
-        {
-            LAYERS_NAME: durable.write_bytes(directory / LAYERS_NAME, report),
-            CARD_NAME: durable.write_bytes(directory / CARD_NAME, card),
-        }
+        {name: durable.write_bytes(directory / name, data) for name, data in attached.items()}
     )
     durable.write_bytes(directory / MANIFEST_NAME, manifest.to_bytes())
     durable.fsync_dir(directory)

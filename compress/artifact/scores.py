@@ -12,6 +12,9 @@ from typing import Any
 
 from compress.artifact.manifest import Parent
 
+MUCH_OVERLAP = 0.01
+"""Share of a scored text that may be in the calibration text before it is warned about."""
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
@@ -68,6 +71,16 @@ def further_texts(record: Mapping[str, Any] | None) -> dict[str, dict[str, Score
             found = {str(name): _score(measure) for name, measure in summary.items()}
             names[str(data.get("name"))] = {name: score for name, score in found.items() if score is not None}
     return names
+
+
+def overlaps(record: Mapping[str, Any] | None) -> dict[str, float]:
+    """Which share of a text was calibrated on too, by the text's name; only of texts where it is worth a warning."""
+    found = {}
+    for text in _mappings((record or {}).get("texts")):
+        data, share = text.get("data"), text.get("calibration_overlap")
+        if isinstance(data, Mapping) and isinstance(share, float) and share > MUCH_OVERLAP:
+            found[str(data.get("name"))] = share
+    return found
 
 
 def task_scores(record: Mapping[str, Any] | None) -> list[TaskScore]:

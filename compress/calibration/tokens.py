@@ -1,4 +1,4 @@
-"""Calibration tokens: windows of one length cut from a text, drawn by seed, with a fingerprint of what was drawn."""
+"""Calibration tokens: windows of one length from one source or a mix, drawn by seed, with a fingerprint."""
 
 from __future__ import annotations
 
@@ -11,41 +11,45 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from compress import content
+from compress.calibration import windows
+from compress.calibration.mix import (
+    Part,
+    counts,
+    is_hub_name,
+    packaged,
+    packaged_names,
+    parse_mix,
+    short_name,
+    spell,
+)
+from compress.calibration.rows import fetch_rows, read_rows
 from compress.errors import IntegrityError, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+ROW_FILES = (".jsonl", ".json", ".parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnPart:
+    """What one source gave: `kind` text, rows, chat or tokens; `sha256` is over the file, or the rows fetched."""
+
+    name: str
+    kind: str
+    sha256: str
+    samples: int
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class CalibrationSet:
-    """tokens (samples, seq_len) int64; `sha256` is over the tokens themselves, `source_sha256` over the file."""
+    """tokens (samples, seq_len) int64; `sha256` is over the tokens themselves, `name` that of the source or mix."""
 
     tokens: Tensor
     name: str
     sha256: str
-    source_sha256: str
     seed: int
-
-    @property
-    def fingerprint(self) -> dict[str, object]:
-        """What the manifest records."""
-        samples, seq_len = self.tokens.shape
-        return {
-            "name": self.name,
-            "sha256": self.sha256,
-            "source_sha256": self.source_sha256,
-            "samples": samples,
-            "seq_len": seq_len,
-            "seed": self.seed,
-        }
-
-
-def packaged(source: str) -> Path | None:
-    """The file of a packaged text's name; None of anything else."""
-    path = content.calibration_dir() / f"{source}.txt"
-    return path if Path(source).name == source and path.is_file() else None
+    parts: tuple[DrawnPart, ...]
 
 
 def find(source: str) -> Path:
@@ -53,10 +57,9 @@ def find(source: str) -> Path:
     path = packaged(source) or Path(source)
     if path.is_file():
         return path
-    names = ", ".join(sorted(p.name[:-4] for p in content.calibration_dir().iterdir() if p.name.endswith(".txt")))
     raise UserError(
         f"calibration text {source!r} is neither a packaged name nor a file",
-        f"packaged: {names}; or give the path of a UTF-8 text file",
+        f"packaged: {', '.join(packaged_names())}; or give the path of a text, JSONL or Parquet file, or org/name",
     )
 
 
@@ -72,16 +75,18 @@ def draw(
 ) -> CalibrationSet:
     """Draws `samples` windows of `seq_len` tokens (BOS included, where the tokenizer has one) without replacement.
 
-    The text is cut into consecutive windows, which are shuffled by a generator of their own seeded with `seed`.
-    A `.safetensors` file with a tensor `tokens` (samples, seq_len) is taken as it is, for comparisons with other tools.
+    A text is cut into consecutive windows, which are shuffled by a generator of their own seeded with `seed`; for rows
+    see `windows.of_rows`. A `.safetensors` file with a tensor `tokens` (samples, seq_len) is taken as it is, for
+    comparisons with other tools. The windows of a mix are shuffled once more, so that any stretch of them is mixed.
 
     Args:
+        source: a packaged name, a file, a data set of the hub, or a mix of them (see `parse_mix`).
         longest: the context the model was trained for; longer windows are refused.
         vocabulary: rows of the model's embedding; token ids beyond them are refused.
 
     Raises:
-        UserError: the text is missing, empty, not UTF-8 or too short, the window is longer than the context, or a token
-            id has no row in the embedding.
+        UserError: a source is missing, empty, of no known form, or too short; a share that gives no window; a window
+            longer than the context; or a token id without a row in the embedding.
         IntegrityError: a `.safetensors` file cannot be read.
     """
     if seq_len > longest:
@@ -89,43 +94,62 @@ def draw(
             f"calibration windows of {seq_len} tokens exceed the model's context of {longest}",
             f"use --seq-len {longest} or less",
         )
-    path = find(source)
-    raw = path.read_bytes()
-    name = path.stem
-    source_sha256 = hashlib.sha256(raw).hexdigest()
-    if path.suffix == ".safetensors":
-        tokens = _read_tokens(path, samples, seq_len)
-    else:
-        tokens = _windows(raw, path, tokenizer, samples, seq_len, seed)
-    _refuse_unknown_ids(tokens, path, vocabulary)
+    parts = _parts(source)
+    taken, drawn = [], []
+    for part, count in zip(parts, counts(parts, samples), strict=True):
+        if count == 0:
+            raise UserError(
+                f"{part.source}'s share of {samples} calibration windows is less than one",
+                "give it a larger share, or more --samples",
+            )
+        tokens, record = _part(part.source, tokenizer, count, seq_len, seed)
+        _refuse_unknown_ids(tokens, part.source, vocabulary)
+        taken.append(tokens)
+        drawn.append(record)
+    tokens = torch.cat(taken)
+    if len(parts) > 1:
+        tokens = tokens[torch.randperm(samples, generator=torch.Generator().manual_seed(seed))].contiguous()
     digest = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
-    return CalibrationSet(tokens, name, digest, source_sha256, seed)
+    return CalibrationSet(tokens, spell(parts, placeless=True), digest, seed, tuple(drawn))
 
 
-def _windows(
-    raw: bytes, path: Path, tokenizer: PreTrainedTokenizerBase, samples: int, seq_len: int, seed: int
-) -> Tensor:
+def _parts(source: str) -> tuple[Part, ...]:
+    try:
+        return parse_mix(source)
+    except ValueError as error:
+        raise UserError(f"calibration text {source!r} {error}", "name one source, or a mix: a:0.5,b:0.5") from None
+
+
+def _part(
+    source: str, tokenizer: PreTrainedTokenizerBase, samples: int, seq_len: int, seed: int
+) -> tuple[Tensor, DrawnPart]:
+    """The windows of one source, and what is recorded of it."""
+    name = short_name(source)
+    if packaged(source) is None and is_hub_name(source):
+        rows = fetch_rows(source)
+        return (
+            windows.of_rows(rows, source, tokenizer, samples, seq_len, seed),
+            DrawnPart(name, rows.kind, rows.sha256, samples),
+        )
+    path = find(source)
+    if path.suffix in ROW_FILES:
+        rows = read_rows(path)
+        return (
+            windows.of_rows(rows, str(path), tokenizer, samples, seq_len, seed),
+            DrawnPart(name, rows.kind, rows.sha256, samples),
+        )
+    raw = path.read_bytes()
+    sha256 = hashlib.sha256(raw).hexdigest()
+    if path.suffix == ".safetensors":
+        return _read_tokens(path, samples, seq_len), DrawnPart(name, "tokens", sha256, samples)
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
             f"calibration text {path} is not UTF-8 (byte {error.start})", "convert it to UTF-8 first"
         ) from None
-    if not text.strip():
-        raise UserError(f"calibration text {path} is empty", "give a text with at least some thousand words")
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    payload = seq_len - len(bos)
-    available = len(ids) // payload if payload > 0 else 0
-    if available < samples:
-        raise UserError(
-            f"calibration text {path} holds {available} windows of {seq_len} tokens, {samples} are asked for",
-            ("" if available == 0 else f"use --samples {available}, or ") + "a shorter --seq-len, or a longer text",
-        )
-    windows = torch.tensor(ids[: available * payload], dtype=torch.int64).reshape(available, payload)
-    chosen = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:samples]
-    start = torch.tensor(bos, dtype=torch.int64).expand(samples, len(bos))
-    return torch.cat([start, windows[chosen]], 1).contiguous()
+    tokens = windows.of_text(text, str(path), tokenizer, samples, seq_len, seed)
+    return tokens, DrawnPart(name, "text", sha256, samples)
 
 
 def _read_tokens(path: Path, samples: int, seq_len: int) -> Tensor:
@@ -144,10 +168,10 @@ def _read_tokens(path: Path, samples: int, seq_len: int) -> Tensor:
     return stored[:samples, :seq_len].to(torch.int64).contiguous()
 
 
-def _refuse_unknown_ids(tokens: Tensor, path: Path, vocabulary: int) -> None:
+def _refuse_unknown_ids(tokens: Tensor, source: str, vocabulary: int) -> None:
     lowest, highest = int(tokens.min()), int(tokens.max())
     if lowest < 0 or highest >= vocabulary:
         raise UserError(
-            f"{path} has the token id {lowest if lowest < 0 else highest}, and the model knows 0 to {vocabulary - 1}",
+            f"{source} has the token id {lowest if lowest < 0 else highest}, and the model knows 0 to {vocabulary - 1}",
             "use the tokenizer that belongs to the model",
         )

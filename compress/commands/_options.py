@@ -46,7 +46,8 @@ BaseRecipe = Annotated[
 CalibrationText = Annotated[
     str | None,
     typer.Option(
-        help="Packaged text by name, or a UTF-8 text file; tales if left out.",
+        help="Packaged text, text, JSONL or Parquet file, hub data set org/name, or a mix a:0.5,b:0.5; "
+        "tales if left out.",
         metavar="NAME|FILE",
         rich_help_panel=CALIBRATION,
     ),

@@ -5,9 +5,9 @@ Parts hold sums per cluster and columns per item, not only means, so that two re
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from compress.errors import IntegrityError
 from compress.evaluation.record_base import (
@@ -85,7 +85,8 @@ class TextRecord(_Record):
     """One text scored. `seconds`: the candidate's forward passes alone (information, never gated).
 
     `context` is what the candidate was trained to read at once, None where its config does not say: from it follows
-    whether `data.seq_len` is the standard window.
+    whether `data.seq_len` is the standard window. `calibration_overlap`: which share of the scored text's runs of 16
+    tokens the candidate's calibration text holds too; None where the candidate was not calibrated, or keeps no record.
     """
 
     data: DataRecord
@@ -93,6 +94,12 @@ class TextRecord(_Record):
     summary: Summary
     clusters: ClusterSums
     seconds: Seconds
+    calibration_overlap: Share | None = None
+
+    @model_serializer(mode="wrap")
+    def _spelled(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `calibration_overlap` where it is not known, as such records were written."""
+        return {key: value for key, value in handler(self).items() if key != "calibration_overlap" or value is not None}
 
     @model_validator(mode="after")
     def _fits(self) -> TextRecord:

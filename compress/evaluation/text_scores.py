@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from compress.artifact.reader import Artifact, is_artifact
+from compress.artifact.scores import MUCH_OVERLAP
+from compress.artifact.token_sketch import SKETCH_NAME, TokenSketch
 from compress.evaluation.kept_scores import KeptScores
 from compress.evaluation.metrics import score
 from compress.evaluation.record_parts import DataRecord, EnvironmentRecord, ModelRecord, TextRecord
@@ -43,6 +46,12 @@ def score_text(
     windows = cut(text.documents, runtime, seq_len=seq_len, max_tokens=max_tokens)
     if baseline is not None:
         _check_tokenizers(runtime, baseline[0], text, windows, max_tokens)
+    overlap = _calibration_overlap(runtime.path, windows)
+    if progress is not None and overlap is not None and overlap > MUCH_OVERLAP:
+        progress.warn(
+            f"{overlap:.1%} of {text.name} is in the text that {model.name} was calibrated on: its scores flatter it; "
+            "score it on other text (--data)"
+        )
     kept = None
     if keep is not None:
         other = None if baseline is None else baseline[1].digest
@@ -75,7 +84,16 @@ def score_text(
         summary=summarise(scores.clusters, scores.kl_percentiles, scores.dp_percentiles),
         clusters=scores.clusters,
         seconds=round(scores.seconds, 3),
+        calibration_overlap=overlap,
     )
+
+
+def _calibration_overlap(path: Path, windows: Windows) -> float | None:
+    """Which share of the windows an artifact was calibrated on; None of any other model, or of one without record."""
+    sketch = Artifact.open(path).attachment(SKETCH_NAME) if is_artifact(path) else None
+    if sketch is None:
+        return None
+    return TokenSketch.parse(sketch).share_of(windows.tokens.numpy(), windows.lengths.numpy())
 
 
 def _check_tokenizers(

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from compress import content
 from compress.artifact.verify import verify
-from compress.calibration.tokens import packaged
+from compress.calibration.mix import Part, packaged, parse_mix, spell
 from compress.errors import IntegrityError, UserError
 from compress.models.checkpoint import Checkpoint
 from compress.models.hub import local_directory
@@ -89,11 +89,16 @@ def _anchored(recipe: Recipe, source: str | Path) -> Recipe:
 def _stage_anchored(stage: Stage) -> Stage:
     if stage.calibration is None:
         return stage
-    text = Path(stage.calibration.source)
-    if packaged(stage.calibration.source) or not text.is_file():  # what is not there is refused when it is read
-        return stage
-    calibration = stage.calibration.model_copy(update={"source": str(text.resolve())})
+    parts = tuple(Part(_text_anchored(part.source), part.share) for part in parse_mix(stage.calibration.source))
+    calibration = stage.calibration.model_copy(update={"source": spell(parts, placeless=False)})
     return stage.model_copy(update={"calibration": calibration})
+
+
+def _text_anchored(source: str) -> str:
+    text = Path(source)
+    if packaged(source) or not text.is_file():  # what is not there is refused when it is read
+        return source
+    return str(text.resolve())
 
 
 def _refuse_damaged(checkpoint: Checkpoint) -> None:

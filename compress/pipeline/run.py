@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import compress
 from compress.artifact import store
 from compress.artifact.layers import LayerRecord
 from compress.artifact.ledger import LedgerEntry
-from compress.artifact.manifest import CalibrationRecord, Fallback, Parent
+from compress.artifact.manifest import CalibrationPart, CalibrationRecord, Fallback, Parent
 from compress.artifact.publish import Contents
 from compress.artifact.reader import Artifact
 from compress.artifact.staging import Staging
@@ -263,7 +263,9 @@ def _contents(job: Work, entries: list[dict[str, Any]]) -> Contents:
             samples=calibration.tokens.shape[0],
             seq_len=calibration.tokens.shape[1],
             seed=calibration.seed,
+            parts=[CalibrationPart(**asdict(part)) for part in calibration.parts],
         ),
+        calibration_sketch=job.calibration_sketch,
         created_with=f"compress {compress.__version__}",
         environment=environment(job.skeleton.dtype),
     )

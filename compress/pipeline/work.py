@@ -19,6 +19,7 @@ import torch
 from compress.artifact import store
 from compress.artifact.canonical import sha256_file
 from compress.artifact.output import Identity
+from compress.artifact.token_sketch import TokenSketch
 from compress.calibration.tokens import CalibrationSet, draw
 from compress.errors import UserError
 from compress.models.checkpoint import Checkpoint
@@ -122,6 +123,11 @@ class Work(ABC):
             longest=self.skeleton.max_positions,
             vocabulary=self.skeleton.vocabulary,
         )
+
+    @property
+    def calibration_sketch(self) -> TokenSketch | None:
+        """By which later scores find out whether their text was calibrated on."""
+        return None if self.calibration is None else TokenSketch.of(self.calibration.tokens.numpy())
 
     def refuse_problems(self) -> None:
         """Raises UserError if anything forbids the run."""

@@ -58,7 +58,8 @@ def quantize(
         refine: Whether scales and norms are tuned afterwards on the KL to the original, with the whole model in memory;
             default False.
         recipe: A Recipe or a recipe file to start from; the settings above override a file, and exclude a Recipe.
-        calib: Name of a packaged text or path of a UTF-8 file; default `tales`.
+        calib: A packaged text, a text, JSONL, JSON or Parquet file, a hub data set, or a mix `a:0.5,b:0.5`; default
+            `tales`.
         samples: Calibration windows; default 128.
         seq_len: Tokens per window; default 512.
         seed: Seed of the run; default 0.

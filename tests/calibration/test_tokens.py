@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from compress.calibration.tokens import CalibrationSet, draw, find
+from compress.calibration.tokens import CalibrationSet, DrawnPart, draw, find
 from compress.errors import IntegrityError, UserError
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -94,15 +94,8 @@ def test_more_samples_begin_with_the_fewer(take: Callable[..., CalibrationSet]) 
 def test_the_fingerprint_is_that_of_the_tokens(take: Callable[..., CalibrationSet], text: Path) -> None:
     drawn = take()
     assert drawn.sha256 == hashlib.sha256(drawn.tokens.numpy().tobytes()).hexdigest()
-    assert drawn.source_sha256 == hashlib.sha256(text.read_bytes()).hexdigest()
-    assert drawn.fingerprint == {
-        "name": "letters",
-        "sha256": drawn.sha256,
-        "source_sha256": drawn.source_sha256,
-        "samples": 6,
-        "seq_len": 11,
-        "seed": 0,
-    }
+    assert drawn.parts == (DrawnPart("letters", "text", hashlib.sha256(text.read_bytes()).hexdigest(), 6),)
+    assert drawn.name == "letters"
     # Frozen: other values mean that every artifact made before is no longer reproducible.
     assert drawn.sha256 == "f90a386d5d91d476c43d162577a601906384475b12e821e7df6e64221c0de756"
 
