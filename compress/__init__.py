@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from compress.errors import CompressError as CompressError
     from compress.runtime.llm import LLM as LLM
     from compress.runtime.protocol import SamplingParams as SamplingParams
+    from compress.workflows.api import distill as distill
     from compress.workflows.api import evaluate as evaluate
     from compress.workflows.api import gate as gate
     from compress.workflows.api import load as load
@@ -30,6 +31,7 @@ _HOME = {
     "LLM": "compress.runtime.llm",
     "SamplingParams": "compress.runtime.protocol",
     "default_model": "compress.content",
+    "distill": "compress.workflows.api",
     "evaluate": "compress.workflows.api",
     "gate": "compress.workflows.api",
     "load": "compress.workflows.api",
@@ -44,6 +46,7 @@ __all__ = [
     "CompressError",
     "SamplingParams",
     "default_model",
+    "distill",
     "evaluate",
     "gate",
     "load",

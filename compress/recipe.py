@@ -28,6 +28,7 @@ from pydantic import (
 )
 
 from compress.calibration.mix import parse_mix, spell
+from compress.distillation.configs import ForwardKlConfig, LossConfig
 from compress.errors import UserError
 from compress.pruning.configs import PruningConfig
 from compress.quantization.configs import METHODS, MethodConfig, RefineConfig
@@ -36,6 +37,7 @@ from compress.recipe_yaml import apply_override, find_recipe, read_yaml
 from compress.schemes import FIXED_SCHEMES, NamedScheme, parse_scheme
 from compress.types import IntScheme, Scheme, Sparsity
 
+DEFAULT_MINUTES = 8.0
 HINT = "correct the keys named above; `recipes/` holds a commented recipe per method"
 
 
@@ -239,7 +241,47 @@ class PruneStage(_Section):
         return Sparsity(self.sparsity)
 
 
-Stage = QuantizeStage | PruneStage
+class DistillText(_Section):
+    """Which text the student learns on: `samples` windows of `seq_len` tokens of `source`, all it has if left out.
+
+    `held_out` of them are only measured on. `source` is as in CalibrationConfig.
+    """
+
+    source: StrictStr = Field(default="tales", min_length=1)
+    samples: StrictInt | None = Field(default=None, ge=4)
+    seq_len: StrictInt = Field(default=256, ge=2)
+    held_out: StrictInt = Field(default=16, ge=2)
+
+
+class DistillStage(_Section):
+    """A student learns from a teacher: the source of the stage from the model at `teacher`.
+
+    teacher: left out, the model that a run of several stages begins with, else the packaged model. minutes, or steps:
+    how long; a run by minutes measures at its start how many steps they are, and its resolved recipe holds both.
+    lora_rank: 0 trains all weights. learning_rate: left out, what suits adapters or all weights. batch_size: windows.
+    """
+
+    kind: Literal["distill"] = "distill"
+    method: Annotated[LossConfig, BeforeValidator(_short_form)] = Field(
+        default_factory=lambda: ForwardKlConfig.model_validate({})
+    )
+    teacher: StrictStr | None = None
+    minutes: float | None = Field(default=None, gt=0.0, le=100_000.0)
+    steps: StrictInt | None = Field(default=None, ge=1)
+    lora_rank: StrictInt = Field(default=16, ge=0, le=4096)
+    learning_rate: float | None = Field(default=None, gt=0.0, le=1.0)
+    batch_size: StrictInt = Field(default=8, ge=2, multiple_of=2)
+    patience: StrictInt = Field(default=5, ge=1)
+    calibration: DistillText = DistillText()
+
+    @model_validator(mode="after")
+    def _some_time(self) -> DistillStage:
+        if self.minutes is None and self.steps is None:
+            object.__setattr__(self, "minutes", DEFAULT_MINUTES)
+        return self
+
+
+Stage = QuantizeStage | PruneStage | DistillStage
 _AnyStage = TypeVar("_AnyStage", QuantizeStage, PruneStage)
 
 
@@ -265,7 +307,10 @@ class Recipe(_Section):
     seed: StrictInt = Field(default=0, ge=0, lt=2**63)
     stages: list[
         Annotated[
-            Annotated[QuantizeStage, Tag("quantize")] | Annotated[PruneStage, Tag("prune")], Discriminator(_kind_of)
+            Annotated[QuantizeStage, Tag("quantize")]
+            | Annotated[PruneStage, Tag("prune")]
+            | Annotated[DistillStage, Tag("distill")],
+            Discriminator(_kind_of),
         ]
     ] = Field(min_length=1)
 
@@ -274,13 +319,20 @@ class Recipe(_Section):
         return json.dumps(self.placeless(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
     def placeless(self) -> dict[str, Any]:
-        """All that decides the result as plain data, every default written out: no `model`, calibration by name."""
+        """All that decides the result as plain data, every default written out: no model, calibration by name.
+
+        Of a distillation by minutes, the steps that they were measured to be are left out: the same command, run again
+        on a machine that is busy, is still the same work.
+        """
         data = self.model_dump(mode="json", exclude={"model"})
         for stage in data["stages"]:
             if not stage.get("overrides", True):  # a recipe of one scheme has the hash that it always had
                 del stage["overrides"]
             if stage.get("refine", True) is None:  # and so has one that is not refined
                 del stage["refine"]
+            stage.pop("teacher", None)
+            if stage.get("minutes") is not None:
+                del stage["steps"]
             if stage["calibration"] is not None:
                 stage["calibration"]["source"] = spell(parse_mix(stage["calibration"]["source"]), placeless=True)
         return data
@@ -293,7 +345,18 @@ class Recipe(_Section):
         """The resolved recipe as YAML, in the order of the definitions above; `load_recipe` reads it back equal."""
         data = self.model_dump(mode="json")
         for stage in data["stages"]:
-            for key in ("sparsity", "pattern", "keep", "calibration", "overrides", "refine"):
+            for key in (
+                "sparsity",
+                "pattern",
+                "keep",
+                "teacher",
+                "minutes",
+                "steps",
+                "learning_rate",
+                "calibration",
+                "overrides",
+                "refine",
+            ):
                 if key in stage and stage[key] in (None, []):
                     del stage[key]
         if data["model"] is None:

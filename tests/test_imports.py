@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "recipe_yaml": BASE,
     "recipe": BASE | METHODS | {"schemes", "recipe_yaml", "calibration"},
     "recipe_build": BASE | METHODS | {"schemes", "recipe_yaml", "recipe"},
+    "recipe_distill": BASE | METHODS | {"schemes", "recipe_yaml", "recipe", "recipe_build"},
     "recipe_prune": BASE | METHODS | {"schemes", "recipe_yaml", "recipe", "recipe_build"},
     "artifact": BASE | {"formats", "schemes"},
     "runtime": TENSORS | {"artifact"},

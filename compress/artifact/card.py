@@ -19,6 +19,7 @@ from compress.artifact.scores import (
     task_scores,
 )
 from compress.artifact.summary import recipe_summary
+from compress.artifact.training import curve_rows
 
 _TEMPLATE = "card.md.j2"
 
@@ -28,8 +29,10 @@ def render(
     config: Mapping[str, Any],
     layers: Sequence[Mapping[str, Any]],
     evaluation: Mapping[str, Any] | None,
+    training: Mapping[str, Any] | None = None,
 ) -> str:
-    """The card as Markdown with YAML front matter, from the manifest and the content of config, layers and eval.json.
+    """The card as Markdown with YAML front matter, from the manifest and the content of config and the attachments:
+    layers.json, eval.json and training.json.
 
     The same inputs give the same text; attachments in the manifest are not looked at.
     """
@@ -40,7 +43,7 @@ def render(
         parent=manifest.parents[-1],
         summary=summary,
         name="-".join(part for part in (manifest.parents[0].name, summary.method, summary.scheme) if part != "-"),
-        blocks=block_rows(layers),
+        blocks=block_rows(layers) if training is None else [],
         zeros=zeros(layers),
         removed=removed(layers),
         kept=[layer for layer in layers if layer.get("scheme") is None],
@@ -52,6 +55,8 @@ def render(
         tasks=task_scores(evaluation),
         evaluation=evaluation,
         actions=_action_counts(manifest),
+        training=training,
+        curve=curve_rows(training) if training else [],
         quantization=config.get("quantization_config") or {},
     )
     return text.rstrip("\n") + "\n"

@@ -48,6 +48,7 @@ class Identity:
     calibration tokens, None without) decide whether a finished artifact is this run's result. `environment` holds
     what else must be equal for blocks of a killed run to be used (package versions, device, dtype ...). A plan that
     does not hash the source leaves `source` None, and then any source counts as the same; no run may do that.
+    `others`: digests of further models that decide the result, such as a teacher; they stand among the parents.
     `files`: SHA-256 by name of what goes over from the source unchanged (tokenizer, templates, licence), decides too.
     """
 
@@ -56,6 +57,7 @@ class Identity:
     calibration: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] | None = None
+    others: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -65,6 +67,7 @@ class Identity:
             "calibration": self.calibration,
             "environment": dict(self.environment),
             **({} if self.files is None else {"files": dict(self.files)}),
+            **({"others": list(self.others)} if self.others else {}),
         }
 
     def sha256(self) -> str:
@@ -76,7 +79,8 @@ class Identity:
         calibration = result.calibration.sha256 if result.calibration else None
         source = result.parents[-1].digest
         mine = (self.recipe_hash, source if self.source is None else self.source, self.calibration)
-        return mine == (result.recipe_hash, source, calibration)
+        others = {parent.digest for parent in result.parents}
+        return mine == (result.recipe_hash, source, calibration) and others.issuperset(self.others)
 
     def carries(self, manifest: Manifest) -> bool:
         """Whether an artifact's files besides config, weights and recipe are those that this run would carry over."""

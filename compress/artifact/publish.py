@@ -33,12 +33,13 @@ from compress.artifact.manifest import (
 )
 from compress.artifact.sizes import sizes
 from compress.artifact.token_sketch import SKETCH_NAME, TokenSketch
+from compress.artifact.training import TRAINING_NAME
 from compress.errors import IntegrityError
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 _RESERVED = {
     *(CONFIG_NAME, RECIPE_NAME, LAYERS_NAME, CARD_NAME, MANIFEST_NAME, INDEX_NAME),
-    *(EVAL_NAME, SAMPLES_NAME, SKETCH_NAME),
+    *(EVAL_NAME, SAMPLES_NAME, SKETCH_NAME, TRAINING_NAME),
 }
 
 
@@ -48,6 +49,7 @@ class Contents:
 
     `config`: what config.json is to hold. `aux_files`: files copied as they are (tokenizer, generation config ...).
     `recipe`: the resolved recipe as plain data, with its `recipe_hash` and its runnable text `recipe_yaml`.
+    `attachments`: further files that tell how it was made, by name.
     `parents`: root first, the immediate source last. `source_shapes`: shape of every source tensor, by name.
     """
 
@@ -65,6 +67,7 @@ class Contents:
     calibration: CalibrationRecord | None = None
     calibration_sketch: TokenSketch | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    attachments: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def build(
@@ -119,8 +122,10 @@ def build(
         tensors=tensors,
     )
     report = layers_json(contents.layers)
-    card = render(manifest, contents.config, json.loads(report), None).encode()
-    attached = {LAYERS_NAME: report, CARD_NAME: card}
+    training = contents.attachments.get(TRAINING_NAME)
+    learned = None if training is None else json.loads(training)
+    card = render(manifest, contents.config, json.loads(report), None, learned).encode()
+    attached = {**contents.attachments, LAYERS_NAME: report, CARD_NAME: card}
     if contents.calibration_sketch is not None:
         attached[SKETCH_NAME] = contents.calibration_sketch.to_bytes()
     manifest = manifest.with_attachments(

@@ -17,6 +17,7 @@ from compress.artifact.manifest import (
     Manifest,
 )
 from compress.artifact.summary import recipe_summary
+from compress.artifact.training import TRAINING_NAME
 from compress.errors import IntegrityError, UserError
 
 LATEST = "latest"
@@ -85,6 +86,11 @@ class Artifact:
     def eval(self) -> dict[str, Any] | None:
         """eval.json, or None if the artifact was not scored."""
         data = self.attachment(EVAL_NAME)
+        return None if data is None else json.loads(data)
+
+    def training(self) -> dict[str, Any] | None:
+        """training.json (see `TrainingRecord`), or None if nothing was trained."""
+        data = self.attachment(TRAINING_NAME)
         return None if data is None else json.loads(data)
 
     def attachment(self, name: str) -> bytes | None:

@@ -41,13 +41,19 @@ class TaskScore:
     why_not: str | None
 
 
+def reference(parents: Sequence[Parent]) -> Parent:
+    """What an artifact is measured against: its parent, or the teacher where it is a student."""
+    taught = [parent for parent in parents if parent.stage == "teach"]
+    return taught[-1] if taught and parents[-1].stage == "distill" else parents[-1]
+
+
 def scored_against(record: Mapping[str, Any] | None, parents: Sequence[Parent]) -> str | None:
-    """The name of the model that a record compares with where that is not the last of `parents`; else None.
+    """The name of the model that a record compares with where that is not their `reference`; else None.
 
     What an artifact lost is told against its parent; scores against anything else, itself above all, say nothing of it.
     """
     baseline = (record or {}).get("baseline")
-    if not isinstance(baseline, Mapping) or baseline.get("digest") == parents[-1].digest:
+    if not isinstance(baseline, Mapping) or baseline.get("digest") == reference(parents).digest:
         return None
     return str(baseline.get("name"))
 

@@ -48,6 +48,8 @@ def _methods(stage: Mapping[str, Any]) -> list[str]:
 
 def _sparsity(stage: Mapping[str, Any]) -> str:
     share, pattern = stage.get("sparsity"), stage.get("pattern")
+    if isinstance(rank := stage.get("lora_rank"), int):
+        return f"lora{rank}" if rank else "full"
     if isinstance(pattern, str):
         return Sparsity.parse(pattern).label
     if isinstance(keep := stage.get("keep"), float):

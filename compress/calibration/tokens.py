@@ -67,7 +67,7 @@ def draw(
     source: str,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    samples: int,
+    samples: int | None,
     seq_len: int,
     seed: int,
     longest: int,
@@ -78,6 +78,7 @@ def draw(
     A text is cut into consecutive windows, which are shuffled by a generator of their own seeded with `seed`; for rows
     see `windows.of_rows`. A `.safetensors` file with a tensor `tokens` (samples, seq_len) is taken as it is, for
     comparisons with other tools. The windows of a mix are shuffled once more, so that any stretch of them is mixed.
+    `samples` None: all windows that the one source has.
 
     Args:
         source: a packaged name, a file, a data set of the hub, or a mix of them (see `parse_mix`).
@@ -95,8 +96,11 @@ def draw(
             f"use --seq-len {longest} or less",
         )
     parts = _parts(source)
+    if samples is None and len(parts) > 1:
+        raise UserError(f"{source!r} is a mix, of which not all windows can be taken", "say how many with --samples")
+    shares = [None] if samples is None else counts(parts, samples)
     taken, drawn = [], []
-    for part, count in zip(parts, counts(parts, samples), strict=True):
+    for part, count in zip(parts, shares, strict=True):
         if count == 0:
             raise UserError(
                 f"{part.source}'s share of {samples} calibration windows is less than one",
@@ -108,7 +112,7 @@ def draw(
         drawn.append(record)
     tokens = torch.cat(taken)
     if len(parts) > 1:
-        tokens = tokens[torch.randperm(samples, generator=torch.Generator().manual_seed(seed))].contiguous()
+        tokens = tokens[torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))].contiguous()
     digest = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
     return CalibrationSet(tokens, spell(parts, placeless=True), digest, seed, tuple(drawn))
 
@@ -121,27 +125,24 @@ def _parts(source: str) -> tuple[Part, ...]:
 
 
 def _part(
-    source: str, tokenizer: PreTrainedTokenizerBase, samples: int, seq_len: int, seed: int
+    source: str, tokenizer: PreTrainedTokenizerBase, samples: int | None, seq_len: int, seed: int
 ) -> tuple[Tensor, DrawnPart]:
     """The windows of one source, and what is recorded of it."""
     name = short_name(source)
     if packaged(source) is None and is_hub_name(source):
         rows = fetch_rows(source)
-        return (
-            windows.of_rows(rows, source, tokenizer, samples, seq_len, seed),
-            DrawnPart(name, rows.kind, rows.sha256, samples),
-        )
+        tokens = windows.of_rows(rows, source, tokenizer, samples, seq_len, seed)
+        return tokens, DrawnPart(name, rows.kind, rows.sha256, len(tokens))
     path = find(source)
     if path.suffix in ROW_FILES:
         rows = read_rows(path)
-        return (
-            windows.of_rows(rows, str(path), tokenizer, samples, seq_len, seed),
-            DrawnPart(name, rows.kind, rows.sha256, samples),
-        )
+        tokens = windows.of_rows(rows, str(path), tokenizer, samples, seq_len, seed)
+        return tokens, DrawnPart(name, rows.kind, rows.sha256, len(tokens))
     raw = path.read_bytes()
     sha256 = hashlib.sha256(raw).hexdigest()
     if path.suffix == ".safetensors":
-        return _read_tokens(path, samples, seq_len), DrawnPart(name, "tokens", sha256, samples)
+        tokens = _read_tokens(path, samples, seq_len)
+        return tokens, DrawnPart(name, "tokens", sha256, len(tokens))
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -149,15 +150,16 @@ def _part(
             f"calibration text {path} is not UTF-8 (byte {error.start})", "convert it to UTF-8 first"
         ) from None
     tokens = windows.of_text(text, str(path), tokenizer, samples, seq_len, seed)
-    return tokens, DrawnPart(name, "text", sha256, samples)
+    return tokens, DrawnPart(name, "text", sha256, len(tokens))
 
 
-def _read_tokens(path: Path, samples: int, seq_len: int) -> Tensor:
+def _read_tokens(path: Path, samples: int | None, seq_len: int) -> Tensor:
     try:
         with safe_open(path, framework="pt") as file:
             stored = file.get_tensor("tokens")
     except (SafetensorError, OSError) as error:
         raise IntegrityError(f"cannot read `tokens` from {path}: {error}", "write it again") from None
+    samples = stored.shape[0] if samples is None else samples
     if stored.ndim != 2 or stored.shape[0] < samples or stored.shape[1] < seq_len:
         raise UserError(
             f"{path} holds tokens of shape {tuple(stored.shape)}, ({samples}, {seq_len}) are asked for",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,21 +18,27 @@ if TYPE_CHECKING:
 _BATCH = 64
 
 
-def of_text(text: str, where: str, tokenizer: PreTrainedTokenizerBase, samples: int, seq_len: int, seed: int) -> Tensor:
-    """(samples, seq_len) int64: consecutive pieces of the text behind the begin token, without replacement."""
+def of_text(
+    text: str, where: str, tokenizer: PreTrainedTokenizerBase, samples: int | None, seq_len: int, seed: int
+) -> Tensor:
+    """(samples, seq_len) int64: consecutive pieces of the text behind the begin token, without replacement.
+
+    samples: None for all.
+    """
     if not text.strip():
         raise UserError(f"calibration text {where} is empty", "give a text with at least some thousand words")
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     begin = _begin(tokenizer)
     payload = seq_len - len(begin)
     available = len(ids) // payload if payload > 0 else 0
+    samples = max(1, available) if samples is None else samples
     _refuse_short(where, available, samples, seq_len)
     pieces = torch.tensor(ids[: available * payload], dtype=torch.int64).reshape(available, payload)
     return _behind(begin, pieces[_order(available, seed)[:samples]])
 
 
 def of_rows(
-    rows: Rows, where: str, tokenizer: PreTrainedTokenizerBase, samples: int, seq_len: int, seed: int
+    rows: Rows, where: str, tokenizer: PreTrainedTokenizerBase, samples: int | None, seq_len: int, seed: int
 ) -> Tensor:
     """(samples, seq_len) int64 from as many rows, in an order that the seed decides, as are needed.
 
@@ -43,12 +50,14 @@ def of_rows(
         UserError: too few rows, or a model without a chat template, or one whose template refuses a conversation.
     """
     shuffled = [rows.items[place] for place in _order(len(rows.items), seed).tolist()]
+    most = sys.maxsize if samples is None else samples
     if rows.kind == "rows":
         begin = _begin(tokenizer)
-        length, found = seq_len - len(begin), _packed(_documents(shuffled, tokenizer), seq_len - len(begin), samples)
+        length, found = seq_len - len(begin), _packed(_documents(shuffled, tokenizer), seq_len - len(begin), most)
     else:
         begin, length = [], seq_len  # the template writes the begin token
-        found = _packed_from_starts(_conversations(shuffled, where, tokenizer), seq_len, samples)
+        found = _packed_from_starts(_conversations(shuffled, where, tokenizer), seq_len, most)
+    samples = max(1, len(found)) if samples is None else samples
     _refuse_short(where, len(found), samples, seq_len)
     return _behind(begin, torch.tensor(found, dtype=torch.int64).reshape(samples, length))
 

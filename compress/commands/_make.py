@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.artifact.scores import scored_against, task_scores
 from compress.commands import _environment
-from compress.commands._options import Prune, Quantize, RunRecipe
+from compress.commands._options import Distill, Prune, Quantize, RunRecipe
 from compress.commands._output import View, duration, number, relative, size
 from compress.commands._scores import score_rows
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from compress.workflows.quantize import QuantizeResult
 
 
-def make(recipe: Recipe, options: Quantize | Prune | RunRecipe, view: View) -> None:
+def make(recipe: Recipe, options: Quantize | Prune | Distill | RunRecipe, view: View) -> None:
     """Runs the recipe and shows the result; the path of the artifact goes to stdout."""
     _environment.prepare(options.threads)
     _environment.import_models()
@@ -39,10 +39,12 @@ def _show(result: QuantizeResult, view: View) -> None:
     if result.complete_already:
         view.note("complete already: this recipe, source and calibration text made what is there")
     elif result.resumed_blocks:
-        view.note(f"resumed after {result.resumed_blocks} finished blocks, computed {result.computed_blocks}")
+        what = "blocks" if artifact.training() is None else "steps"
+        view.note(f"resumed after {result.resumed_blocks} finished {what}, computed {result.computed_blocks}")
     rows: list[tuple[str, str, str]] = [
         ("weight files", size(manifest.parents[-1].bytes), size(sizes.bytes)),
         *_amount_rows(result),
+        *_training_rows(result),
         ("bits per weight, whole file", "", number(sizes.file_bits_per_weight)),
         *score_rows(result.evaluation),
     ]
@@ -71,6 +73,15 @@ def _amount_rows(result: QuantizeResult) -> list[tuple[str, str, str]]:
     return [("bits per weight, quantised linears", "", number(sizes.bits_per_weight))]
 
 
+def _training_rows(result: QuantizeResult) -> list[tuple[str, str, str]]:
+    learned = result.artifact.training()
+    if learned is None:
+        return []
+    steps = f"{learned['best_step']} of {learned['done']}" + (", stopped early" if learned["stopped_early"] else "")
+    start, end = learned["held_out"][0]["kl"], learned["written_kl"]
+    return [("held-out KL to the teacher", number(start), number(end)), ("best step", "", steps)]
+
+
 def _document(result: QuantizeResult) -> dict[str, Any]:
     from compress.artifact.card import removed, zeros  # it brings the template engine
 
@@ -96,4 +107,5 @@ def _document(result: QuantizeResult) -> dict[str, Any]:
         "not_scored": result.not_scored,
         **pruned,
         **narrowed,
+        **({"training": learned} if (learned := result.artifact.training()) is not None else {}),
     }

@@ -10,6 +10,7 @@ from compress.commands._usage import Group
 from compress.commands.bench import bench
 from compress.commands.compare import compare
 from compress.commands.diff import diff
+from compress.commands.distill import distill
 from compress.commands.doctor import doctor
 from compress.commands.eval import eval_
 from compress.commands.export import export
@@ -17,7 +18,7 @@ from compress.commands.gate import gate
 from compress.commands.generate import generate
 from compress.commands.list import list_
 from compress.commands.methods import methods
-from compress.commands.plan import plan_prune, plan_quantize, plan_run
+from compress.commands.plan import plan_distill, plan_prune, plan_quantize, plan_run
 from compress.commands.prune import prune
 from compress.commands.quantize import quantize
 from compress.commands.report import report
@@ -33,9 +34,9 @@ Examples:
   $ compress plan quantize --method awq --bits 4
   $ compress plan run recipes/gptq-w3-g128.yaml
 """
-PLANS: tuple[Command, ...] = (plan_quantize, plan_prune, plan_run)
+PLANS: tuple[Command, ...] = (plan_quantize, plan_prune, plan_distill, plan_run)
 COMMANDS: tuple[Command, ...] = (
-    *(quantize, prune, run, export, generate, eval_, gate, compare, trend, bench),
+    *(quantize, prune, distill, run, export, generate, eval_, gate, compare, trend, bench),
     *(show, report, list_, verify, diff, methods, doctor),
 )
 

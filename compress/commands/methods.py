@@ -7,6 +7,7 @@ from typing import Any
 from compress.commands._command import command
 from compress.commands._options import LOOK, Common
 from compress.commands._output import View, columns
+from compress.distillation.configs import LOSSES
 from compress.pruning.configs import PRUNING
 from compress.quantization.configs import METHODS
 from compress.schemes import BITS, FIXED_SCHEMES, INTEGER_SCHEMES, MEANINGS
@@ -21,10 +22,10 @@ def methods(options: Common, view: View) -> None:
       $ compress methods
       $ compress methods --json
     """
-    every: dict[str, Any] = {**METHODS, **PRUNING}
+    every: dict[str, Any] = {**METHODS, **PRUNING, **LOSSES}
     listed: dict[str, dict[str, Any]] = {
         name: {
-            "stage": "prune" if name in PRUNING else "quantize",
+            "stage": "distill" if name in LOSSES else "prune" if name in PRUNING else "quantize",
             "summary": config.summary,
             "paper": config.paper,
             "calibrated": config.calibrated,

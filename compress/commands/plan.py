@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from compress.commands import _cut_plan, _environment, _prune_plan, _width_plan
+from compress.commands import _cut_plan, _distill_plan, _environment, _prune_plan, _width_plan
 from compress.commands._command import command
-from compress.commands._options import Prune, Quantize, Run, RunRecipe
+from compress.commands._options import Distill, Prune, Quantize, Run, RunRecipe
 from compress.commands._output import View, facts, number, size
 from compress.commands._plan_parts import by_kind, cost_facts, costs
 from compress.errors import UserError
@@ -45,6 +45,20 @@ def plan_prune(options: Prune, view: View) -> None:
     show_plan(build(options, view), options, view)
 
 
+@command("distill", Distill)
+def plan_distill(options: Distill, view: View) -> None:
+    """Plan a distillation: what is trained, on how much text, output size, peak memory, time.
+
+    The options are those of `compress distill`.
+
+    Examples:
+
+      $ compress plan distill --student ./tales-keep75
+      $ compress plan distill --teacher ./model --student ./small --full --steps 500 --json
+    """
+    show_plan(build(options, view), options, view)
+
+
 @command("run", RunRecipe)
 def plan_run(options: RunRecipe, view: View) -> None:
     """Plan the run of a recipe.
@@ -59,11 +73,14 @@ def plan_run(options: RunRecipe, view: View) -> None:
     show_plan(build(options, view), options, view)
 
 
-def build(options: Quantize | Prune | RunRecipe, view: View) -> Recipe:
+def build(options: Quantize | Prune | Distill | RunRecipe, view: View) -> Recipe:
     """The recipe that the options describe; what has no effect is noted."""
     from compress.recipe_build import Settings, build_recipe
+    from compress.recipe_distill import build_distill_recipe
     from compress.recipe_prune import build_prune_recipe
 
+    if isinstance(options, Distill):
+        return build_distill_recipe(options.settings(), base=options.recipe)
     if isinstance(options, Prune):
         recipe, notes = build_prune_recipe(options.settings(), base=options.recipe)
     elif isinstance(options, Quantize):
@@ -94,6 +111,7 @@ def show_plan(recipe: Recipe, options: Run, view: View) -> None:
         pipeline.PrunePlan: _prune_plan.show,
         pipeline.WidthPlan: _width_plan.show,
         pipeline.CutPlan: _cut_plan.show,
+        pipeline.DistillPlan: _distill_plan.show,
     }
     views[type(plan)](plan, recipe, view)
     if plan.problems:

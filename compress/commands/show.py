@@ -37,6 +37,7 @@ def show(options: Show, view: View) -> None:
     """
     from compress.artifact.reader import Artifact
     from compress.artifact.scores import further_texts, generation_scores, headline_scores, scored_against, task_scores
+    from compress.artifact.training import curve_rows
 
     artifact = Artifact.open(options.artifact)
     layers = artifact.layers()
@@ -64,6 +65,9 @@ def show(options: Show, view: View) -> None:
         view.table("Fallbacks", ("NAME", "DONE INSTEAD", "WHY"), [(f.name, f.action, f.reason) for f in fallbacks])
     if kept:
         view.table("Left as they were", ("LINEAR", "WHY"), [(layer["name"], layer.get("reason")) for layer in kept])
+    if (learned := artifact.training()) is not None:
+        points = [(step, number(kl), number(loss)) for step, kl, loss in curve_rows(learned)]
+        view.table("Training", (">STEP", ">HELD-OUT KL", ">MEAN LOSS BEFORE"), points)
     if worst:
         rows = [(w["name"], w["scheme"], number(w["output_error"]), number(w.get("weight_sqnr_db"))) for w in worst]
         view.table("Largest output errors", ("LINEAR", "SCHEME", ">RELATIVE ERROR", ">WEIGHT SQNR, dB"), rows)
@@ -95,6 +99,7 @@ def _document(
         "layers": {"count": len(layers), "kept": [layer["name"] for layer in kept], "worst": worst},
         "environment": manifest.environment,
         "attachments": manifest.attachments,
+        **({"training": learned} if (learned := artifact.training()) is not None else {}),
     }
 
 

@@ -108,6 +108,10 @@ class Skeleton:
         groups = graph.fusion_groups(self._blocks[block], self.family)
         return [tuple(self._disk(block, name) for name in group) for group in groups]
 
+    def stored_name(self, parameter: str) -> str:
+        """The checkpoint tensor behind a parameter of the model as transformers builds it, by its name there."""
+        return self._names.stored(parameter)
+
     def tied(self) -> dict[str, str]:
         """Checkpoint tensor names, alias -> stored tensor that it equals, whether or not the alias is stored too."""
         return dict(self._names.tied)

@@ -15,11 +15,14 @@ depth_job.py, depth_choice.py, depth_stage.py: whole blocks; cut_plan.py: plans 
 loaded_check.py  refusing a directory that transformers loads as another model than the one that was cut
 fold.py     moving a scale from a linear into what feeds it, checked on the live block
 linears.py  quantising one linear in row tiles, and measuring the error; masked.py: one linear with zeros
+distill_job.py, distill_teacher.py, distill_student.py, distill_loop.py, distill_stage.py, distill_plan.py: training
+lineage.py  where a source comes from
 output.py   which tensors a block writes, and the ledger
 run.py      the loop over blocks: journal, resume, publish
 """
 
 from compress.pipeline.cut_plan import CutPlan
+from compress.pipeline.distill_plan import DistillPlan
 from compress.pipeline.plan import AnyPlan, Plan, PlannedLinear, plan
 from compress.pipeline.prune_plan import PrunedShape, PrunePlan
 from compress.pipeline.run import RunResult, run
@@ -28,6 +31,7 @@ from compress.pipeline.width_plan import NarrowShape, WidthPlan
 __all__ = [
     "AnyPlan",
     "CutPlan",
+    "DistillPlan",
     "NarrowShape",
     "Plan",
     "PlannedLinear",

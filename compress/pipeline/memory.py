@@ -29,7 +29,7 @@ def streaming(work: Work) -> int:
     """Bytes of the activations between and inside blocks, and of the chunk that statistics are taken from."""
     widest, itemsize = widest_input(work), work.skeleton.dtype.itemsize
     wanted = work.stage.calibration
-    tokens = 0 if wanted is None else wanted.samples * wanted.seq_len
+    tokens = 0 if wanted is None or wanted.samples is None else wanted.samples * wanted.seq_len
     hidden = int(work.checkpoint.config.get("hidden_size") or work.skeleton.linears()[0].in_features)
     inside = widest + 4 * hidden  # what a paused forward holds per token
     streamed = tokens + (compared_tokens(tokens) if work.needs_original else 0)

@@ -13,6 +13,8 @@ from compress.errors import UserError
 from compress.models.skeleton import LinearSpec
 from compress.pipeline.cut_plan import CutPlan, depth_plan
 from compress.pipeline.depth_job import DepthJob
+from compress.pipeline.distill_job import DistillJob
+from compress.pipeline.distill_plan import DistillPlan, distill_plan
 from compress.pipeline.duration import seconds_estimate
 from compress.pipeline.job import Job
 from compress.pipeline.memory import largest_block, largest_linear, streaming, widest_input
@@ -65,12 +67,13 @@ class Plan:
     """What refining needs with the whole model in memory, where it is asked for; peak_memory_bytes covers it."""
 
 
-AnyPlan = Plan | PrunePlan | WidthPlan | CutPlan
+AnyPlan = Plan | PrunePlan | WidthPlan | CutPlan | DistillPlan
 
 PLANS: dict[type[Work], Callable[[Any, Path, Sequence[Problem]], AnyPlan]] = {
     PruneJob: prune_plan,
     WidthJob: width_plan,
     DepthJob: depth_plan,
+    DistillJob: distill_plan,
 }
 """Of every kind of work but quantising: what lays its plan out, given the output and what forbids the run."""
 

@@ -15,14 +15,15 @@ from compress.errors import IntegrityError, UserError
 from compress.models.checkpoint import Checkpoint
 from compress.models.hub import local_directory
 from compress.models.skeleton import Skeleton
-from compress.pipeline import depth_job, job, prune_job, width_job
+from compress.pipeline import depth_job, distill_job, job, prune_job, width_job
 from compress.pipeline.depth_job import DepthJob
+from compress.pipeline.distill_job import DistillJob
 from compress.pipeline.job import Job
 from compress.pipeline.prune_job import PruneJob
 from compress.pipeline.width_job import WidthJob
 from compress.pipeline.work import Problem, Work, compute_dtype
 from compress.pruning.configs import DepthConfig, WidthConfig
-from compress.recipe import PruneStage, Recipe, Stage
+from compress.recipe import DistillStage, PruneStage, Recipe, Stage
 
 STRUCTURED: dict[
     type[BaseModel], tuple[Callable[..., Work], Callable[[PruneStage, Skeleton], tuple[Any, list[Problem]]]]
@@ -70,6 +71,11 @@ def resolve(recipe: Recipe, *, model: str | Path | None, output: str | Path | No
     if isinstance(stage, PruneStage):
         sparsities, reasons, problems = prune_job.assign(stage, skeleton)
         return PruneJob(stage=stage, sparsities=sparsities, reasons=reasons, problems=problems, **shared)
+    if isinstance(stage, DistillStage):
+        teacher, problems = distill_job.assign(stage, checkpoint, skeleton, stage.teacher)
+        if teacher.is_artifact:
+            _refuse_damaged(teacher)
+        return DistillJob(stage=stage, teacher=teacher, reasons={}, problems=problems, **shared)
     schemes, reasons, problems = job.assign(stage, skeleton)
     return Job(stage=stage, schemes=schemes, reasons=reasons, problems=problems, **shared)
 
@@ -79,14 +85,21 @@ def _anchored(recipe: Recipe, source: str | Path) -> Recipe:
 
     The packaged model is what a recipe without a `model` means; hub ids and packaged texts keep their names.
     """
+    stages = [_stage_anchored(stage) for stage in recipe.stages]
+    return recipe.model_copy(update={"model": _model_anchored(source), "stages": stages})
+
+
+def _model_anchored(source: str | Path) -> str | None:
+    """A model by a path that holds everywhere; None for the packaged one, hub ids as they are."""
     directory = Path(source).expanduser()
-    model: str | None = str(source)
-    if directory.is_dir():
-        model = None if directory.samefile(content.default_model()) else str(directory.resolve())
-    return recipe.model_copy(update={"model": model, "stages": [_stage_anchored(stage) for stage in recipe.stages]})
+    if not directory.is_dir():
+        return str(source)
+    return None if directory.samefile(content.default_model()) else str(directory.resolve())
 
 
 def _stage_anchored(stage: Stage) -> Stage:
+    if isinstance(stage, DistillStage) and stage.teacher is not None:
+        stage = stage.model_copy(update={"teacher": _model_anchored(stage.teacher)})
     if stage.calibration is None:
         return stage
     parts = tuple(Part(_text_anchored(part.source), part.share) for part in parse_mix(stage.calibration.source))

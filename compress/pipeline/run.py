@@ -20,14 +20,25 @@ import compress
 from compress.artifact import store
 from compress.artifact.layers import LayerRecord
 from compress.artifact.ledger import LedgerEntry
-from compress.artifact.manifest import CalibrationPart, CalibrationRecord, Fallback, Parent
+from compress.artifact.manifest import CalibrationPart, CalibrationRecord, Fallback
 from compress.artifact.publish import Contents
 from compress.artifact.reader import Artifact
 from compress.artifact.staging import Staging
-from compress.pipeline import depth_stage, inputs, output, prune_stage, quantize_stage, refine, width_stage
+from compress.pipeline import (
+    depth_stage,
+    distill_stage,
+    inputs,
+    lineage,
+    output,
+    prune_stage,
+    quantize_stage,
+    refine,
+    width_stage,
+)
 from compress.pipeline.block import Workers
 from compress.pipeline.committer import Committer
 from compress.pipeline.depth_job import DepthJob
+from compress.pipeline.distill_job import DistillJob
 from compress.pipeline.inputs import Activations
 from compress.pipeline.job import Job
 from compress.pipeline.kinds import Fate, Kind, Written
@@ -94,7 +105,7 @@ def run(
                     store.update_latest(done.path)
                 return RunResult(done, True, 0, 0, 0.0)
             started = time.perf_counter()
-            resumed, computed = _blocks(job, staging, workers, progress)
+            resumed, computed = _work(job, staging, workers, progress)
             if isinstance(job, Job) and job.stage.refine is not None:
                 _refine(job, job.stage.refine, staging, workers, progress)
             seconds = time.perf_counter() - started
@@ -124,6 +135,13 @@ def _staging(job: Work, restart: bool, scored: bool) -> Staging:
     if job.output is not None:
         return Staging(job.output, identity, restart=restart)
     return store.open_next(job.family_directory, identity, restart=restart, scored=scored)
+
+
+def _work(job: Work, staging: Staging, workers: Workers, progress: Progress) -> tuple[int, int]:
+    """Does what the journal does not hold yet; returns how many blocks or steps were there, and how many were made."""
+    if isinstance(job, DistillJob):
+        return distill_stage.train(job, staging, workers, progress)
+    return _blocks(job, staging, workers, progress)
 
 
 def _blocks(job: Work, staging: Staging, workers: Workers, progress: Progress) -> tuple[int, int]:
@@ -196,6 +214,8 @@ def _refine(job: Job, settings: RefineConfig, staging: Staging, workers: Workers
 
 def _check(job: Work, staging: Staging) -> Callable[[Path], None]:
     """What the kind of stage looks at before an artifact appears."""
+    if isinstance(job, DistillJob):
+        return distill_stage.check
     kind, last = KINDS[type(job)], staging.journal()[-1]["state"]
     leaving = None
     if kind.keeps_last_state:
@@ -234,23 +254,15 @@ def _commit(
 
 def _contents(job: Work, entries: list[dict[str, Any]]) -> Contents:
     checkpoint, calibration = job.checkpoint, job.calibration
-    recipe = job.recipe
+    recipe, learns = job.recipe, isinstance(job, DistillJob)
     layers = {row["name"]: LayerRecord(**row) for entry in entries for row in entry["layers"]}
-    return Contents(
-        config=KINDS[type(job)].config(job),
+    found = Contents(
+        config=dict(checkpoint.config) if learns else KINDS[type(job)].config(job),
         aux_files=checkpoint.aux_files(),
         recipe=recipe.placeless(),
         recipe_hash=recipe.hash(),
         recipe_yaml=recipe.to_yaml(),
-        parents=[
-            Parent(
-                kind="model",
-                name=job.model_name,
-                digest=checkpoint.digest(),
-                stage=recipe.stages[0].kind,
-                bytes=checkpoint.nbytes,
-            )
-        ],
+        parents=[*lineage.ancestors(checkpoint), lineage.parent(checkpoint, recipe.stages[0].kind)],
         source_shapes={name: info.shape for name, info in checkpoint.index.items()},
         ledger={name: LedgerEntry(**row) for entry in entries for name, row in entry["ledger"].items()},
         layers=list(layers.values()),
@@ -269,3 +281,4 @@ def _contents(job: Work, entries: list[dict[str, Any]]) -> Contents:
         created_with=f"compress {compress.__version__}",
         environment=environment(job.skeleton.dtype),
     )
+    return distill_stage.finished(job, found, entries) if isinstance(job, DistillJob) else found

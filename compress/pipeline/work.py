@@ -96,17 +96,7 @@ class Work(ABC):
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        from transformers import AutoTokenizer
-
-        try:
-            found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.checkpoint.path, local_files_only=True)
-        except Exception as error:  # the loader raises many kinds, all about the files in the directory
-            cause = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{self.checkpoint.path} has no tokenizer that transformers can load: {cause}",
-                "calibration needs the model's tokenizer files beside its weights",
-            ) from error
-        return found
+        return load_tokenizer(self.checkpoint)
 
     @cached_property
     def calibration(self) -> CalibrationSet | None:
@@ -135,6 +125,21 @@ class Work(ABC):
             first, *rest = self.problems
             more = f" (and {len(rest)} more: `compress plan` lists them)" if rest else ""
             raise UserError(first.message + more, first.hint)
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    """The tokenizer in a model directory. UserError where there is none that can be read."""
+    from transformers import AutoTokenizer
+
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+    except Exception as error:  # the loader raises many kinds, all about the files in the directory
+        cause = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{checkpoint.path} has no tokenizer that transformers can load: {cause}",
+            "calibration needs the model's tokenizer files beside its weights",
+        ) from error
+    return found
 
 
 def compute_dtype(checkpoint: Checkpoint) -> torch.dtype:

@@ -66,7 +66,7 @@ def quantize(
         return _result(run, run.artifact, None)
     from compress.content import default_model
 
-    source = model or recipe.model or default_model()
+    source = teacher_of(recipe) or model or recipe.model or default_model()
     needed, free = scoring_memory(run.artifact, device), available_memory(device)
     if free is not None and needed > free:
         reason = f"it needs about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
@@ -76,6 +76,15 @@ def quantize(
     except UserError as error:
         return _result(run, run.artifact, error.message)
     return _result(run, artifact, None)
+
+
+def teacher_of(recipe: Recipe) -> str | Path | None:
+    """What a student is scored against; None where the last stage distills nothing."""
+    from compress.content import default_model
+    from compress.recipe import DistillStage
+
+    last = recipe.stages[-1]
+    return (last.teacher or default_model()) if isinstance(last, DistillStage) else None
 
 
 def score(

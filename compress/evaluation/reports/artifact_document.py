@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from compress.artifact.training import curve_rows
 from compress.errors import IntegrityError
 from compress.evaluation.records import EvalRecord, TextRecord
 from compress.evaluation.reports.document import Document, Picture, Section, Table
@@ -29,7 +30,13 @@ def artifact_document(artifact: Artifact, record: EvalRecord | None, verdict: Ve
             f"the verdict is about {verdict.candidate.name}, not about {artifact.path}",
             "give the verdict of this artifact, or gate it: `compress gate ARTIFACT --output verdict.json`",
         )
-    sections = [_identity(artifact), *_scores(record), *_layers(artifact.layers()), *_fallbacks(artifact)]
+    sections = [
+        _identity(artifact),
+        *_training(artifact.training()),
+        *_scores(record),
+        *_layers(artifact.layers()),
+        *_fallbacks(artifact),
+    ]
     lead = [f"{artifact.method}, {artifact.scheme}, made from {artifact.manifest.parents[0].name}"]
     if verdict is not None:
         from compress.evaluation.reports.verdict_document import verdict_document
@@ -111,6 +118,32 @@ def _text_rows(text: TextRecord) -> list[tuple[str, ...]]:
             ("the same, where the baseline is sure", of_record(summary.top1_agreement_confident, "share"), "100%", ""),
         ]
     return rows
+
+
+def _training(learned: Mapping[str, Any] | None) -> list[Section]:
+    """How a student learned: the held-out KL over the steps."""
+    if learned is None:
+        return []
+    start, end = learned["held_out"][0]["kl"], learned["written_kl"]
+    facts = (
+        ("teacher", Verbatim(learned["teacher"])),
+        ("loss", Verbatim(learned["loss"]["kind"])),
+        ("trained", f"{learned['trained']}, {learned['parameters']} values"),
+        ("steps", f"{learned['done']} of {learned['steps']}, {learned['tokens_per_step']} tokens each"),
+        ("held-out KL before", value(start)),
+        ("held-out KL as written", f"{value(end)}, weights of step {learned['best_step']}"),
+    )
+    rows = tuple((str(step), value(kl), value(loss)) for step, kl, loss in curve_rows(learned))
+
+    def draw() -> bytes:
+        from compress.evaluation.reports.plots import learning, svg
+
+        points = [(int(point["step"]), float(point["kl"])) for point in learned["held_out"]]
+        return svg(learning(points, "KL to the teacher on held-out windows of the training text"))
+
+    columns = (">step", ">held-out KL", ">mean loss before it")
+    picture = Picture(draw, "held-out KL to the teacher after so many steps")
+    return [Section("How it learned", facts=facts, picture=picture, table=Table(columns, rows))]
 
 
 def _layers(layers: Sequence[Mapping[str, Any]]) -> list[Section]:

@@ -1,0 +1,137 @@
+"""Distillation against its alternatives: what a width cut, its repair, adapters, all weights, plain fine-tuning and the
+same shape from scratch leave of the KL to the parent, at the same steps, tokens and text.
+
+    python -m benchmarks.distill --shared ../shared --steps 200 --json benchmarks/results/distill.json
+
+Makes what is missing under `--work` and scores everything on the same held-out windows, which are of other books than
+the training text. Minutes are processor time of the whole command, because machines are shared. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import cases
+from benchmarks.scoring import BlockSums, score
+from benchmarks.workspace import Workspace
+
+KEEP = 0.75
+SCRATCH_RATE = "1.5e-3"
+
+
+@dataclass(frozen=True)
+class Way:
+    """One row: what it starts from, and the options of `compress distill`; None where nothing is trained."""
+
+    name: str
+    start: str
+    options: tuple[str, ...] | None = None
+
+
+WAYS = (
+    Way("cut", "cut"),
+    Way("cut, repaired", "repaired"),
+    Way("repaired, plain cross-entropy, all weights", "repaired", ("--loss", "ce", "--full")),
+    Way("the same shape from scratch, distilled", "scratch", ("--full", "--learning-rate", SCRATCH_RATE)),
+    Way("repaired, distilled, LoRA of rank 16", "repaired", ()),
+    Way("repaired, distilled, all weights", "repaired", ("--full",)),
+)
+
+
+def _command(*words: object) -> float:
+    """Runs the command line; returns the seconds of processor time that it took."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    program = Path(sys.executable).with_name("compress")
+    subprocess.run([program, *map(str, words), "--no-eval", "--quiet"], check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def _start(kind: str, parent: Path, work: Path) -> Path:
+    """The student before it learns: cut, repaired, or random weights of the repaired one's shape."""
+    path = work / kind
+    if path.exists():
+        return path
+    if kind != "scratch":
+        repair = [] if kind == "repaired" else ["--no-repair"]
+        _command("prune", parent, "--method", "width", "--keep", KEEP, *repair, "--output", path)
+        return path
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = _start("repaired", parent, work)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(shape), dtype=torch.bfloat16)
+    model.save_pretrained(path)
+    for file in shape.glob("tokenizer*"):
+        shutil.copy(file, path)
+    return path
+
+
+def _made(way: Way, parent: Path, work: Path, steps: int) -> tuple[Path, dict[str, float]]:
+    """The model of one way, and what making it took."""
+    start = _start(way.start, parent, work)
+    if way.options is None:
+        return start, {}
+    folder = work / way.name.replace(", ", "-").replace(" ", "-")
+    notes = folder / "took.json"
+    if not notes.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        output = ["--output", folder / "artifact"]
+        seconds = _command("distill", "--teacher", parent, "--student", start, "--steps", steps, *way.options, *output)
+        learned = json.loads((folder / "artifact" / "training.json").read_text())
+        took = {"processor_minutes": seconds / 60, "tokens": learned["done"] * learned["tokens_per_step"]}
+        kl = {"held_out_kl_start": learned["held_out"][0]["kl"], "held_out_kl_end": learned["written_kl"]}
+        notes.write_text(json.dumps(took | kl))
+    return folder / "artifact", json.loads(notes.read_text())
+
+
+def _table(sums: dict[str, BlockSums], took: dict[str, dict[str, float]]) -> str:
+    lines = ["| | KL to the parent | perplexity | tokens learned from | processor minutes |", "|---|---|---|---|---|"]
+    lines.append(f"| the parent | 0 | {sums['base'].perplexity:.2f} | | |")
+    for way in WAYS:
+        if way.name not in sums:
+            continue
+        each, cost = sums[way.name], took[way.name]
+        effort = f"{cost['tokens']:,.0f} | {cost['processor_minutes']:.1f}" if cost else " | "
+        lines.append(f"| {way.name} | {each.mean_kl:.4f} | {each.perplexity:.2f} | {effort} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shared", type=Path, default=Path("../shared"), help="directory with data/ and models/")
+    parser.add_argument("--work", type=Path, default=Path("build/benchmarks"), help="artifacts and tokens")
+    parser.add_argument("--model", choices=tuple(cases.MODELS), default="packaged")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--eval-tokens", type=int, default=cases.EVAL_TOKENS)
+    parser.add_argument("--make", type=int, nargs="*", help="only make these rows, counted from 0, and score nothing")
+    parser.add_argument("--json", type=Path, help="write the numbers here")
+    arguments = parser.parse_args()
+    workspace = Workspace(arguments.work, arguments.shared, None, threads=1)
+    parent = workspace.model_dir(arguments.model)
+    work = arguments.work / "distill" / f"{arguments.model}-{arguments.steps}"
+    work.mkdir(parents=True, exist_ok=True)
+    rows = WAYS if arguments.make is None else [WAYS[number] for number in arguments.make]
+    made = {way.name: _made(way, parent, work, arguments.steps) for way in rows}
+    if arguments.make is not None:
+        return
+    windows = workspace.held_out(arguments.model, arguments.eval_tokens)
+    sums = score(parent, {name: path for name, (path, _) in made.items()}, windows)
+    took = {name: cost for name, (_, cost) in made.items()}
+    print(_table(sums, took))
+    if arguments.json is not None:
+        scores = {name: {"kl": each.mean_kl, "perplexity": each.perplexity} for name, each in sums.items()}
+        record = {"model": arguments.model, "steps": arguments.steps, "tokens": arguments.eval_tokens, "scores": scores}
+        arguments.json.write_text(json.dumps({**record, "took": took}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

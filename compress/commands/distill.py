@@ -1,0 +1,36 @@
+"""`compress distill`: a student wins back what it lost, from the model that it was made from."""
+
+from __future__ import annotations
+
+from compress.commands._command import command
+from compress.commands._make import make
+from compress.commands._options import MAKE, Distill
+from compress.commands._output import View
+from compress.commands.plan import build, show_plan
+
+
+@command("distill", Distill, panel=MAKE)
+def distill(options: Distill, view: View) -> None:
+    """Train a smaller or pruned model to answer as its teacher does.
+
+    The student is any model directory or artifact with the teacher's tokenizer: a dense model, or one that was pruned.
+    Zeros of a pruned student stay zero. What is kept are the weights with the lowest KL to the teacher on windows held
+    out of the training text.
+
+    Killed at any moment, the same command resumes and makes the same bytes. A run by --minutes measures at its start
+    how many steps they are; its recipe.yaml holds them and makes the same bytes again. The finished artifact is scored
+    against the teacher, unless --no-eval is given. Exit codes: 0 made or already complete, 2 a mistake in the request,
+    4 the work failed (the loss is NaN, the disk full), 5 a damaged file or other tokenizers.
+
+    Examples:
+
+      $ compress distill --student ./tales-keep75
+      $ compress distill --teacher ./model --student ./model-keep75 --minutes 30 --full
+      $ compress distill --teacher ./model --student ./model-2of4 --loss jsd --data my_text.txt --steps 2000
+      $ compress distill --teacher ./model --student ./small --dry-run
+    """
+    recipe = build(options, view)
+    if options.dry_run:
+        show_plan(recipe, options, view)
+    else:
+        make(recipe, options, view)

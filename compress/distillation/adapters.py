@@ -1,0 +1,82 @@
+"""LoRA through peft, and what it lacks: a sparse linear's adapter is masked, so that its zeros stay zeros.
+
+LoRA: Hu et al., arXiv:2106.09685. A plain merge fills every zero of a pruned weight; here the masked product is what
+the student computes with while it learns, so that merging changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from compress.errors import UserError
+
+ADAPTER = "default"
+
+
+def add(model: Any, rank: int, alpha: int, targets: list[str], seed: int) -> Any:
+    """The model with an adapter of `rank` on every linear named in `targets`; all other weights are frozen.
+
+    Raises:
+        UserError: peft is not installed.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise UserError(
+            "training adapters needs peft, which is not installed",
+            "pip install 'compress[distill]', or train all weights with --full",
+        ) from None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets, bias="none")
+        return get_peft_model(model, settings, autocast_adapter_dtype=False)
+
+
+def layers(model: Any) -> dict[str, Any]:
+    """The adapted layers by the name that the linear has in the model without adapters."""
+    from peft.tuners.lora import LoraLayer
+
+    found = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    return {name.removeprefix("base_model.model."): module for name, module in found.items()}
+
+
+def mask(layer: Any, kept: Tensor) -> None:
+    """Lets the adapter of `layer` change only weights where `kept` (shape of the stored weight, bool) is True."""
+    whole = layer.get_delta_weight
+
+    def delta(adapter: str) -> Tensor:
+        change: Tensor = whole(adapter)
+        return change * kept.to(change.dtype)
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        base = layer.get_base_layer()
+        weight = base.weight + delta(ADAPTER).to(base.weight.dtype)
+        return linear(x, weight if isinstance(base, nn.Linear) else weight.T, base.bias)
+
+    layer.get_delta_weight = delta
+    layer.forward = forward
+
+
+def merged(
+    found: Mapping[str, Any], sources: Mapping[str, Tensor], factors: Mapping[str, tuple[Tensor, Tensor]]
+) -> dict[str, Tensor]:
+    """The weights with their adapters in them, float32, by the name of the linear.
+
+    Args:
+        found: what `layers` gave.
+        sources: the weight of each before training, as stored.
+        factors: A (rank, in) and B (out, rank) of each in float32, which take the place of the layer's own.
+    """
+    weights = {}
+    with torch.no_grad():
+        for name, layer in found.items():
+            a, b = factors[name]
+            layer.lora_A[ADAPTER].weight = nn.Parameter(a, requires_grad=False)
+            layer.lora_B[ADAPTER].weight = nn.Parameter(b, requires_grad=False)
+            weights[name] = sources[name].float() + layer.get_delta_weight(ADAPTER)
+    return weights

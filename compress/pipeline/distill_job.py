@@ -1,0 +1,135 @@
+"""A distillation made concrete: student, teacher, text, and what forbids the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress import content
+from compress.artifact.output import Identity
+from compress.calibration.tokens import CalibrationSet, draw
+from compress.errors import IntegrityError, UserError
+from compress.models.checkpoint import Checkpoint
+from compress.models.hub import local_directory
+from compress.models.skeleton import Skeleton
+from compress.pipeline.work import Problem, Work, load_tokenizer
+from compress.recipe import DistillStage
+
+CHUNK = 2
+"""Windows that go through a model together: the unit of parallel work, of shuffling, and of a batch."""
+SAME_TEXT = (
+    "Once upon a time there were 3 kings — 'one', \"two\" and three;\n\tthey said: naïve?! 你好 🙂 {x: [1.5e-3]}\n"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillJob(Work):
+    """Everything a plan or a run of a distillation needs."""
+
+    stage: DistillStage
+    teacher: Checkpoint
+
+    @property
+    def label(self) -> str:
+        return f"lora{self.stage.lora_rank}" if self.stage.lora_rank else "full"
+
+    @property
+    def needs_blocks(self) -> bool:
+        return False
+
+    @property
+    def needs_original(self) -> bool:
+        return False
+
+    @property
+    def teacher_name(self) -> str:
+        return self.teacher.path.resolve().name
+
+    @cached_property
+    def calibration(self) -> CalibrationSet:
+        """All windows, those held out first."""
+        wanted = self.stage.calibration
+        rows = int(self.teacher.config.get("vocab_size") or self.skeleton.vocabulary)
+        found = draw(
+            wanted.source,
+            self.tokenizer,
+            samples=wanted.samples,
+            seq_len=wanted.seq_len,
+            seed=self.recipe.seed,
+            longest=min(self.skeleton.max_positions, _positions(self.teacher)),
+            vocabulary=min(self.skeleton.vocabulary, rows),
+        )
+        if found.tokens.shape[0] < wanted.held_out + self.stage.batch_size:
+            raise UserError(
+                f"{found.name} has {found.tokens.shape[0]} windows of {wanted.seq_len} tokens: too few for "
+                f"{wanted.held_out} held out and a batch of {self.stage.batch_size}",
+                "give a longer text, a shorter --seq-len, or a smaller batch",
+            )
+        return found
+
+    @property
+    def held_out(self) -> list[torch.Tensor]:
+        """Chunks (windows, seq_len) that are only measured on."""
+        return list(self.calibration.tokens[: self.stage.calibration.held_out].split(CHUNK))
+
+    @property
+    def training(self) -> list[torch.Tensor]:
+        """Chunks (CHUNK, seq_len) that the student learns on."""
+        chunks = self.calibration.tokens[self.stage.calibration.held_out :].split(CHUNK)
+        return [chunk for chunk in chunks if chunk.shape[0] == CHUNK]
+
+    def identity(self, *, hashed: bool = True) -> Identity:
+        found = super().identity(hashed=hashed)
+        environment = dict(found.environment)
+        if self.stage.minutes is not None and self.stage.steps is not None:
+            environment["steps"] = str(self.stage.steps)  # which the recipe's hash leaves out
+        others = (self.teacher.digest(),) if hashed else ()
+        return replace(found, environment=environment, others=others)
+
+
+def assign(
+    stage: DistillStage, checkpoint: Checkpoint, skeleton: Skeleton, teacher: str | Path | None
+) -> tuple[Checkpoint, list[Problem]]:
+    """The opened teacher, and what forbids the run.
+
+    Raises:
+        UserError: no such teacher, a family that cannot be trained, a missing tokenizer.
+        IntegrityError: the two read a text into different tokens.
+    """
+    if skeleton.family.experts is not None:
+        raise UserError(
+            f"students of the family {skeleton.family.model_type} cannot be trained yet: their experts are fused",
+            "give a model without experts",
+        )
+    found = Checkpoint.open(local_directory(teacher or content.default_model()))
+    require_same_tokens(found, checkpoint)
+    problems = []
+    if found.path.samefile(checkpoint.path):
+        problems.append(Problem("teacher and student are the same model", "give a smaller or damaged one as --student"))
+    return found, problems
+
+
+def require_same_tokens(teacher: Checkpoint, student: Checkpoint) -> None:
+    """Raises IntegrityError unless both tokenizers give every id the same meaning; one may have more ids."""
+    if teacher.tokenizer_digest() == student.tokenizer_digest():
+        return
+    ours, theirs = load_tokenizer(student), load_tokenizer(teacher)
+    small, large = sorted((ours.get_vocab(), theirs.get_vocab()), key=len)
+    differing = next((token for token, number in sorted(small.items()) if large.get(token) != number), None)
+    if differing is None and ours(SAME_TEXT)["input_ids"] == theirs(SAME_TEXT)["input_ids"]:
+        return
+    what = f"token {differing!r} has another id, or none" if differing is not None else "they split a text differently"
+    raise IntegrityError(
+        f"teacher {teacher.path.name} and student {student.path.name} have different tokenizers: {what}",
+        "a student learns token by token from a teacher that reads the same tokens: give the model it was made from",
+    )
+
+
+def _positions(checkpoint: Checkpoint) -> int:
+    config: dict[str, Any] = checkpoint.config
+    known = config.get("max_position_embeddings") or config.get("n_positions")
+    return int(known) if known else 1 << 30

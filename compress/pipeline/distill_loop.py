@@ -1,0 +1,194 @@
+"""The steps of a training: gradients chunk by chunk, AdamW on float32 masters, the held-out KL that decides what stays.
+
+A batch is cut into the same chunks whatever the machine, each chunk is computed on one thread, and sums are taken in a
+fixed order, so the bytes do not depend on the number of threads. The order of chunks follows from seed and epoch alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from compress.distillation import losses
+from compress.distillation.divergences import forward_kl
+from compress.errors import WorkError
+from compress.pipeline.block import Workers
+from compress.pipeline.distill_job import CHUNK, DistillJob
+from compress.pipeline.distill_student import Student
+from compress.pipeline.distill_teacher import Teacher
+
+EVALUATIONS = 20
+CLIP = 1.0
+BETAS = (0.9, 0.95)
+RATES = {True: 2e-3, False: 5e-4}
+"""Learning rates by whether adapters are trained."""
+
+
+@dataclass
+class Progressed:
+    """How far a training is. best: the masters at the lowest held-out KL, None before the first measurement."""
+
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    held_out: list[tuple[int, float]] = field(default_factory=list)
+    best: dict[str, Tensor] | None = None
+
+    @property
+    def best_step(self) -> int:
+        return min(self.held_out, key=lambda point: point[1])[0]
+
+    def stopped(self, patience: int) -> bool:
+        """Whether so many measurements in a row brought nothing better."""
+        return sum(step > self.best_step for step, _ in self.held_out) >= patience if self.held_out else False
+
+
+class Loop:
+    """Takes a student from step to step. `steps` plans the learning rate and when to measure."""
+
+    def __init__(self, job: DistillJob, student: Student, teacher: Teacher, workers: Workers, steps: int) -> None:
+        self.job, self.student, self.teacher, self.workers, self.steps = job, student, teacher, workers, steps
+        self.progressed = Progressed()
+        self.training, self.held_out = job.training, job.held_out
+        self.chunks_per_step = job.stage.batch_size // CHUNK
+        self._epoch: tuple[int, list[int]] = (-1, [])
+        self._rate = job.stage.learning_rate or RATES[bool(job.stage.lora_rank)]
+        self._optimizer = torch.optim.AdamW(
+            list(student.masters.values()), lr=self._rate, betas=BETAS, weight_decay=0.0, foreach=False
+        )
+
+    @property
+    def every(self) -> int:
+        """Steps between two measurements."""
+        return max(1, math.ceil(self.steps / EVALUATIONS))
+
+    @property
+    def finished(self) -> bool:
+        done = self.progressed.step >= self.steps
+        return done or self.progressed.stopped(self.job.stage.patience)
+
+    def measure(self) -> float:
+        """Held-out KL now; it is noted, and the masters are kept if it is the lowest. WorkError if it is not finite."""
+        kl = self.held_out_kl()
+        best = min((value for _, value in self.progressed.held_out), default=math.inf)
+        self.progressed.held_out.append((self.progressed.step, kl))
+        if kl < best:
+            self.progressed.best = {name: master.clone() for name, master in self.student.masters.items()}
+        return kl
+
+    def held_out_kl(self) -> float:
+        """KL(teacher || student) per token of the held-out windows."""
+        jobs = [(f"held-{i}", chunk) for i, chunk in enumerate(self.held_out)]
+        with torch.no_grad():
+            sums = list(self.workers.pool.map(lambda each: self._kl(*each), jobs))
+        kl = math.fsum(sums) / sum(chunk.shape[0] * (chunk.shape[1] - 1) for chunk in self.held_out)
+        self._refuse_if_not_finite(kl, "held-out KL")
+        return kl
+
+    @torch.no_grad()
+    def _kl(self, key: str, ids: Tensor) -> float:
+        student = _predictions(self.student.model(input_ids=ids, use_cache=False).logits)
+        teacher = _predictions(self.teacher.logits(key, ids))
+        return float(forward_kl(*losses.shared_vocabulary(teacher, student)).double().sum())
+
+    def step(self) -> float:
+        """One step of AdamW; returns the batch's mean loss. WorkError if it is not finite."""
+        gradients, loss = self.gradients(self.batch(self.progressed.step))
+        self._refuse_if_not_finite(loss, "loss")
+        norm = math.sqrt(math.fsum(float(gradient.double().pow(2).sum()) for gradient in gradients))
+        self._refuse_if_not_finite(norm, "gradient")
+        scale = min(1.0, CLIP / (norm + 1e-12))
+        for (name, master), gradient in zip(self.student.masters.items(), gradients, strict=True):
+            kept = self.student.kept.get(name)
+            master.grad = gradient.mul_(scale) if kept is None else gradient.mul_(scale).mul_(kept)
+        self._optimizer.param_groups[0]["lr"] = self._rate * self._share(self.progressed.step)
+        self._optimizer.step()
+        self.student.use_masters()
+        self.progressed.step += 1
+        self.progressed.losses.append(loss)
+        return loss
+
+    def gradients(self, batch: list[int]) -> tuple[list[Tensor], float]:
+        """Gradients of the batch's mean loss in float32, in the order of the masters, and that loss."""
+        found = self.workers.pool.map(self._chunk, batch)
+        sums, total = next(found)
+        for gradients, loss in found:
+            total += loss
+            for whole, part in zip(sums, gradients, strict=True):
+                whole.add_(part)
+        return sums, total
+
+    def _chunk(self, number: int) -> tuple[list[Tensor], float]:
+        ids = self.training[number]
+        tokens = self.chunks_per_step * ids.shape[0] * (ids.shape[1] - 1)
+        teacher = None
+        if self.job.stage.method.taught:
+            teacher = _predictions(self.teacher.logits(f"train-{number}", ids))
+        with torch.enable_grad():
+            student = _predictions(self.student.model(input_ids=ids, use_cache=False).logits)
+            loss = losses.loss(self.job.stage.method, student, teacher, ids[:, 1:].reshape(-1)).sum() / tokens
+            parameters = list(self.student.parameters.values())
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        dense = [p.new_zeros(p.shape) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
+        return [gradient.float() for gradient in dense], float(loss.detach())
+
+    def batch(self, step: int) -> list[int]:
+        """Numbers of the chunks of one step: epochs follow each other, each in an order of its own."""
+        first = step * self.chunks_per_step
+        return [self._at(place) for place in range(first, first + self.chunks_per_step)]
+
+    def _at(self, place: int) -> int:
+        epoch, within = divmod(place, len(self.training))
+        return self._order(epoch)[within]
+
+    def _order(self, epoch: int) -> list[int]:
+        if self._epoch[0] == epoch:
+            return self._epoch[1]
+        generator = torch.Generator().manual_seed((self.job.recipe.seed * 1_000_003 + epoch) % 2**63)
+        order: list[int] = torch.randperm(len(self.training), generator=generator).tolist()
+        self._epoch = epoch, order
+        return order
+
+    def _share(self, step: int) -> float:
+        """Of the learning rate: a linear rise over a tenth of the steps, at most 20, then half a cosine to 0."""
+        rise = max(1, min(20, self.steps // 10))
+        return min(1.0, (step + 1) / rise) * 0.5 * (1.0 + math.cos(math.pi * step / self.steps))
+
+    def _refuse_if_not_finite(self, value: float, what: str) -> None:
+        if not math.isfinite(value):
+            raise WorkError(
+                f"the {what} is {value} at step {self.progressed.step}: training diverged",
+                "use a smaller --learning-rate, or another --loss; nothing was published",
+            )
+
+    def state(self) -> dict[str, Tensor]:
+        """All that the next step needs besides `progressed`'s numbers."""
+        tensors = {f"master.{name}": master for name, master in self.student.masters.items()}
+        for name, master in self.student.masters.items():
+            kept = self._optimizer.state.get(master)
+            if kept:
+                tensors |= {f"first.{name}": kept["exp_avg"], f"second.{name}": kept["exp_avg_sq"]}
+        return tensors | {f"best.{name}": tensor for name, tensor in (self.progressed.best or {}).items()}
+
+    def restore(self, progressed: Progressed, tensors: dict[str, Tensor]) -> None:
+        """Goes on where `state` and `progressed` were taken."""
+        self.progressed = progressed
+        best = {name: tensors[f"best.{name}"].clone() for name in self.student.masters if f"best.{name}" in tensors}
+        progressed.best = best or None
+        for name, master in self.student.masters.items():
+            with torch.no_grad():
+                master.copy_(tensors[f"master.{name}"])
+            if f"first.{name}" in tensors:
+                self._optimizer.state[master] = {
+                    "step": torch.tensor(float(progressed.step)),
+                    "exp_avg": tensors[f"first.{name}"].clone(),
+                    "exp_avg_sq": tensors[f"second.{name}"].clone(),
+                }
+        self.student.use_masters()
+
+
+def _predictions(logits: Tensor) -> Tensor:
+    """Logits (windows, seq_len, vocabulary) -> those that predict a token of the text, (tokens, vocabulary) float32."""
+    return logits[:, :-1].reshape(-1, logits.shape[-1]).float()

@@ -1,0 +1,207 @@
+"""A distillation from staging to artifact: plan the steps, train, journal, measure what is written, hand it over."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.artifact.layers import LayerRecord
+from compress.artifact.ledger import Action
+from compress.artifact.manifest import Parent
+from compress.artifact.publish import Contents
+from compress.artifact.staging import Staging
+from compress.artifact.training import TRAINING_NAME, HeldOut, TrainingRecord
+from compress.pipeline import lineage, output
+from compress.pipeline.block import Workers
+from compress.pipeline.distill_job import DistillJob
+from compress.pipeline.distill_loop import Loop, Progressed
+from compress.pipeline.distill_student import load_plain, open_student, written
+from compress.pipeline.distill_teacher import Teacher
+from compress.pipeline.kinds import Fate
+from compress.progress import Progress
+from compress.recipe import Recipe
+
+CHECKPOINT_SECONDS = 30.0
+BEGIN, WEIGHTS = "begin", "weights"
+
+
+def train(job: DistillJob, staging: Staging, workers: Workers, progress: Progress) -> tuple[int, int]:
+    """Does what the journal does not hold yet; returns how many steps were there and how many were made."""
+    entries = staging.journal()
+    if any(entry["key"] == WEIGHTS for entry in entries):
+        return entries[-1]["training"]["done"], 0
+    student = open_student(job)
+    teacher = Teacher(load_plain(job.teacher.path, job.skeleton.dtype), job.calibration.tokens.numel())
+    steps = entries[0]["training"]["steps"] if entries else job.stage.steps
+    loop = Loop(job, student, teacher, workers, steps or 1)
+    if len(entries) > 1:
+        loop.restore(_progressed(entries), staging.read_state(entries[-1]["state"]))
+    else:
+        loop.measure()
+    if not entries:
+        if steps is None:
+            loop.steps = _affordable(loop)
+        _commit(staging, BEGIN, {"steps": loop.steps})
+    resumed = loop.progressed.step
+    _steps(loop, staging, progress, resumed)
+    _hand_over(job, loop, staging, workers)
+    return resumed, loop.progressed.step - resumed
+
+
+def _affordable(loop: Loop) -> int:
+    """How many steps fit into the minutes asked for, measured on the first batch, what is measured on held out too.
+
+    The teacher is slow once per chunk and then remembers; the second round of the same batch shows the step alone.
+    """
+    assert loop.job.stage.minutes is not None
+    budget = 60.0 * loop.job.stage.minutes
+    batch = loop.batch(0)
+    first = _seconds(lambda: loop.gradients(batch))
+    step = min(_seconds(lambda: loop.gradients(batch)) for _ in range(2))
+    new_batches = math.ceil(len(loop.training) / len(batch))
+    budget -= 21 * _seconds(loop.held_out_kl)
+    extra = max(0.0, first - step)
+    known = max(0.0, budget) / (step + extra)
+    steps = known if known <= new_batches else (budget - new_batches * extra) / step
+    return max(1, int(steps))
+
+
+def _seconds(work: Any) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _steps(loop: Loop, staging: Staging, progress: Progress, resumed: int) -> None:
+    """Trains until the steps are done or nothing gets better, with a checkpoint every so many seconds."""
+    progress.begin(f"training ({loop.job.method_name}, {loop.job.label})", loop.steps)
+    for _ in range(resumed):
+        progress.advance("done before")
+    noted = loop.progressed.step, len(loop.progressed.held_out) if resumed else 0
+    saved = time.monotonic()
+    while not loop.finished:
+        loss = loop.step()
+        step, kl = loop.progressed.step, loop.progressed.held_out[-1][1]
+        if step % loop.every == 0 or step == loop.steps:
+            kl = loop.measure()
+        progress.advance(f"loss {loss:.4f}, held-out KL {kl:.4f}")
+        if time.monotonic() - saved >= CHECKPOINT_SECONDS or loop.finished:
+            noted = _checkpoint(loop, staging, noted)
+            saved = time.monotonic()
+    progress.end()
+
+
+def _checkpoint(loop: Loop, staging: Staging, noted: tuple[int, int]) -> tuple[int, int]:
+    """Journals what is new since `noted` steps and measurements, with the state to go on from."""
+    now = loop.progressed
+    key = f"step-{now.step:06d}"
+    news = {"losses": now.losses[noted[0] :], "held_out": now.held_out[noted[1] :], "step": now.step}
+    _commit(staging, key, news, state=staging.write_state(key, loop.state()))
+    return now.step, len(now.held_out)
+
+
+def _progressed(entries: list[dict[str, Any]]) -> Progressed:
+    found = Progressed()
+    for entry in entries[1:]:
+        found.losses += entry["training"]["losses"]
+        found.held_out += [(int(step), float(kl)) for step, kl in entry["training"]["held_out"]]
+        found.step = entry["training"]["step"]
+    return found
+
+
+def _hand_over(job: DistillJob, loop: Loop, staging: Staging, workers: Workers) -> None:
+    """Writes the tensors of the artifact, the best weights among them, and what they measure."""
+    assert loop.progressed.best is not None
+    trained = written(job, loop.student, loop.progressed.best)
+    kl = _written_kl(job, loop, trained)
+    action: Action = "merged" if loop.student.linears else "trained"
+    tied = job.skeleton.stored_copies()
+    fate: Fate = {name: (action, [name]) for name in trained}
+    fate |= {name: ("tied", [job.skeleton.tied()[name]]) for name in tied}
+    tensors, fate = output.keep(job, [name for name in job.checkpoint.index if name not in fate], dict(trained), fate)
+    part = staging.write_part(WEIGHTS, tensors)
+    sha256 = {name: record["sha256"] for name, record in part["tensors"].items()}
+    now = loop.progressed
+    record = TrainingRecord(
+        teacher=job.teacher_name,
+        loss=job.stage.method.model_dump(mode="json"),
+        trained=job.label,
+        parameters=sum(master.numel() for master in loop.student.masters.values()),
+        steps=loop.steps,
+        done=now.step,
+        best_step=now.best_step,
+        tokens_per_step=loop.chunks_per_step * loop.training[0].numel(),
+        held_out_tokens=sum(chunk.shape[0] * (chunk.shape[1] - 1) for chunk in loop.held_out),
+        stopped_early=now.step < loop.steps,
+        written_kl=kl,
+        zeros=sum(int((~kept).sum()) for kept in loop.student.kept.values()),
+        held_out=[HeldOut(step=step, kl=value) for step, value in now.held_out],
+        losses=now.losses,
+    )
+    ledger = {name: entry.model_dump() for name, entry in output.ledger(job, fate, sha256).items()}
+    layers = [layer.model_dump(mode="json") for layer in _layers(job, loop, trained)]
+    _commit(staging, WEIGHTS, record.model_dump(mode="json"), part=part, ledger=ledger, layers=layers)
+
+
+def _written_kl(job: DistillJob, loop: Loop, trained: Mapping[str, Tensor]) -> float:
+    """The held-out KL of the weights as the artifact holds them."""
+    model = load_plain(job.checkpoint.path, job.skeleton.dtype).eval()
+    with torch.no_grad():
+        for live, parameter in model.named_parameters():
+            if (tensor := trained.get(job.skeleton.stored_name(live))) is not None:
+                parameter.copy_(tensor)
+    plain = copy.copy(loop)
+    plain.student = replace(loop.student, model=model)
+    return plain.held_out_kl()
+
+
+def _layers(job: DistillJob, loop: Loop, trained: Mapping[str, Tensor]) -> list[LayerRecord]:
+    """The report of every linear that learned; pruned ones say how many zeros they still have."""
+    records = []
+    for spec in job.skeleton.linears():
+        if (now := trained.get(spec.weight)) is None:
+            continue
+        before = job.checkpoint.read(spec.weight).float()
+        change = float((now.float() - before).norm() / before.norm()) if before.any() else 0.0
+        details: dict[str, Any] = {"relative_change": change}
+        if (kept := loop.student.kept.get(spec.weight)) is not None:
+            details |= {"weights": kept.numel(), "zeros": int((now == 0).sum()), "zeros_before": int((~kept).sum())}
+        records.append(
+            LayerRecord(name=spec.name, block=spec.block, method=job.method_name, scheme=job.label, details=details)
+        )
+    return records
+
+
+def _commit(staging: Staging, key: str, training: dict[str, Any], **given: Any) -> None:
+    blank: dict[str, Any] = {"part": None, "state": None, "ledger": {}, "layers": [], "fallbacks": []}
+    staging.commit({"key": key, **blank, "training": training, **given})
+
+
+def finished(job: DistillJob, contents: Contents, entries: list[dict[str, Any]]) -> Contents:
+    """What only a distillation adds: both parents, the training record, and the steps in the resolved recipe."""
+    record = TrainingRecord(**entries[-1]["training"])
+    stage = job.stage.model_copy(update={"steps": record.steps})
+    resolved: Recipe = job.recipe.model_copy(update={"stages": [stage]})
+    return replace(
+        contents,
+        parents=[*contents.parents[:-1], _teaching(job), contents.parents[-1]],
+        recipe_yaml=resolved.to_yaml(),
+        attachments={TRAINING_NAME: record.to_bytes()},
+    )
+
+
+def _teaching(job: DistillJob) -> Parent:
+    return lineage.parent(job.teacher, "teach")
+
+
+def check(directory: Path) -> None:
+    """Refuses a directory that transformers does not load whole."""
+    load_plain(directory, torch.float32)

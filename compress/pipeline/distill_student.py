@@ -1,0 +1,126 @@
+"""The student while it learns: what it computes with, the float32 masters behind that, and what is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.distillation import adapters
+from compress.errors import IntegrityError
+from compress.pipeline.distill_job import DistillJob
+from compress.pipeline.source import read_finite
+
+SPARSE = 0.01
+"""A linear with a larger share of zeros than this was pruned: its zeros stay."""
+
+
+@dataclass
+class Student:
+    """model: in the compute dtype. parameters, masters: what is trained, by a name; masters are float32.
+
+    kept: where a trained weight may change, for those that were pruned. linears: of adapters, by checkpoint name.
+    """
+
+    model: Any
+    parameters: dict[str, nn.Parameter]
+    masters: dict[str, Tensor]
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    linears: dict[str, Any] = field(default_factory=dict)
+
+    def use_masters(self) -> None:
+        """Lets the model compute with the masters as they are now."""
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                if parameter.data_ptr() != self.masters[name].data_ptr():
+                    parameter.copy_(self.masters[name])
+
+
+def load_plain(path: Path, dtype: torch.dtype) -> Any:
+    """A model directory as transformers loads it, every key accounted for."""
+    from transformers import AutoModelForCausalLM
+
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        path, dtype=dtype, output_loading_info=True, local_files_only=True, trust_remote_code=False
+    )
+    model, info = loaded
+    strays = sorted(str(name) for names in info.values() for name in names)
+    if strays:
+        raise IntegrityError(
+            f"{path} does not fit its config.json: {strays[0]} is missing, left over, or of another shape",
+            "its weights and its config.json do not belong together: fetch or make it again",
+        )
+    return model
+
+
+def open_student(job: DistillJob) -> Student:
+    """The student before its first step. UserError where adapters are wanted and peft is missing."""
+    for name in job.checkpoint.index:
+        read_finite(job.checkpoint, name)
+    model = load_plain(job.checkpoint.path, job.skeleton.dtype)
+    model.eval()  # gradients flow all the same, and no dropout makes a step depend on what ran before it
+    return _adapted(job, model) if job.stage.lora_rank else _whole(job, model)
+
+
+def _whole(job: DistillJob, model: Any) -> Student:
+    student = Student(model, {}, {})
+    sparse = {f"{spec.name}.weight" for spec in job.skeleton.linears()}
+    for live, parameter in model.named_parameters():
+        name = job.skeleton.stored_name(live)
+        stored = job.checkpoint.read(name)
+        master = stored.float().clone()
+        if parameter.dtype == torch.float32:
+            parameter.data = master
+        parameter.requires_grad_(True)
+        student.parameters[name], student.masters[name] = parameter, master
+        if name in sparse and (kept := _kept(stored)) is not None:
+            student.kept[name] = kept
+    return student
+
+
+def _adapted(job: DistillJob, model: Any) -> Student:
+    rank = job.stage.lora_rank
+    wanted = {spec.name: spec for spec in job.skeleton.linears()}
+    live = {
+        name: job.skeleton.stored_name(f"{name}.weight").removesuffix(".weight") for name, _ in model.named_modules()
+    }
+    targets = [name for name, disk in live.items() if disk in wanted]
+    student = Student(adapters.add(model, rank, 2 * rank, targets, job.recipe.seed), {}, {})
+    for name, layer in adapters.layers(student.model).items():
+        disk = live[name]
+        student.linears[disk] = layer
+        if (kept := _kept(job.checkpoint.read(wanted[disk].weight))) is not None:
+            student.kept[f"{disk}.weight"] = kept
+            adapters.mask(layer, kept)
+        for part, factors in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
+            parameter = factors[adapters.ADAPTER].weight
+            master = parameter.detach().float().clone()
+            if parameter.dtype == torch.float32:
+                parameter.data = master
+            student.parameters[f"{disk}.{part}"], student.masters[f"{disk}.{part}"] = parameter, master
+    return student
+
+
+def _kept(weight: Tensor) -> Tensor | None:
+    """Where a pruned weight is not zero; None where it was not pruned."""
+    kept = weight != 0
+    return kept if 1.0 - float(kept.float().mean()) > SPARSE else None
+
+
+def written(job: DistillJob, student: Student, masters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The trained tensors as they are stored: merged in float32, cast once. IntegrityError where a zero was lost."""
+    if student.linears:
+        sources = {name: job.checkpoint.read(f"{name}.weight") for name in student.linears}
+        factors = {name: (masters[f"{name}.lora_A"], masters[f"{name}.lora_B"]) for name in student.linears}
+        merged = adapters.merged(student.linears, sources, factors)
+        tensors = {f"{name}.weight": weight for name, weight in merged.items()}
+    else:
+        tensors = masters
+    stored = {name: tensor.to(job.checkpoint.index[name].dtype).contiguous() for name, tensor in tensors.items()}
+    for name, kept in student.kept.items():
+        if stored[name][~kept].any():
+            raise IntegrityError(f"training filled zeros of {name}", "nothing was published; please report this")
+    return stored

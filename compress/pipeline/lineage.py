@@ -1,0 +1,26 @@
+"""Where a source comes from: its own ancestors where it is an artifact, and itself."""
+
+from __future__ import annotations
+
+from compress.artifact.manifest import Parent
+from compress.artifact.reader import Artifact
+from compress.models.checkpoint import Checkpoint
+
+
+def parent(checkpoint: Checkpoint, stage: str) -> Parent:
+    """The model as one step of a lineage; `stage` is what is done to it."""
+    name, path = checkpoint.path.resolve().name, checkpoint.path.resolve()
+    if checkpoint.is_artifact and name.startswith("v") and name[1:].isdigit():
+        name = f"{path.parent.name}/{name}"
+    return Parent(
+        kind="artifact" if checkpoint.is_artifact else "model",
+        name=name,
+        digest=checkpoint.digest(),
+        stage=stage,
+        bytes=checkpoint.nbytes,
+    )
+
+
+def ancestors(checkpoint: Checkpoint) -> list[Parent]:
+    """What an artifact was made from, root first; empty for any other model."""
+    return list(Artifact.open(checkpoint.path).manifest.parents) if checkpoint.is_artifact else []
