@@ -25,8 +25,8 @@ def distill(options: Distill, view: View) -> None:
     Examples:
 
       $ compress distill --student ./tales-keep75
-      $ compress distill --teacher ./model --student ./model-keep75 --minutes 30 --full
-      $ compress distill --teacher ./model --student ./model-2of4 --loss jsd --data my_text.txt --steps 2000
+      $ compress distill --teacher ./model --student ./narrow --minutes 30 --full
+      $ compress distill --student ./sparse --loss jsd --data my_text.txt
       $ compress distill --teacher ./model --student ./small --dry-run
     """
     recipe = build(options, view)

@@ -54,7 +54,7 @@ def plan_distill(options: Distill, view: View) -> None:
     Examples:
 
       $ compress plan distill --student ./tales-keep75
-      $ compress plan distill --teacher ./model --student ./small --full --steps 500 --json
+      $ compress plan distill --student ./small --full --steps 500 --json
     """
     show_plan(build(options, view), options, view)
 
