@@ -34,6 +34,7 @@ class TrainingRecord(BaseModel):
     loss: dict[str, JsonValue]
     trained: str
     parameters: int
+    learning_rate: float
     steps: int
     done: int
     best_step: int

@@ -312,7 +312,10 @@ class Distill(Run):
     ] = None
     learning_rate: Annotated[
         float | None,
-        typer.Option(help="2e-3 for adapters, 5e-4 for all weights if left out.", rich_help_panel=METHOD),
+        typer.Option(
+            help="6e-3 for adapters, 1e-3 for all weights, and less in models wider than 256, if left out.",
+            rich_help_panel=METHOD,
+        ),
     ] = None
     batch_size: Annotated[
         int | None, typer.Option(min=2, help="Windows per step; 8 if left out.", rich_help_panel=METHOD)

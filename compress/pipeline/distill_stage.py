@@ -135,6 +135,7 @@ def _hand_over(job: DistillJob, loop: Loop, staging: Staging, workers: Workers) 
         loss=job.stage.method.model_dump(mode="json"),
         trained=job.label,
         parameters=sum(master.numel() for master in loop.student.masters.values()),
+        learning_rate=loop.rate,
         steps=loop.steps,
         done=now.step,
         best_step=now.best_step,
