@@ -253,6 +253,11 @@ def test_shipped_recipes_parse_explain_themselves_and_are_named_for_what_they_do
     recipe = load_recipe(path)
     method, _, made = path.stem.partition("-")
     stage = recipe.stages[0]
+    assert sum(line.lstrip().startswith("#") for line in path.read_text().splitlines()) >= 4
+    assert recipe.model is None
+    if len(recipe.stages) > 1:
+        assert path.stem == "-".join(stage.kind for stage in recipe.stages)
+        return
     if isinstance(stage, DistillStage):
         assert (method, recipe_summary(recipe.placeless()).scheme) == ("distill", made)
         return

@@ -48,12 +48,14 @@ def reference(parents: Sequence[Parent]) -> Parent:
 
 
 def scored_against(record: Mapping[str, Any] | None, parents: Sequence[Parent]) -> str | None:
-    """The name of the model that a record compares with where that is not their `reference`; else None.
+    """The name of the model that a record compares with where that is neither their `reference` nor the first of
+    them, which a run of several stages is measured against; else None.
 
     What an artifact lost is told against its parent; scores against anything else, itself above all, say nothing of it.
     """
     baseline = (record or {}).get("baseline")
-    if not isinstance(baseline, Mapping) or baseline.get("digest") == reference(parents).digest:
+    known = {reference(parents).digest, parents[0].digest}
+    if not isinstance(baseline, Mapping) or baseline.get("digest") in known:
         return None
     return str(baseline.get("name"))
 

@@ -103,6 +103,8 @@ def show_plan(recipe: Recipe, options: Run, view: View) -> None:
     _environment.import_models()
     from compress import pipeline
 
+    if len(recipe.stages) > 1:
+        recipe = _first_stage(recipe, view)
     plan = pipeline.plan(
         recipe, output=options.output, device=options.device, restart=options.restart, scored=not options.no_eval
     )
@@ -117,6 +119,16 @@ def show_plan(recipe: Recipe, options: Run, view: View) -> None:
     if plan.problems:
         count = "a problem" if len(plan.problems) == 1 else f"{len(plan.problems)} problems"
         raise UserError(f"the plan has {count}: " + "; ".join(plan.problems), plan.hint)
+
+
+def _first_stage(recipe: Recipe, view: View) -> Recipe:
+    """The recipe of the first of several stages; the others work on what is not there yet, and that is noted."""
+    from compress.workflows.stages import refuse_order
+
+    refuse_order(recipe)
+    later = ", ".join(f"{stage.kind} {stage.method.kind}" for stage in recipe.stages[1:])
+    view.warn(f"this is the plan of the first of {len(recipe.stages)} stages; then follow {later}")
+    return recipe.model_copy(update={"stages": recipe.stages[:1]})
 
 
 def _show_quantisation(plan: Plan, recipe: Recipe, view: View) -> None:

@@ -13,10 +13,13 @@ from compress.commands.plan import build, show_plan
 def run(options: RunRecipe, view: View) -> None:
     """Run a recipe. The recipe.yaml inside every artifact is one: it makes the same bytes again.
 
+    Of several stages each works on the artifact of the one before; those before the last stay beside the output.
+
     Examples:
 
       $ compress run awq-w4-g128
       $ compress run my.yaml --model ./model --set stages.0.scheme.bits=3
+      $ compress run prune-distill-quantize --model ./model --output ./small
       $ compress run ./artifact/recipe.yaml --output ./again
     """
     recipe = build(options, view)

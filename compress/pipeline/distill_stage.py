@@ -189,8 +189,10 @@ def _commit(staging: Staging, key: str, training: dict[str, Any], **given: Any) 
 def finished(job: DistillJob, contents: Contents, entries: list[dict[str, Any]]) -> Contents:
     """What only a distillation adds: both parents, the training record, and the steps in the resolved recipe."""
     record = TrainingRecord(**entries[-1]["training"])
-    stage = job.stage.model_copy(update={"steps": record.steps})
-    resolved: Recipe = job.recipe.model_copy(update={"stages": [stage]})
+    *earlier, stage = job.told.stages
+    resolved: Recipe = job.told.model_copy(
+        update={"stages": [*earlier, stage.model_copy(update={"steps": record.steps})]}
+    )
     return replace(
         contents,
         parents=[*contents.parents[:-1], _teaching(job), contents.parents[-1]],

@@ -21,7 +21,7 @@ from compress.pipeline.distill_job import DistillJob
 from compress.pipeline.job import Job
 from compress.pipeline.prune_job import PruneJob
 from compress.pipeline.width_job import WidthJob
-from compress.pipeline.work import Problem, Work, compute_dtype
+from compress.pipeline.work import Problem, Whole, Work, compute_dtype
 from compress.pruning.configs import DepthConfig, WidthConfig
 from compress.recipe import DistillStage, PruneStage, Recipe, Stage
 
@@ -34,7 +34,9 @@ STRUCTURED: dict[
 """By method: the work of a cut, and what lays it out."""
 
 
-def resolve(recipe: Recipe, *, model: str | Path | None, output: str | Path | None, device: str) -> Work:
+def resolve(
+    recipe: Recipe, *, model: str | Path | None, output: str | Path | None, device: str, whole: Whole | None = None
+) -> Work:
     """Opens the source and lays out the work.
 
     Raises:
@@ -47,22 +49,22 @@ def resolve(recipe: Recipe, *, model: str | Path | None, output: str | Path | No
         )
     if len(recipe.stages) != 1:
         raise UserError(
-            f"the recipe has {len(recipe.stages)} stages, and a run has one: a quantised model cannot be quantised "
-            "again, and a pruned one is the source of the next run",
-            "keep one stage per recipe",
+            f"the recipe has {len(recipe.stages)} stages, of which each works on the artifact of the one before",
+            "use `compress run`, which does them one after the other",
         )
     source = model or recipe.model or content.default_model()
     checkpoint = Checkpoint.open(local_directory(source))
     if checkpoint.is_artifact:
         _refuse_damaged(checkpoint)
     skeleton = Skeleton(checkpoint, compute_dtype(checkpoint))
-    recipe = _anchored(recipe, source)
+    recipe = anchored(recipe, source)
     (stage,) = recipe.stages
     shared: dict[str, Any] = {
         "recipe": recipe,
         "checkpoint": checkpoint,
         "skeleton": skeleton,
         "output": None if output is None else Path(output),
+        "whole": whole,
     }
     if isinstance(stage, PruneStage) and stage.method.structured:
         work, assign = STRUCTURED[type(stage.method)]
@@ -80,7 +82,7 @@ def resolve(recipe: Recipe, *, model: str | Path | None, output: str | Path | No
     return Job(stage=stage, schemes=schemes, reasons=reasons, problems=problems, **shared)
 
 
-def _anchored(recipe: Recipe, source: str | Path) -> Recipe:
+def anchored(recipe: Recipe, source: str | Path) -> Recipe:
     """The recipe with the source that is used, and with paths that hold from any working directory.
 
     The packaged model is what a recipe without a `model` means; hub ids and packaged texts keep their names.

@@ -45,7 +45,7 @@ from compress.pipeline.kinds import Fate, Kind, Written
 from compress.pipeline.prune_job import PruneJob
 from compress.pipeline.resolve import resolve
 from compress.pipeline.width_job import WidthJob
-from compress.pipeline.work import Work, environment
+from compress.pipeline.work import Whole, Work, environment
 from compress.progress import NullProgress, Progress
 from compress.quantization.configs import RefineConfig
 from compress.recipe import Recipe
@@ -80,6 +80,7 @@ def run(
     restart: bool = False,
     scored: bool = False,
     progress: Progress | None = None,
+    whole: Whole | None = None,
 ) -> RunResult:
     """Carries out a recipe and publishes the artifact.
 
@@ -89,6 +90,7 @@ def run(
         restart: replace whatever the output holds, at the end and in one step.
         scored: whether the caller will score the artifact; without `output`, a complete version that was not scored
             is then taken up instead of making the next.
+        whole: the run of several stages whose last one this is; the artifact tells of that.
 
     Raises:
         UserError, WorkError, IntegrityError: nothing is published, and what was there stays. Work that was journalled
@@ -96,7 +98,7 @@ def run(
     """
     progress = progress or NullProgress()
     with _deterministic() as workers:
-        job = resolve(recipe, model=model, output=output, device=device)
+        job = resolve(recipe, model=model, output=output, device=device, whole=whole)
         job.refuse_problems()
         with _staging(job, restart, scored) as staging:
             done = staging.completed()
@@ -259,9 +261,9 @@ def _contents(job: Work, entries: list[dict[str, Any]]) -> Contents:
     found = Contents(
         config=dict(checkpoint.config) if learns else KINDS[type(job)].config(job),
         aux_files=checkpoint.aux_files(),
-        recipe=recipe.placeless(),
-        recipe_hash=recipe.hash(),
-        recipe_yaml=recipe.to_yaml(),
+        recipe=job.told.placeless(),
+        recipe_hash=job.told.hash(),
+        recipe_yaml=job.told.to_yaml(),
         parents=[*lineage.ancestors(checkpoint), lineage.parent(checkpoint, recipe.stages[0].kind)],
         source_shapes={name: info.shape for name, info in checkpoint.index.items()},
         ledger={name: LedgerEntry(**row) for entry in entries for name, row in entry["ledger"].items()},

@@ -19,6 +19,7 @@ import torch
 from compress.artifact import store
 from compress.artifact.canonical import sha256_file
 from compress.artifact.output import Identity
+from compress.artifact.summary import recipe_summary
 from compress.artifact.token_sketch import TokenSketch
 from compress.calibration.tokens import CalibrationSet, draw
 from compress.errors import UserError
@@ -38,6 +39,14 @@ class Problem:
     hint: str
 
 
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """The run of several stages whose last one a work is: its recipe, and the name of the model that it begins with."""
+
+    recipe: Recipe
+    model_name: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Work(ABC):
     """Everything that any plan or run needs. Nothing is read from the weights yet."""
@@ -54,6 +63,8 @@ class Work(ABC):
     """What forbids the run; a plan shows them, a run refuses."""
     decided: dict[str, Any] = field(default_factory=dict)
     """What the run settled from the whole model before the loop, as its kind of stage has it; empty until then."""
+    whole: Whole | None = None
+    """Of the last of several stages: what its artifact tells of and is known by."""
 
     @property
     @abstractmethod
@@ -81,13 +92,21 @@ class Work(ABC):
     @property
     def family_directory(self) -> Path:
         """Where versions go when no output was named."""
-        return store.family_directory(self.model_name, self.method_name, self.label)
+        if self.whole is None:
+            return store.family_directory(self.model_name, self.method_name, self.label)
+        method = recipe_summary(self.whole.recipe.placeless()).method
+        return store.family_directory(self.whole.model_name, method, self.label)
+
+    @property
+    def told(self) -> Recipe:
+        """The recipe that the artifact carries: of the whole run where this is the last of several stages."""
+        return self.recipe if self.whole is None else self.whole.recipe
 
     def identity(self, *, hashed: bool = True) -> Identity:
         """What this run is a run of; reads and hashes the whole source, or leaves it open if not `hashed`."""
         calibration = self.calibration
         return Identity(
-            recipe_hash=self.recipe.hash(),
+            recipe_hash=self.told.hash(),
             source=self.checkpoint.digest() if hashed else None,
             calibration=None if calibration is None else calibration.sha256,
             environment=environment(self.skeleton.dtype),

@@ -56,8 +56,10 @@ def quantize(
         UserError, WorkError, IntegrityError: as `pipeline.run` and `evaluation.evaluate` do.
     """
     from compress import pipeline
+    from compress.workflows import stages
 
-    run = pipeline.run(
+    carry_out = pipeline.run if len(recipe.stages) == 1 else stages.run
+    run = carry_out(
         recipe, model=model, output=output, device=device, restart=restart, scored=evaluate, progress=progress
     )
     if not evaluate:
@@ -66,7 +68,7 @@ def quantize(
         return _result(run, run.artifact, None)
     from compress.content import default_model
 
-    source = teacher_of(recipe) or model or recipe.model or default_model()
+    source = teacher_of(recipe) or model or recipe.model or default_model()  # of several stages, what they began with
     needed, free = scoring_memory(run.artifact, device), available_memory(device)
     if free is not None and needed > free:
         reason = f"it needs about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
@@ -79,12 +81,12 @@ def quantize(
 
 
 def teacher_of(recipe: Recipe) -> str | Path | None:
-    """What a student is scored against; None where the last stage distills nothing."""
+    """What a student is scored against; None for what is scored against its source."""
     from compress.content import default_model
     from compress.recipe import DistillStage
 
-    last = recipe.stages[-1]
-    return (last.teacher or default_model()) if isinstance(last, DistillStage) else None
+    *earlier, last = recipe.stages
+    return (last.teacher or default_model()) if isinstance(last, DistillStage) and not earlier else None
 
 
 def score(
