@@ -31,7 +31,7 @@ from compress.calibration.mix import parse_mix, spell
 from compress.distillation.configs import ForwardKlConfig, LossConfig
 from compress.errors import UserError
 from compress.pruning.configs import PruningConfig
-from compress.quantization.configs import METHODS, MethodConfig, RefineConfig
+from compress.quantization.configs import METHODS, MethodConfig, RefineConfig, short_form
 from compress.recipe_problems import describe
 from compress.recipe_yaml import apply_override, find_recipe, read_yaml
 from compress.schemes import FIXED_SCHEMES, NamedScheme, parse_scheme
@@ -131,11 +131,6 @@ def _switch(value: object) -> object:
     return {True: {}, False: None}[value] if isinstance(value, bool) else value
 
 
-def _short_form(value: object) -> object:
-    """`method: awq` is `method: {kind: awq}`."""
-    return {"kind": value} if isinstance(value, str) else value
-
-
 def _spelled_out(value: object) -> object:
     """`scheme: FP8_DYNAMIC` is `scheme: {name: FP8_DYNAMIC}`, `scheme: W3A16` is `scheme: {bits: 3}`."""
     if not isinstance(value, str):
@@ -157,7 +152,7 @@ class QuantizeStage(_Section):
     """One pass of one method over the linears of the decoder blocks, `ignore` apart; later `overrides` win."""
 
     kind: Literal["quantize"] = "quantize"
-    method: Annotated[MethodConfig, BeforeValidator(_short_form)]
+    method: Annotated[MethodConfig, BeforeValidator(short_form)]
     scheme: Annotated[AnyScheme, BeforeValidator(_spelled_out)] = SchemeConfig()
     overrides: list[Override] = Field(default_factory=list)
     ignore: list[StrictStr] = Field(default_factory=list)
@@ -202,7 +197,7 @@ class PruneStage(_Section):
     """
 
     kind: Literal["prune"] = "prune"
-    method: Annotated[PruningConfig, BeforeValidator(_short_form)]
+    method: Annotated[PruningConfig, BeforeValidator(short_form)]
     sparsity: float | None = Field(default=None, gt=0.0, lt=1.0)
     pattern: StrictStr | None = None
     keep: float | None = Field(default=None, gt=0.0, lt=1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +13,13 @@ from compress.artifact.manifest import Fallback
 from compress.calibration.staged import StagedForward
 from compress.calibration.statistics import GroupStats, collect_groups
 from compress.models.skeleton import LinearSpec
-from compress.pipeline.block import BlockResult, Workers, stages
+from compress.pipeline.block import BlockResult, OpenBlock, Workers, open_block, stages
 from compress.pipeline.fold import Fold, Probe, changed_floats, fold, free_edges
+from compress.pipeline.handover import Details, Folded, recast, rounded
 from compress.pipeline.inputs import Activations
 from compress.pipeline.job import Job
-from compress.pipeline.linears import UNSEEN, finished, in_tiles, live_weight, put, rounded, sample_of
+from compress.pipeline.linears import UNSEEN, finished, in_tiles, live_weight, put, sample_of
+from compress.pipeline.linears import rounded as round_unseen
 from compress.quantization import awq
 from compress.quantization.configs import AwqConfig
 from compress.types import IntScheme
@@ -30,18 +33,39 @@ def through_block(
     entering: Activations,
     workers: Workers,
 ) -> BlockResult:
-    """Statistics on the float block, then scales edge by edge, each checked; then rounding; then a second pass."""
-    skeleton, result = job.skeleton, BlockResult()
-    module = skeleton.materialise(block)
-    live = skeleton.modules(block, module)
-    by_name = {spec.name: spec for spec in specs}
+    """Scales the float block, then rounds it after the clip search, or lets the method of `rounding` have it."""
+    scaled = _scaled(job, method, specs, block, entering, workers)
+    if method.rounding is not None:
+        return rounded(job, method.rounding, specs, block, entering, workers, scaled.folded)
+    return _clipped(job, method, specs, entering, workers, scaled)
+
+
+@dataclass
+class _Scaled:
+    """The scaled block, still in float32, and what its inputs are like: statistics and a sample by linear."""
+
+    folded: Folded
+    dtypes: dict[str, torch.dtype]
+    stats: dict[str, GroupStats]
+    samples: dict[str, Tensor]
+
+
+def _scaled(
+    job: Job, method: AwqConfig, specs: Sequence[LinearSpec], block: int, entering: Activations, workers: Workers
+) -> _Scaled:
+    """Statistics on the float block, then scales edge by edge, each checked."""
+    opened = open_block(job, block)
+    live, by_name = dict(opened.live), {spec.name: spec for spec in specs}
     edges = free_edges(job, block)
     watched = {name: live[name] for name in live if name in by_name or any(name in edge.consumers for edge in edges)}
-    stats, samples = _float_pass(job, entering, module, watched, workers)
-    dtypes = {name: tensor.dtype for name, tensor in module.state_dict().items()}
-    module = module.float()  # exact: the compute dtype holds the stored weights without rounding
+    stats, samples = _float_pass(job, entering, opened.module, watched, workers)
+    dtypes = {name: tensor.dtype for name, tensor in opened.module.state_dict().items()}
+    module = opened.module.float()  # exact: the compute dtype holds the stored weights without rounding
     probe = Probe(job, module, entering)
-    details: dict[str, dict[str, float | str | bool]] = {name: {} for name in by_name}
+    details: Details = {name: {} for name in by_name}
+    fallbacks: list[Fallback] = []
+    scales: dict[str, Tensor] = {}
+    touched: set[str] = set()
     for edge in edges if method.scale_search else ():
         chosen = [name for name in edge.consumers if name in by_name and name in stats]
         if not chosen:
@@ -58,8 +82,10 @@ def through_block(
         moved = fold(job, edge, live, scaling.scale, probe) if scaling.scale is not None else Fold(None, 0.0)
         if scaling.scale is not None and moved.scale is None:
             reason = f"scaling moved the float block's output by {moved.change:.1e} of its norm"
-            result.fallbacks += [Fallback(name=name, action="identity scale", reason=reason) for name in chosen]
+            fallbacks += [Fallback(name=name, action="identity scale", reason=reason) for name in chosen]
         if moved.scale is not None:
+            scales |= dict.fromkeys(edge.consumers, moved.scale)
+            touched |= {name for name in (edge.producer, *edge.consumers) if name in by_name}
             for name in edge.consumers:
                 if name in stats:
                     stats[name] = _rescaled(stats[name], moved.scale)
@@ -73,20 +99,39 @@ def through_block(
                 "loss_share": scaling.loss / scaling.identity_loss if scaling.identity_loss > 0 else 1.0,
                 "fold_change": moved.change,
             }
-    result.changed = changed_floats(job, live, set(by_name), edges)
-    for name, spec in by_name.items():
+    changed = changed_floats(job, live, set(by_name), edges)
+    weights = {name: live_weight(live[name]) for name in sorted(touched)}
+    folded = Folded(OpenBlock(module, live, weights, scales), changed, fallbacks, details)
+    if method.rounding is not None:
+        recast(module, dtypes)
+    return _Scaled(folded, dtypes, stats, samples)
+
+
+def _clipped(
+    job: Job,
+    method: AwqConfig,
+    specs: Sequence[LinearSpec],
+    entering: Activations,
+    workers: Workers,
+    scaled: _Scaled,
+) -> BlockResult:
+    """Rounds every linear on its own after the clip search; then a second pass."""
+    folded, stats = scaled.folded, scaled.stats
+    result = BlockResult(changed=folded.changed, fallbacks=folded.fallbacks)
+    module, live = folded.opened.module, folded.opened.live
+    for spec in specs:
+        name = spec.name
         weight, dtype, scheme = live_weight(live[name]), job.scale_dtype(spec), job.integers(spec)
         if name not in stats:
-            linear = rounded(job, spec, weight, UNSEEN, workers.pool)
+            linear = round_unseen(job, spec, weight, UNSEEN, workers.pool)
         else:
             importance = stats[name].blocks if method.clip else None
             quantized = in_tiles(weight, lambda rows: awq.round_clipped(rows, importance, scheme, dtype), workers.pool)  # noqa: B023
-            linear = finished(job, spec, quantized, weight, samples[name], details=dict(details[name]))
+            linear = finished(job, spec, quantized, weight, scaled.samples[name], details=dict(folded.details[name]))
         put(live[name], linear.quantized)
         result.linears.append(linear)
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        tensor.data = tensor.data.to(dtypes.get(name, tensor.dtype))
-    outputs = list(workers.pool.map(_without_gradients, entering.runs(skeleton, module)))
+    recast(module, scaled.dtypes)
+    outputs = list(workers.pool.map(_without_gradients, entering.runs(job.skeleton, module)))
     result.activations = entering.advanced(outputs)
     return result
 

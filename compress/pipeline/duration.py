@@ -13,8 +13,8 @@ from compress.pipeline.inputs import compared_tokens
 from compress.pipeline.job import Job
 from compress.pipeline.linears import SAMPLE_TOKENS
 from compress.pipeline.refine_plan import refine_operations
-from compress.quantization import awq, rtn
-from compress.quantization.configs import AwqConfig, RtnConfig, SmoothQuantConfig
+from compress.quantization import awq, hqq, rtn
+from compress.quantization.configs import AwqConfig, HqqConfig, RtnConfig, SmoothQuantConfig
 from compress.quantization.grid import quantize, search_grid
 from compress.types import IntScheme, Scheme
 
@@ -53,11 +53,12 @@ def _single_threaded(job: Job) -> float:
     if isinstance(job.stage.method, SmoothQuantConfig):
         products = (job.stage.method.grid + 1) * min(tokens, SAMPLE_TOKENS) * forward * product
         smoothing = tokens * forward * product + products + (job.stage.method.grid + 1) * rounding
-    if isinstance(method, RtnConfig):
+    if isinstance(job.stage.method, AwqConfig):
+        scaling = job.stage.method
+        tried = (scaling.grid * (2 if scaling.duo_scaling else 1)) if scaling.scale_search else 0
+        smoothing = tokens * forward * product + tried * _over_schemes(job, specs, _candidate_rate)
+    if isinstance(method, RtnConfig | HqqConfig | AwqConfig):
         return tokens * forward * product + rounding + smoothing
-    if isinstance(method, AwqConfig):
-        tried = (method.grid * (2 if method.duo_scaling else 1)) if method.scale_search else 0
-        return 2 * tokens * forward * product + rounding + tried * _over_schemes(job, specs, _candidate_rate)
     squares = sum(spec.in_features**2 for spec in specs if not spec.name.endswith(SHARING))
     cubes = sum(float(spec.out_features) * spec.in_features**2 for spec in specs)
     compared = compared_tokens(tokens) if job.needs_original else 0
@@ -84,6 +85,8 @@ def _rounding_rate(job: Job, scheme: Scheme) -> float:
     if isinstance(method, RtnConfig):
         return _seconds(lambda: rtn.transform(tile, scheme, method, torch.float32)) / tile.numel()
     assert isinstance(scheme, IntScheme)
+    if isinstance(method, HqqConfig):
+        return _seconds(lambda: hqq.transform(tile, scheme, method, torch.float32)) / tile.numel()
     groups = scheme.groups(tile.shape[1])
     size = tile.shape[1] // groups
     importance = torch.eye(size).repeat(groups, 1, 1)
@@ -92,7 +95,7 @@ def _rounding_rate(job: Job, scheme: Scheme) -> float:
 
 def _candidate_rate(job: Job, scheme: Scheme) -> float:
     """Seconds per weight and scale of AWQ's search."""
-    tile, method = _tile(scheme), job.rounding
+    tile, method = _tile(scheme), job.stage.method
     assert isinstance(scheme, IntScheme)
     assert isinstance(method, AwqConfig)
     ones = torch.ones(CANDIDATES, tile.shape[1])

@@ -11,7 +11,7 @@ import torch
 from compress.errors import UserError
 from compress.models.skeleton import LinearSpec, Skeleton
 from compress.pipeline.work import Problem, Work, ignored, matches
-from compress.quantization.configs import GptqConfig, MethodConfig, SmoothQuantConfig
+from compress.quantization.configs import GptqConfig, MethodConfig
 from compress.recipe import QuantizeStage
 from compress.types import FP8_TILE, Fp8Scheme, IntScheme, Scheme
 
@@ -61,7 +61,7 @@ class Job(Work):
     def rounding(self) -> MethodConfig:
         """The method that finds the codes in the end."""
         method = self.stage.method
-        return method.rounding if isinstance(method, SmoothQuantConfig) else method
+        return getattr(method, "rounding", None) or method
 
     @property
     def needs_blocks(self) -> bool:

@@ -11,10 +11,11 @@ from compress.pipeline.inputs import Activations
 from compress.pipeline.job import Job
 from compress.pipeline.kinds import Kind, Written
 from compress.pipeline.source import read_finite
-from compress.quantization.configs import AwqConfig, GptqConfig, RtnConfig, SmoothQuantConfig
+from compress.quantization.configs import AwqConfig, GptqConfig, HqqConfig, RtnConfig, SmoothQuantConfig
 
 THROUGH: dict[type[Any], Callable[..., BlockResult]] = {
     RtnConfig: rtn_block.through_block,
+    HqqConfig: rtn_block.through_block,
     GptqConfig: gptq_block.through_block,
     AwqConfig: awq_block.through_block,
     SmoothQuantConfig: smoothquant_block.through_block,
@@ -47,7 +48,7 @@ def _quantized(job: Job, block: int, entering: Activations | None, workers: Work
     specs = [spec for spec in job.skeleton.linears(block) if spec.name in job.schemes]
     method = job.stage.method
     if entering is None:
-        assert isinstance(method, RtnConfig)
+        assert isinstance(method, rtn_block.DataFree)
         return rtn_block.without_data(job, method, specs, block, workers)
     list(workers.pool.map(lambda name: read_finite(job.checkpoint, name), job.skeleton.block_tensors(block)))
     return THROUGH[type(method)](job, method, specs, block, entering, workers)

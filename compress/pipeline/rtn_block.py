@@ -1,4 +1,7 @@
-"""Round to nearest: data-free, so the block is never built unless the scheme stores calibrated scales of inputs."""
+"""Methods that look at weights alone, rtn and hqq.
+
+Data-free, so the block is never built unless the scheme stores calibrated scales of inputs.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,14 @@ from compress.pipeline.job import Job
 from compress.pipeline.linears import finished, in_tiles, put, sample_of
 from compress.pipeline.rounded_inputs import RoundedInputs
 from compress.pipeline.source import read_weight
-from compress.quantization import rtn
-from compress.quantization.configs import RtnConfig
+from compress.quantization import hqq, rtn
+from compress.quantization.configs import HqqConfig, RtnConfig
 from compress.types import Fp8Scheme, QuantizedTensor
 
+DataFree = RtnConfig | HqqConfig
 
-def without_data(job: Job, method: RtnConfig, specs: Sequence[LinearSpec], block: int, workers: Workers) -> BlockResult:
+
+def without_data(job: Job, method: DataFree, specs: Sequence[LinearSpec], block: int, workers: Workers) -> BlockResult:
     """Rounds every linear of the block."""
     result, highest = BlockResult(), _highest(job, specs, block)
     for spec in specs:
@@ -33,7 +38,7 @@ def without_data(job: Job, method: RtnConfig, specs: Sequence[LinearSpec], block
 
 def through_block(
     job: Job,
-    method: RtnConfig,
+    method: DataFree,
     specs: Sequence[LinearSpec],
     block: int,
     entering: Activations,
@@ -75,9 +80,11 @@ def through_block(
 
 
 def _rounded(
-    job: Job, method: RtnConfig, spec: LinearSpec, weight: Tensor, highest: float | None, pool: Executor
+    job: Job, method: DataFree, spec: LinearSpec, weight: Tensor, highest: float | None, pool: Executor
 ) -> QuantizedTensor:
     scheme, dtype = job.schemes[spec.name], job.scale_dtype(spec)
+    if isinstance(method, HqqConfig):
+        return in_tiles(weight, lambda rows: hqq.transform(rows, job.integers(spec), method, dtype), pool)
     if isinstance(scheme, Fp8Scheme):  # scales may be shared between rows, so it is not cut into tiles of them
         return rtn.transform(weight, scheme, method, dtype, highest)
     return in_tiles(weight, lambda rows: rtn.transform(rows, scheme, method, dtype), pool)

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from typing import Any
 
 from torch import Tensor, nn
 
 from compress.artifact.manifest import Fallback
 from compress.calibration.staged import StagedForward
 from compress.models.skeleton import LinearSpec
-from compress.pipeline import gptq_block, rtn_block
 from compress.pipeline.block import BlockResult, OpenBlock, Workers, open_block, stages
 from compress.pipeline.fold import Fold, Probe, changed_floats, fold, free_edges
+from compress.pipeline.handover import Details, Folded, recast, rounded
 from compress.pipeline.inputs import Activations
 from compress.pipeline.job import Job
-from compress.pipeline.linears import QuantizedLinear, live_weight, sample_of
+from compress.pipeline.linears import live_weight, sample_of
 from compress.quantization import smoothquant
-from compress.quantization.configs import GptqConfig, SmoothQuantConfig
-
-Details = dict[str, dict[str, Any]]
+from compress.quantization.configs import SmoothQuantConfig
 
 
 def through_block(
@@ -32,16 +29,8 @@ def through_block(
     workers: Workers,
 ) -> BlockResult:
     """Smooths the float block behind the blocks as quantised so far, then lets the method of `rounding` have it."""
-    opened = open_block(job, block)
-    smoothed, changed, fallbacks, details = _smoothed(job, method, specs, block, entering, workers, opened)
-    if isinstance(method.rounding, GptqConfig):
-        result = gptq_block.through_block(job, method.rounding, specs, block, entering, workers, smoothed)
-    else:
-        result = rtn_block.through_block(job, method.rounding, specs, block, entering, workers, smoothed)
-    result.changed |= changed
-    result.fallbacks += fallbacks
-    result.linears = [_with(linear, details) for linear in result.linears]
-    return result
+    folded = _smoothed(job, method, specs, block, entering, workers)
+    return rounded(job, method.rounding, specs, block, entering, workers, folded)
 
 
 def _smoothed(
@@ -51,9 +40,9 @@ def _smoothed(
     block: int,
     entering: Activations,
     workers: Workers,
-    opened: OpenBlock,
-) -> tuple[OpenBlock, dict[str, Tensor], list[Fallback], Details]:
-    """The block with its scales folded in, the floats that this changed, what was undone, and the report by linear."""
+) -> Folded:
+    """The block with its scales folded in."""
+    opened = open_block(job, block)
     live = dict(opened.live)
     quantized = {spec.name for spec in specs}
     edges = [edge for edge in free_edges(job, block) if set(edge.consumers) <= quantized]
@@ -91,9 +80,8 @@ def _smoothed(
             }
     changed = changed_floats(job, live, quantized, edges)
     weights = {name: live_weight(live[name]) for name in sorted(touched)}
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        tensor.data = tensor.data.to(dtypes.get(name, tensor.dtype))
-    return OpenBlock(module, live, weights, scales), changed, fallbacks, details
+    recast(module, dtypes)
+    return Folded(OpenBlock(module, live, weights, scales), changed, fallbacks, details)
 
 
 def _float_pass(
@@ -114,9 +102,3 @@ def _float_pass(
                     highest[stage.name] = highest[stage.name].maximum(other)
                 samples[stage.name] = sample_of(chunks)
     return highest, samples
-
-
-def _with(linear: QuantizedLinear, details: Details) -> QuantizedLinear:
-    more = details.get(linear.spec.name, {})
-    record = linear.record.model_copy(update={"details": {**more, **linear.record.details}})
-    return QuantizedLinear(linear.spec, linear.quantized, record, linear.fallbacks, linear.input_scale)

@@ -13,6 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from compress.types import Fp8Scheme, IntScheme, Scheme
 
 
+def short_form(value: object) -> object:
+    """`gptq` is `{kind: gptq}`."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
 class _Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -46,6 +51,30 @@ class RtnConfig(_Config):
                 f"scale_search is for integers: FP8 keeps its precision over its range, so {scheme.name} gains nothing"
             )
         return None
+
+
+class HqqConfig(_Config):
+    """HQQ: data-free; grids fitted by half-quadratic steps to all but the largest errors."""
+
+    kind: Literal["hqq"] = "hqq"
+    p: float = Field(0.7, gt=0.0, le=1.0, description="a weight's error counts by this power; small forgives outliers")
+    beta: float = Field(
+        10.0,
+        gt=0.0,
+        description="how far errors are forgiven: the larger, the smaller the errors that the fit leaves out",
+    )
+    kappa: float = Field(1.01, ge=1.0, le=2.0, description="factor by which beta grows with every step")
+    steps: int = Field(20, ge=1, le=200, description="half-quadratic steps; every group keeps its best")
+    scale_search: bool = Field(False, description="start from the range of least squared error instead of min-max")
+
+    summary: ClassVar[str] = "data-free fit of scales and zero points; for --asym, a little better than rtn"
+    paper: ClassVar[str] = "mobiusml.github.io/hqq_blog"
+    calibrated: ClassVar[bool] = False
+    usual_scheme: ClassVar[str | None] = "W4A16_ASYM"
+
+    def refusal(self, scheme: Scheme) -> str | None:
+        """It fits integer grids."""
+        return None if isinstance(scheme, IntScheme) else f"hqq rounds to integers, not to {scheme.name}: use rtn"
 
 
 class GptqConfig(_Config):
@@ -82,10 +111,15 @@ class AwqConfig(_Config):
     grid: int = Field(20, ge=2, le=200, description="points of the exponent grid; identity is always tried as well")
     duo_scaling: bool = Field(True, description="try the activation/weight scale too, not the activation one alone")
     clip: bool = Field(True, description="search the clipping of each group by output error")
+    rounding: Annotated[RtnConfig | GptqConfig, Field(discriminator="kind")] | None = Field(
+        None, description="what rounds the scaled weights in place of the clip search: rtn or gptq, with their settings"
+    )
 
     summary: ClassVar[str] = "scales salient channels by activation size, then clips; fast, robust to outliers"
     paper: ClassVar[str] = "arXiv:2306.00978"
     calibrated: ClassVar[bool] = True
+
+    _short = field_validator("rounding", mode="before")(short_form)
 
     def refusal(self, scheme: Scheme) -> str | None:
         """Its scales serve the rounding of weights alone."""
@@ -114,11 +148,7 @@ class SmoothQuantConfig(_Config):
     calibrated: ClassVar[bool] = True
     usual_scheme: ClassVar[str | None] = "W8A8"
 
-    @field_validator("rounding", mode="before")
-    @classmethod
-    def _short_form(cls, value: object) -> object:
-        """`rounding: gptq` is `rounding: {kind: gptq}`."""
-        return {"kind": value} if isinstance(value, str) else value
+    _short = field_validator("rounding", mode="before")(short_form)
 
     def refusal(self, scheme: Scheme) -> str | None:
         """There must be inputs to smooth, and the rounding must know the scheme."""
@@ -149,7 +179,9 @@ class RefineConfig(BaseModel):
         )
 
 
-MethodConfig = Annotated[RtnConfig | GptqConfig | AwqConfig | SmoothQuantConfig, Field(discriminator="kind")]
+MethodConfig = Annotated[
+    RtnConfig | HqqConfig | GptqConfig | AwqConfig | SmoothQuantConfig, Field(discriminator="kind")
+]
 
 METHODS: dict[str, type[_Config]] = {c.model_fields["kind"].default: c for c in get_args(get_args(MethodConfig)[0])}
 METHOD_NAMES: tuple[str, ...] = tuple(METHODS)

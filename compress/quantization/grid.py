@@ -38,9 +38,10 @@ class Grid:
     def encode(self, weight: Tensor) -> Tensor:
         """Nearest codes (out, in) int8 of weight (out, in) float32."""
         groups = grouped(weight, self.scheme)
-        return self._codes(groups).to(torch.int8).reshape(weight.shape)
+        return self.codes(groups).to(torch.int8).reshape(weight.shape)
 
-    def _codes(self, groups: Tensor) -> Tensor:
+    def codes(self, groups: Tensor) -> Tensor:
+        """Nearest codes, as floats, of groups (out, groups, group_size) float32."""
         codes = torch.round(groups / self.scale.float().unsqueeze(-1))
         if self.zero_point is not None:
             codes += self.zero_point.unsqueeze(-1)
