@@ -11,7 +11,7 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,6 +96,23 @@ class Checkpoint:
             )
         aligned = torch.frombuffer(view, dtype=torch.uint8, offset=lead, count=info.nbytes).clone()
         return aligned.view(info.dtype).view(info.shape)
+
+    def read_rows(self, name: str, rows: torch.Tensor | slice) -> torch.Tensor:
+        """Some rows of a tensor, in memory that is their own size."""
+        return self.read(name)[rows]
+
+    @property
+    def source_index(self) -> Mapping[str, TensorInfo]:
+        """What the files hold; `index` unless this is a view of a model that is changed as it is read."""
+        return self.index
+
+    def changes(self, name: str) -> bool:
+        """Whether `read` gives another tensor than the files hold."""
+        return False
+
+    def origin(self, name: str) -> str:
+        """The stored tensor that this one is made from."""
+        return name
 
     def sha256(self, name: str) -> str:
         """SHA-256 of the tensor's bytes as stored, in bounded memory; computed once."""

@@ -75,6 +75,16 @@ class Skeleton:
         return int(self._model.config.max_position_embeddings)
 
     @property
+    def embedding(self) -> str:
+        """Checkpoint name of the token embedding."""
+        return self._embedding_name
+
+    @property
+    def head_weight(self) -> str:
+        """Checkpoint name of the head's weight, whether it is stored or tied."""
+        return f"{self._head_name}.weight"
+
+    @property
     def vocabulary(self) -> int:
         """How many token ids the embedding has rows for."""
         return int(self.checkpoint.index[self._embedding_name].shape[0])
@@ -125,7 +135,7 @@ class Skeleton:
 
     def parameters(self) -> int:
         """How many weights the checkpoint holds, stored copies of tied ones not counted."""
-        index = self.checkpoint.index
+        index = self.checkpoint.source_index
         return sum(math.prod(index[name].shape) for name in index.keys() - self.stored_copies())
 
     def block_tensors(self, block: int) -> list[str]:
@@ -180,7 +190,7 @@ class Skeleton:
         On the CPU. A Call holds for this batch size and sequence length.
         """
         used, positions = token_ids.cpu().unique(return_inverse=True)
-        table = self.checkpoint.read(self._embedding_name)[used].to(self.dtype)
+        table = self.checkpoint.read_rows(self._embedding_name, used).to(self.dtype)
         embedded = torch.func.functional_call(self._embedding, {"weight": table}, (positions,))
         first: list[torch.Tensor] = []
         calls: list[Call] = []

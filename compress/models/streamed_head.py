@@ -23,12 +23,12 @@ class StreamedHead(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden (..., width) -> logits (..., vocabulary)."""
-        weight = self._checkpoint.read(self._weight)
         if torch.is_grad_enabled() and hidden.requires_grad:
-            return nn.functional.linear(hidden, weight.to(hidden.dtype))
-        logits = hidden.new_empty(*hidden.shape[:-1], weight.shape[0])
-        step = max(1, _SLICE_BYTES // (weight.shape[1] * hidden.element_size()))
-        for start in range(0, weight.shape[0], step):
-            rows = weight[start : start + step].to(hidden)
+            return nn.functional.linear(hidden, self._checkpoint.read(self._weight).to(hidden.dtype))
+        vocabulary, width = self._checkpoint.index[self._weight].shape
+        logits = hidden.new_empty(*hidden.shape[:-1], vocabulary)
+        step = max(1, _SLICE_BYTES // (width * hidden.element_size()))
+        for start in range(0, vocabulary, step):
+            rows = self._checkpoint.read_rows(self._weight, slice(start, start + step)).to(hidden)
             torch.matmul(hidden, rows.T, out=logits[..., start : start + step])
         return logits

@@ -9,6 +9,8 @@ source.py   reading tensors, refusing what is not finite
 block.py    what a method gives back for one block; rtn_block.py, gptq_block.py, awq_block.py,
             smoothquant_block.py go through it
 twin.py     the original block beside the changed one, linear by linear
+handover.py from a method that folds scales to the one that rounds; rotated.py, hadamard_block.py: a model whose
+            tensors are turned as they are read
 rounded_inputs.py  rounding what enters the linears, where the scheme does
 mask_block.py zeros in one block; width_job.py, width_block.py, width_stage.py, width_plan.py: whole neurons and heads
 depth_job.py, depth_choice.py, depth_stage.py: whole blocks; cut_plan.py: plans of cuts that are counted in units

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from compress.artifact.layers import LayerRecord
-from compress.artifact.ledger import LedgerEntry
+from compress.artifact.ledger import Action, LedgerEntry
 from compress.formats import layouts
 from compress.formats.compressed_tensors import for_own_reader, quantization_config
 from compress.pipeline.block import BlockResult
@@ -97,5 +97,7 @@ def keep(job: Work, names: Iterable[str], tensors: dict[str, Tensor], fate: Fate
     """Adds tensors that go over as they are. WorkError where one is not finite."""
     for name in names:
         tensors[name] = read_finite(job.checkpoint, name)
-        fate[name] = ("kept", [name])
+        origin = job.checkpoint.origin(name)
+        action: Action = "folded" if job.checkpoint.changes(name) else "kept"
+        fate[origin] = (action, [*(fate[origin][1] if origin in fate else []), name])
     return tensors, fate

@@ -25,7 +25,7 @@ from compress.pipeline.resolve import resolve
 from compress.pipeline.width_job import WidthJob
 from compress.pipeline.width_plan import WidthPlan, width_plan
 from compress.pipeline.work import Problem, Work
-from compress.quantization.configs import AwqConfig, GptqConfig, SmoothQuantConfig
+from compress.quantization.configs import AwqConfig, GptqConfig, HadamardConfig, SmoothQuantConfig
 from compress.recipe import Recipe
 from compress.types import FP8_TILE, Scheme
 
@@ -106,7 +106,9 @@ def _quantisation(job: Job, restart: bool, scored: bool) -> Plan:
     replaced = sum(job.checkpoint.index[spec.weight].nbytes for spec in quantized)
     copies, index = job.skeleton.stored_copies(), job.checkpoint.index
     source_bytes = job.checkpoint.nbytes
-    output_bytes = source_bytes - replaced - sum(index[name].nbytes for name in copies) + sum(stored.values()) // 8
+    added = sum(index[name].nbytes for name in index.keys() - job.checkpoint.source_index.keys())
+    removed = replaced + sum(index[name].nbytes for name in copies)
+    output_bytes = source_bytes + added - removed + sum(stored.values()) // 8
     problems = job.problems or _output_problems(job, restart)
     refining = None if job.stage.refine is None else refine_memory(job)
     return Plan(
@@ -165,6 +167,7 @@ def _peak_memory(job: Job) -> int:
         return one_linear + max(info.nbytes for info in job.checkpoint.index.values())
     by_gptq = isinstance(job.rounding, GptqConfig)
     folded = isinstance(job.stage.method, AwqConfig | SmoothQuantConfig)
+    rotated = isinstance(job.stage.method, HadamardConfig)  # checked in float32; turned tensors are made, not mapped
     itemsize, copies = job.skeleton.dtype.itemsize, 2 if job.needs_original else 1
-    weights = largest_block(job) * (itemsize * copies + (4 if folded else 0))
+    weights = largest_block(job) * (itemsize * copies + (4 if folded or rotated else 0))
     return one_linear + streaming(job) + weights + widest_input(job) ** 2 * 4 * (5 if by_gptq else 1)

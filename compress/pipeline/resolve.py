@@ -15,7 +15,7 @@ from compress.errors import IntegrityError, UserError
 from compress.models.checkpoint import Checkpoint
 from compress.models.hub import local_directory
 from compress.models.skeleton import Skeleton
-from compress.pipeline import depth_job, distill_job, job, prune_job, width_job
+from compress.pipeline import depth_job, distill_job, job, prune_job, rotated, width_job
 from compress.pipeline.depth_job import DepthJob
 from compress.pipeline.distill_job import DistillJob
 from compress.pipeline.job import Job
@@ -23,6 +23,7 @@ from compress.pipeline.prune_job import PruneJob
 from compress.pipeline.width_job import WidthJob
 from compress.pipeline.work import Problem, Whole, Work, compute_dtype
 from compress.pruning.configs import DepthConfig, WidthConfig
+from compress.quantization.configs import HadamardConfig
 from compress.recipe import DistillStage, PruneStage, Recipe, Stage
 
 STRUCTURED: dict[
@@ -79,6 +80,12 @@ def resolve(
             _refuse_damaged(teacher)
         return DistillJob(stage=stage, teacher=teacher, reasons={}, problems=problems, **shared)
     schemes, reasons, problems = job.assign(stage, skeleton)
+    if isinstance(stage.method, HadamardConfig):
+        problems = problems or rotated.problems(stage, stage.method, skeleton)
+    if isinstance(stage.method, HadamardConfig) and not problems:
+        exact = [spec.weight for spec in skeleton.linears() if spec.name in schemes]
+        view = rotated.rotated(stage.method, skeleton, recipe.seed, exact)
+        shared |= {"checkpoint": view, "skeleton": Skeleton(view, skeleton.dtype)}
     return Job(stage=stage, schemes=schemes, reasons=reasons, problems=problems, **shared)
 
 

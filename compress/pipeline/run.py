@@ -265,7 +265,7 @@ def _contents(job: Work, entries: list[dict[str, Any]]) -> Contents:
         recipe_hash=job.told.hash(),
         recipe_yaml=job.told.to_yaml(),
         parents=[*lineage.ancestors(checkpoint), lineage.parent(checkpoint, recipe.stages[0].kind)],
-        source_shapes={name: info.shape for name, info in checkpoint.index.items()},
+        source_shapes={name: info.shape for name, info in checkpoint.source_index.items()},
         ledger={name: LedgerEntry(**row) for entry in entries for name, row in entry["ledger"].items()},
         layers=list(layers.values()),
         fallbacks=[Fallback(**row) for entry in entries for row in entry["fallbacks"]],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from compress.types import Fp8Scheme, IntScheme, Scheme
 
@@ -179,8 +179,36 @@ class RefineConfig(BaseModel):
         )
 
 
+class HadamardConfig(_Config):
+    """Random Hadamard rotations of the residual stream and of the heads, fused into the weights; then a rounding."""
+
+    kind: Literal["hadamard"] = "hadamard"
+    residual: bool = Field(True, description="rotate the residual stream (R1); a tied head becomes a tensor of its own")
+    heads: bool = Field(True, description="rotate the values of each head and what o_proj reads of them (R2)")
+    rounding: Annotated[RtnConfig | GptqConfig, Field(discriminator="kind")] = Field(
+        GptqConfig.model_validate({}),
+        description="what rounds the rotated weights: rtn or gptq, with their settings",
+    )
+
+    summary: ClassVar[str] = "spreads outliers over all channels by rotations fused into the weights, then rounds"
+    paper: ClassVar[str] = "arXiv:2404.00456, arXiv:2405.16406"
+    calibrated: ClassVar[bool] = True
+
+    _short = field_validator("rounding", mode="before")(short_form)
+
+    @model_validator(mode="after")
+    def _rotates_something(self) -> HadamardConfig:
+        if not (self.residual or self.heads):
+            raise ValueError("rotates nothing: set `residual` or `heads`")
+        return self
+
+    def refusal(self, scheme: Scheme) -> str | None:
+        """The rounding must know the scheme."""
+        return self.rounding.refusal(scheme)
+
+
 MethodConfig = Annotated[
-    RtnConfig | HqqConfig | GptqConfig | AwqConfig | SmoothQuantConfig, Field(discriminator="kind")
+    RtnConfig | HqqConfig | GptqConfig | AwqConfig | SmoothQuantConfig | HadamardConfig, Field(discriminator="kind")
 ]
 
 METHODS: dict[str, type[_Config]] = {c.model_fields["kind"].default: c for c in get_args(get_args(MethodConfig)[0])}

@@ -1,4 +1,4 @@
-"""HQQ, and AWQ followed by GPTQ: what the other methods are held to, on a smaller grid of families."""
+"""HQQ, AWQ followed by GPTQ, and rotations: what the other methods are held to, on a smaller grid of families."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ METHODS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "hqq": ("hqq", {}, {"symmetric": False}),
     "awq then gptq": ("awq", {"rounding": "gptq"}, {}),
     "awq then rtn": ("awq", {"rounding": "rtn"}, {}),
+    "hadamard": ("hadamard", {}, {}),
 }
 """Name -> (kind, its options, settings of the run)."""
-CASES = [("llama", name) for name in METHODS]
+CASES = [("llama", name) for name in METHODS if name != "hadamard"]  # test_hadamard.py has its own
 CASES += [(family, "awq then gptq") for family in ("mixtral", "opt", "gemma3_text")]
 
 
