@@ -257,7 +257,7 @@ class DistillStage(_Section):
     """
 
     kind: Literal["distill"] = "distill"
-    method: Annotated[LossConfig, BeforeValidator(_short_form)] = Field(
+    method: Annotated[LossConfig, BeforeValidator(short_form)] = Field(
         default_factory=lambda: ForwardKlConfig.model_validate({})
     )
     teacher: StrictStr | None = None
