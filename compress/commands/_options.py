@@ -244,7 +244,7 @@ class Prune(Run):
     keep: Annotated[
         float | None,
         typer.Option(
-            help="Of width and depth: share of all parameters that stays; the nearest possible below is made.",
+            help="Of width, depth and experts: share of all parameters that stays; the nearest possible below is made.",
             rich_help_panel=METHOD,
         ),
     ] = None

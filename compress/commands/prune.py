@@ -11,10 +11,11 @@ from compress.commands.plan import build, show_plan
 
 @command("prune", Prune, panel=MAKE)
 def prune(options: Prune, view: View) -> None:
-    """Remove single weights, or whole neurons, heads and blocks.
+    """Remove single weights, or whole neurons, heads, blocks and experts.
 
     With a sparsity or a pattern, weights become zero: the file stays dense, and common engines run it no faster. With
-    --keep, every block loses as many neurons, or whole blocks go, and stock transformers loads a really smaller model.
+    --keep, every block loses as many neurons, or whole blocks or experts go, and stock transformers loads a really
+    smaller model.
 
     Killed at any moment, the same command resumes and makes the same bytes. The finished artifact is scored against its
     parent on held-out text, unless --no-eval is given. Exit codes: 0 made or already complete, 2 a mistake in the
@@ -27,6 +28,7 @@ def prune(options: Prune, view: View) -> None:
       $ compress prune ./model --recipe sparsegpt-2of4 --calib my_text.txt
       $ compress prune ./model --method width --keep 0.75
       $ compress prune ./model --method depth --keep 0.75
+      $ compress prune ./mixture --method experts --keep 0.75
       $ compress prune --method magnitude --sparsity 0.3 --dry-run
     """
     recipe = build(options, view)

@@ -5,6 +5,7 @@ Hooks see every expert's inputs this way, and each expert has the checkpoint's o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -31,7 +32,13 @@ class Expert(nn.Module):
 
 
 class Experts(nn.ModuleList):
-    """Stand-in for a fused experts module: same call, one Expert per number; an expert without tokens is not called."""
+    """Stand-in for a fused experts module: same call, one Expert per number; an expert without tokens is not called.
+
+    observe: called with an expert's number and what it adds to its tokens (tokens, hidden), router weight included, in
+    the thread of the forward; None: nobody looks.
+    """
+
+    observe: Callable[[int, torch.Tensor], None] | None = None
 
     @classmethod
     def replacing(cls, fused: nn.Module, names: ExpertNames) -> Experts:
@@ -51,5 +58,7 @@ class Experts(nn.ModuleList):
         for number in torch.unique(top_k_index).tolist():
             token, slot = torch.where(top_k_index == number)
             output = self[number](hidden[token]) * top_k_weights[token, slot, None]
+            if self.observe is not None:
+                self.observe(number, output)
             result.index_add_(0, token, output.to(result.dtype))
         return result

@@ -179,6 +179,11 @@ class Skeleton:
         """Checkpoint module name -> live module of a materialised block: linears, norms, routers."""
         return {self._disk(block, name): child for name, child in graph.weighted(module).items()}
 
+    def router_tensors(self, block: int) -> list[str]:
+        """Checkpoint names of the tensors of this block's router, with a row or an entry for every expert."""
+        prefixes = tuple(self._disk(block, name) + "." for name in self.family.routers)
+        return [name for name in self.block_tensors(block) if name.startswith(prefixes)] if prefixes else []
+
     def release(self, module: nn.Module) -> None:
         """Frees a materialised block's memory even where something still refers to the module."""
         module.to("meta")

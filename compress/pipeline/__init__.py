@@ -13,10 +13,12 @@ handover.py from a method that folds scales to the one that rounds; rotated.py, 
             tensors are turned as they are read
 rounded_inputs.py  rounding what enters the linears, where the scheme does
 mask_block.py zeros in one block; width_job.py, width_block.py, width_stage.py, width_plan.py: whole neurons and heads
-depth_job.py, depth_choice.py, depth_stage.py: whole blocks; cut_plan.py: plans of cuts that are counted in units
+depth_job.py, depth_choice.py, depth_stage.py: whole blocks; experts_job.py, experts_stage.py: whole experts;
+            cut_plan.py: plans of cuts that are counted in units
 loaded_check.py  refusing a directory that transformers loads as another model than the one that was cut
 fold.py     moving a scale from a linear into what feeds it, checked on the live block
-linears.py  quantising one linear in row tiles, and measuring the error; masked.py: one linear with zeros
+linears.py  quantising one linear in row tiles, and measuring the error; masked.py: one linear with zeros;
+            zeros.py, joint.py: zeros that stay through a quantisation, or are made by it
 distill_job.py, distill_teacher.py, distill_student.py, distill_loop.py, distill_stage.py, distill_plan.py: training
 lineage.py  where a source comes from
 output.py   which tensors a block writes, and the ledger

@@ -9,6 +9,7 @@ from pathlib import Path
 from compress.pipeline.depth_choice import LOSS_TOKENS
 from compress.pipeline.depth_job import DepthJob
 from compress.pipeline.duration import on_all_threads, product_rate
+from compress.pipeline.experts_job import ExpertsJob
 from compress.pipeline.memory import largest_block, largest_linear, streaming
 from compress.pipeline.work import Problem, Work
 
@@ -71,6 +72,39 @@ def depth_plan(job: DepthJob, output: Path, problems: Sequence[Problem]) -> CutP
         + largest_linear(job) * 4
         + streaming(job),
         seconds_estimate=(tokens + choosing) * per_token * on_all_threads(product_rate),
+        problems=[problem.message for problem in problems],
+        output=output,
+        hint=problems[0].hint if problems else "",
+    )
+
+
+def experts_plan(job: ExpertsJob, output: Path, problems: Sequence[Problem]) -> CutPlan:
+    """Lays out a cut in experts; problems are what forbids it."""
+    cut = job.cut
+    assert job.stage.keep is not None
+    assert job.stage.calibration is not None
+    experts = next(spec for spec in job.skeleton.linears() if spec.expert is not None)
+    lost = (cut.all_parameters - cut.parameters) * job.checkpoint.index[experts.weight].dtype.itemsize
+    tokens = job.stage.calibration.samples * job.stage.calibration.seq_len
+    chosen = int(job.skeleton.config.num_experts_per_tok) / cut.experts
+    per_token = sum(
+        2.0 * spec.in_features * spec.out_features * (1.0 if spec.expert is None else chosen)
+        for spec in job.skeleton.linears()
+    )
+    return CutPlan(
+        model=job.model_name,
+        method=job.method_name,
+        keep=job.stage.keep,
+        achieved=cut.keep,
+        units="experts of every mixture",
+        kept=cut.kept,
+        all_units=cut.experts,
+        parameters=cut.parameters,
+        all_parameters=cut.all_parameters,
+        output_bytes=stored_bytes(job) - lost,
+        source_bytes=job.checkpoint.nbytes,
+        peak_memory_bytes=largest_block(job) * job.skeleton.dtype.itemsize + largest_linear(job) * 4 + streaming(job),
+        seconds_estimate=2 * tokens * per_token * on_all_threads(product_rate),
         problems=[problem.message for problem in problems],
         output=output,
         hint=problems[0].hint if problems else "",

@@ -11,11 +11,12 @@ from compress.artifact import store
 from compress.artifact.output import existing
 from compress.errors import UserError
 from compress.models.skeleton import LinearSpec
-from compress.pipeline.cut_plan import CutPlan, depth_plan
+from compress.pipeline.cut_plan import CutPlan, depth_plan, experts_plan
 from compress.pipeline.depth_job import DepthJob
 from compress.pipeline.distill_job import DistillJob
 from compress.pipeline.distill_plan import DistillPlan, distill_plan
 from compress.pipeline.duration import seconds_estimate
+from compress.pipeline.experts_job import ExpertsJob
 from compress.pipeline.job import Job
 from compress.pipeline.memory import largest_block, largest_linear, streaming, widest_input
 from compress.pipeline.prune_job import PruneJob
@@ -73,6 +74,7 @@ PLANS: dict[type[Work], Callable[[Any, Path, Sequence[Problem]], AnyPlan]] = {
     PruneJob: prune_plan,
     WidthJob: width_plan,
     DepthJob: depth_plan,
+    ExpertsJob: experts_plan,
     DistillJob: distill_plan,
 }
 """Of every kind of work but quantising: what lays its plan out, given the output and what forbids the run."""

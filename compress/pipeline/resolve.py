@@ -15,14 +15,15 @@ from compress.errors import IntegrityError, UserError
 from compress.models.checkpoint import Checkpoint
 from compress.models.hub import local_directory
 from compress.models.skeleton import Skeleton
-from compress.pipeline import depth_job, distill_job, job, prune_job, rotated, width_job
+from compress.pipeline import depth_job, distill_job, experts_job, job, prune_job, rotated, width_job
 from compress.pipeline.depth_job import DepthJob
 from compress.pipeline.distill_job import DistillJob
+from compress.pipeline.experts_job import ExpertsJob
 from compress.pipeline.job import Job
 from compress.pipeline.prune_job import PruneJob
 from compress.pipeline.width_job import WidthJob
 from compress.pipeline.work import Problem, Whole, Work, compute_dtype
-from compress.pruning.configs import DepthConfig, WidthConfig
+from compress.pruning.configs import DepthConfig, ExpertsConfig, WidthConfig
 from compress.quantization.configs import HadamardConfig
 from compress.recipe import DistillStage, PruneStage, Recipe, Stage
 
@@ -31,6 +32,7 @@ STRUCTURED: dict[
 ] = {
     WidthConfig: (WidthJob, width_job.assign),
     DepthConfig: (DepthJob, depth_job.assign),
+    ExpertsConfig: (ExpertsJob, experts_job.assign),
 }
 """By method: the work of a cut, and what lays it out."""
 

@@ -27,6 +27,7 @@ from compress.artifact.staging import Staging
 from compress.pipeline import (
     depth_stage,
     distill_stage,
+    experts_stage,
     inputs,
     lineage,
     output,
@@ -39,6 +40,7 @@ from compress.pipeline.block import Workers
 from compress.pipeline.committer import Committer
 from compress.pipeline.depth_job import DepthJob
 from compress.pipeline.distill_job import DistillJob
+from compress.pipeline.experts_job import ExpertsJob
 from compress.pipeline.inputs import Activations
 from compress.pipeline.job import Job
 from compress.pipeline.kinds import Fate, Kind, Written
@@ -57,6 +59,7 @@ KINDS: dict[type[Work], Kind[Any]] = {
     PruneJob: prune_stage.PruneKind(),
     WidthJob: width_stage.WidthKind(),
     DepthJob: depth_stage.DepthKind(),
+    ExpertsJob: experts_stage.ExpertsKind(),
 }
 
 

@@ -117,8 +117,24 @@ class DepthConfig(_Config):
     structured: ClassVar[bool] = True
 
 
+class ExpertsConfig(_Config):
+    """Whole experts go, as many from every mixture: those that add least, or those that others can stand in for."""
+
+    kind: Literal["experts"] = "experts"
+    choose: Literal["saliency", "clusters"] = Field(
+        "saliency",
+        description="saliency: those go whose outputs, times router weight, are smallest on their tokens (REAP); "
+        "clusters: experts with near router rows are clustered, and one of each cluster stays (STUN)",
+    )
+
+    summary: ClassVar[str] = "whole experts go, the same number from every mixture; really smaller"
+    paper: ClassVar[str] = "arXiv:2510.13999, arXiv:2409.06211"
+    calibrated: ClassVar[bool] = True
+    structured: ClassVar[bool] = True
+
+
 MaskConfig = MagnitudeConfig | WandaConfig | RiaConfig | SparseGptConfig
-PruningConfig = Annotated[MaskConfig | WidthConfig | DepthConfig, Field(discriminator="kind")]
+PruningConfig = Annotated[MaskConfig | WidthConfig | DepthConfig | ExpertsConfig, Field(discriminator="kind")]
 
 PRUNING: dict[str, type[_Config]] = {c.model_fields["kind"].default: c for c in get_args(get_args(PruningConfig)[0])}
 PRUNING_NAMES: tuple[str, ...] = tuple(PRUNING)

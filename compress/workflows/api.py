@@ -126,17 +126,18 @@ def prune(
     eval_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Remove weights, with `width` neurons and heads, with `depth` blocks, and score the result against the model.
+    """Remove weights, with `width`, `depth` or `experts` whole parts of it, and score the result against the model.
 
-    Single weights become zero, and the file stays dense; a model cut in width or depth is really smaller. Killed at any
-    moment, the same call resumes and makes the same bytes.
+    Single weights become zero, and the file stays dense; a model that loses whole parts is really smaller. Killed at
+    any moment, the same call resumes and makes the same bytes.
 
     Args:
         model: Model directory, hub id or artifact; the packaged model if None.
-        method: `magnitude`, `wanda`, `ria`, `sparsegpt`, `width` or `depth`; default `sparsegpt`, with `keep` `width`.
+        method: `magnitude`, `wanda`, `ria`, `sparsegpt`, `width`, `depth` or `experts`; default `sparsegpt`,
+            with `keep` `width`.
         sparsity: Share of each linear's weights that goes; default 0.5.
         pattern: n:m such as `2:4` in place of `sparsity`: of every m consecutive inputs n stay.
-        keep: Of `width` and `depth`: share of all parameters that stays, embeddings counted; the nearest possible
+        keep: Of the last three: share of all parameters that stays, embeddings counted; the nearest possible
             below is made.
         repair: Of `width`: whether the linears that lose inputs are repaired; default True.
         ignore: Names or patterns of linears to leave as they are.
