@@ -193,7 +193,8 @@ class PruneStage(_Section):
     """One pass of one pruning method.
 
     `sparsity`, a share of each linear's weights, or a `pattern` such as 2:4; of a structured method `keep`, the share
-    of all parameters that stays.
+    of all parameters that stays. `allocation` shares a sparsity out among the blocks, by their outliers (owl) or their
+    spectra (alphapruning), in place of evenly.
     """
 
     kind: Literal["prune"] = "prune"
@@ -201,6 +202,7 @@ class PruneStage(_Section):
     sparsity: float | None = Field(default=None, gt=0.0, lt=1.0)
     pattern: StrictStr | None = None
     keep: float | None = Field(default=None, gt=0.0, lt=1.0)
+    allocation: Literal["uniform", "owl", "alphapruning"] = "uniform"
     ignore: list[StrictStr] = Field(default_factory=list)
     calibration: CalibrationConfig | None = None
 
@@ -225,8 +227,14 @@ class PruneStage(_Section):
         return self
 
     @model_validator(mode="after")
+    def _allocation_shares_a_sparsity(self) -> PruneStage:
+        if self.allocation != "uniform" and self.sparsity is None:
+            raise ValueError(f"allocation {self.allocation} shares out a `sparsity`: a pattern or a cut is uniform")
+        return self
+
+    @model_validator(mode="after")
     def _calibration_goes_with_method(self) -> PruneStage:
-        return _with_calibration(self, self.method.calibrated)
+        return _with_calibration(self, self.method.calibrated or self.allocation == "owl")
 
     def to_sparsity(self) -> Sparsity:
         """The amount as the rest of the library passes it around."""

@@ -188,8 +188,8 @@ def set_calibration(
     given = {key: value for key, value in given.items() if value is not None}
     now = stage["method"]
     config = methods.get(str(now.get("kind") if isinstance(now, dict) else now))
-    refined = stage.get("refine") not in (None, False)
-    if config is not None and not config.calibrated and not _static(stage.get("scheme")) and not refined:
+    reads_text = stage.get("refine") not in (None, False) or stage.get("allocation") == "owl"
+    if config is not None and not config.calibrated and not _static(stage.get("scheme")) and not reads_text:
         dropped = stage.pop("calibration", None) if settings.method is not None else None
         name = str(now.get("kind") if isinstance(now, dict) else now)
         return [f"{name} reads no calibration text: those settings have no effect"] if given or dropped else []

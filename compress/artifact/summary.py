@@ -54,7 +54,10 @@ def _sparsity(stage: Mapping[str, Any]) -> str:
         return Sparsity.parse(pattern).label
     if isinstance(keep := stage.get("keep"), float):
         return f"keep{100 * keep:g}"
-    return Sparsity(share).label if isinstance(share, float) else "-"
+    if not isinstance(share, float):
+        return "-"
+    allocation = stage.get("allocation", "uniform")
+    return Sparsity(share).label + ("" if allocation == "uniform" else f"-{allocation}")
 
 
 def _scheme(scheme: Any) -> Scheme | None:

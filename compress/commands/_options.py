@@ -256,6 +256,14 @@ class Prune(Run):
             rich_help_panel=METHOD,
         ),
     ] = None
+    allocation: Annotated[
+        str | None,
+        typer.Option(
+            help="How blocks share a --sparsity: uniform, owl or alphapruning; uniform if left out.",
+            metavar="NAME",
+            rich_help_panel=METHOD,
+        ),
+    ] = None
     ignore: IgnoredLinears = field(default_factory=list)
     recipe: BaseRecipe = None
     calib: CalibrationText = None
@@ -270,6 +278,7 @@ class Prune(Run):
             pattern=self.pattern,
             keep=self.keep,
             repair=self.repair,
+            allocation=self.allocation,
             ignore=self.ignore,
             calib=self.calib,
             samples=self.samples,

@@ -48,7 +48,7 @@ def through_block(
         for pair in reached:
             stage, spec = pair.stage, by_name.pop(pair.stage.name)
             if pruner is None or not stage.same_input:
-                pruner = _Pruner(method, job.sparsity, stage.inputs, pair.originals, pool)
+                pruner = _Pruner(method, job.sparsity_of(spec), stage.inputs, pair.originals, pool)
             weight = read_weight(job.checkpoint, spec)
             sample, reference = pair.samples()
             pruned = pruner.pruned(weight)
@@ -105,5 +105,5 @@ class _Pruner:
 
 def _by_magnitude(job: PruneJob, spec: LinearSpec, why: str | None) -> PrunedLinear:
     weight = read_weight(job.checkpoint, spec)
-    pruned = weight.masked_fill(magnitude.mask(weight, job.sparsities[spec.name]), 0.0)
+    pruned = weight.masked_fill(magnitude.mask(weight, job.sparsity_of(spec)), 0.0)
     return finished(job, spec, weight, pruned, fallback=None if why is None else ("magnitude", why))

@@ -49,7 +49,7 @@ def finished(
         name=spec.name,
         block=spec.block,
         method=job.method_name,
-        scheme=job.sparsities[spec.name].label,
+        scheme=job.label,
         bits_per_weight=8.0 * dtype.itemsize,
         output_error=error,
         weight_sqnr_db=sqnr,

@@ -12,6 +12,9 @@ from compress.pruning.configs import SparseGptConfig
 from compress.recipe import PruneStage
 from compress.types import Sparsity
 
+SHARES = "sparsity"
+"""Of `decided`: the sparsity of each block, by its number as text."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PruneJob(Work):
@@ -25,9 +28,15 @@ class PruneJob(Work):
     def sparsity(self) -> Sparsity:
         return self.stage.to_sparsity()
 
+    def sparsity_of(self, spec: LinearSpec) -> Sparsity:
+        """What this linear is pruned to; only once that is decided, where blocks differ."""
+        shares = self.decided.get(SHARES)
+        return self.sparsities[spec.name] if shares is None else Sparsity(shares[str(spec.block)])
+
     @property
     def label(self) -> str:
-        return self.sparsity.label
+        shared = "" if self.stage.allocation == "uniform" else f"-{self.stage.allocation}"
+        return self.sparsity.label + shared
 
     @property
     def needs_blocks(self) -> bool:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from compress.pipeline import mask_block, output
+from compress.pipeline import allocation, mask_block, output
 from compress.pipeline.block import Workers
 from compress.pipeline.inputs import Activations
 from compress.pipeline.kinds import Fate, Kind, Written
 from compress.pipeline.masked import PrunedLinear
 from compress.pipeline.prune_job import PruneJob
 from compress.pipeline.source import read_finite
+from compress.progress import Progress
 from compress.pruning.configs import MagnitudeConfig
 
 
 class PruneKind(Kind[PruneJob]):
     """As `kinds.Kind` has it."""
+
+    def decide(self, job: PruneJob, workers: Workers, progress: Progress) -> dict[str, Any] | None:
+        return allocation.decide(job, workers, progress)
 
     def doing(self, job: PruneJob) -> str:
         return f"pruning blocks ({job.method_name} {job.sparsity.name})"

@@ -113,6 +113,7 @@ def prune(
     pattern: str | None = None,
     keep: float | None = None,
     repair: bool | None = None,
+    allocation: str | None = None,
     ignore: Sequence[str] = (),
     recipe: PathLike | None = None,
     calib: str | None = None,
@@ -140,6 +141,7 @@ def prune(
         keep: Of the last three: share of all parameters that stays, embeddings counted; the nearest possible
             below is made.
         repair: Of `width`: whether the linears that lose inputs are repaired; default True.
+        allocation: How blocks share a `sparsity`: `uniform` (the default), `owl` or `alphapruning`.
         ignore: Names or patterns of linears to leave as they are.
         recipe: A recipe file to start from; the settings above override it.
         calib, samples, seq_len, seed, output, device, restart, evaluate, eval_tokens, progress: As for `quantize`;
@@ -160,6 +162,7 @@ def prune(
         pattern=pattern,
         keep=keep,
         repair=repair,
+        allocation=allocation,
         ignore=ignore,
         calib=calib,
         samples=samples,
