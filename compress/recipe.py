@@ -194,7 +194,8 @@ class PruneStage(_Section):
 
     `sparsity`, a share of each linear's weights, or a `pattern` such as 2:4; of a structured method `keep`, the share
     of all parameters that stays. `allocation` shares a sparsity out among the blocks, by their outliers (owl) or their
-    spectra (alphapruning), in place of evenly.
+    spectra (alphapruning), in place of evenly. `format` sparse-bitmask stores one bit for each weight, and those that
+    stay: smaller on disk, for our own reader.
     """
 
     kind: Literal["prune"] = "prune"
@@ -203,6 +204,7 @@ class PruneStage(_Section):
     pattern: StrictStr | None = None
     keep: float | None = Field(default=None, gt=0.0, lt=1.0)
     allocation: Literal["uniform", "owl", "alphapruning"] = "uniform"
+    format: Literal["dense", "sparse-bitmask"] = "dense"
     ignore: list[StrictStr] = Field(default_factory=list)
     calibration: CalibrationConfig | None = None
 
@@ -224,6 +226,12 @@ class PruneStage(_Section):
             raise ValueError(f"{self.method.kind} removes single weights: give `sparsity` or `pattern`, not `keep`")
         elif (self.sparsity is None) == (self.pattern is None):
             raise ValueError("needs either `sparsity`, such as 0.5, or `pattern`, such as 2:4")
+        return self
+
+    @model_validator(mode="after")
+    def _zeros_are_packed(self) -> PruneStage:
+        if self.method.structured and self.format != "dense":
+            raise ValueError(f"{self.method.kind} leaves no zeros that {self.format} could pack")
         return self
 
     @model_validator(mode="after")

@@ -29,6 +29,7 @@ class PruneSettings:
     keep: float | None = None
     repair: bool | None = None
     allocation: str | None = None
+    format: str | None = None
     ignore: Sequence[str] = ()
     calib: str | None = None
     samples: int | None = None
@@ -66,8 +67,9 @@ def build_prune_recipe(settings: PruneSettings, *, base: str | Path | None = Non
     set_method(stage, settings.method, DEFAULT_METHOD if settings.keep is None else STRUCTURED_METHOD)
     _set_repair(stage, settings.repair)
     _set_amount(stage, settings)
-    if settings.allocation is not None:
-        stage["allocation"] = settings.allocation
+    for key, value in (("allocation", settings.allocation), ("format", settings.format)):
+        if value is not None:
+            stage[key] = value
     add_ignored(stage, settings.ignore)
     notes = set_calibration(stage, settings, PRUNING)
     if base is None:

@@ -52,7 +52,8 @@ def sizes(
 
 def _shape(source: Sequence[int], entry: LedgerEntry, tensors: Mapping[str, TensorRecord]) -> Sequence[int]:
     """The shape whose weights count: the output's where rows or columns were cut, else the source's."""
-    return tensors[entry.into[0]].shape if entry.action in ("pruned", "repaired") else source
+    cut = entry.action in ("pruned", "repaired") and len(entry.into) == 1  # several: packed, and as large as before
+    return tensors[entry.into[0]].shape if cut else source
 
 
 def _ratio(part: int, whole: int) -> float:

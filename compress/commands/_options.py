@@ -269,6 +269,14 @@ class Prune(Run):
     calib: CalibrationText = None
     samples: CalibrationSamples = None
     seq_len: CalibrationLength = None
+    format: Annotated[
+        str | None,
+        typer.Option(
+            help="dense, or sparse-bitmask: smaller on disk, for compress alone; dense if left out.",
+            metavar="NAME",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None
 
     def settings(self) -> PruneSettings:
         """The flags that decide the recipe."""
@@ -279,6 +287,7 @@ class Prune(Run):
             keep=self.keep,
             repair=self.repair,
             allocation=self.allocation,
+            format=self.format,
             ignore=self.ignore,
             calib=self.calib,
             samples=self.samples,

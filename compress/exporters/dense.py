@@ -26,6 +26,7 @@ from compress.artifact.reader import Artifact
 from compress.artifact.tensorfile import dtype_name, encode_header, file_order, natural_key, tensor_bytes
 from compress.artifact.verify import require_sound
 from compress.errors import UserError
+from compress.formats import bitmask
 from compress.formats.layouts import SCALE_SUFFIX
 from compress.formats.safetensors_header import TORCH_NAMES
 from compress.models.checkpoint import Checkpoint
@@ -135,6 +136,8 @@ def _row(checkpoint: Checkpoint, name: str, conv1d: Collection[str]) -> _Row:
         dtype, shape = info.dtype, tuple(info.shape)
     else:
         shape = tuple(int(extent) for extent in checkpoint.read(f"{linear}.weight_shape"))
+    if (values := checkpoint.index.get(f"{linear}.{bitmask.VALUES}")) is not None:
+        dtype = values.dtype
     if scale is not None:
         dtype, shape = scale.dtype, shape[::-1] if linear in conv1d else shape
     return _Row(name, dtype_name(torch.empty(0, dtype=dtype)), shape, math.prod(shape) * dtype.itemsize)

@@ -15,6 +15,8 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from compress.errors import UserError, WorkError
+from compress.formats.bitmask import FORMAT
+from compress.formats.compressed_tensors import is_for_own_reader
 from compress.models import attention
 from compress.models.checkpoint import Checkpoint
 from compress.models.experts import Experts
@@ -26,7 +28,13 @@ _MULTIMODAL = ("vision_config", "audio_config", "text_config", "vision_tower")
 def supported_family(checkpoint: Checkpoint) -> Family:
     """The checkpoint's Family; raises UserError for an already quantised, multimodal or unknown model."""
     config = checkpoint.config
-    if quantization := config.get("quantization_config"):
+    quantization = config.get("quantization_config")
+    if isinstance(quantization, dict) and is_for_own_reader(quantization) and quantization.get("format") == FORMAT:
+        raise UserError(
+            f"{checkpoint.path} stores its zeros packed ({FORMAT}), which is for running it",
+            f"start from a dense copy: `compress export {checkpoint.path} --to dense`",
+        )
+    if quantization:
         named = quantization if isinstance(quantization, dict) else {}
         method = named.get("quant_method") or named.get("reader") or quantization
         made_by = "an artifact that compress quantised" if checkpoint.is_artifact else "already quantised"

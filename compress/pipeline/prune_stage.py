@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
+from compress.formats import bitmask
+from compress.formats.compressed_tensors import for_own_reader
 from compress.pipeline import allocation, mask_block, output
 from compress.pipeline.block import Workers
 from compress.pipeline.inputs import Activations
@@ -37,13 +41,20 @@ class PruneKind(Kind[PruneJob]):
         return _written(job, block, linears, leaving)
 
     def config(self, job: PruneJob) -> dict[str, Any]:
-        """The source's: zeros change no shape."""
-        return dict(job.checkpoint.config)
+        """The source's: zeros change no shape. What transformers cannot read names our reader, and is refused there."""
+        config = dict(job.checkpoint.config)
+        if job.stage.format == bitmask.FORMAT:
+            config["quantization_config"] = for_own_reader({"format": bitmask.FORMAT, "config_groups": {}})
+        return config
 
 
 def _written(job: PruneJob, block: int, linears: list[PrunedLinear], leaving: Activations | None) -> Written:
-    tensors = {linear.spec.weight: linear.as_stored() for linear in linears}
-    fate: Fate = {name: ("pruned", [name]) for name in tensors}
+    tensors: dict[str, Tensor] = {}
+    fate: Fate = {}
+    for linear in linears:
+        stored = _stored(job, linear)
+        tensors |= stored
+        fate[linear.spec.weight] = ("pruned", list(stored))
     rest = [name for name in job.skeleton.block_tensors(block) if name not in fate]
     tensors, fate = output.keep(job, rest, tensors, fate)
     return Written(
@@ -53,3 +64,11 @@ def _written(job: PruneJob, block: int, linears: list[PrunedLinear], leaving: Ac
         fallbacks=[fallback for linear in linears for fallback in linear.fallbacks],
         activations=leaving,
     )
+
+
+def _stored(job: PruneJob, linear: PrunedLinear) -> dict[str, Tensor]:
+    """What is written of one linear, by its name in the artifact; packed where that is asked for and smaller."""
+    weight = linear.as_stored()
+    if job.stage.format == bitmask.FORMAT and bitmask.smaller(weight):
+        return {f"{linear.spec.name}.{part}": tensor for part, tensor in bitmask.pack(weight).items()}
+    return {linear.spec.weight: weight}

@@ -1,10 +1,10 @@
 """Quantised checkpoints as a dense state dict, one weight at a time, and how their linears round what enters them.
 
-Reads compressed-tensors' `pack-quantized`, `int-quantized` and `float-quantized`, and our own layout for what
-compressed-tensors cannot carry (Conv1D linears, asymmetric fused experts): the same tensors under the same names, with
-`reader` set to `compress`. Every linear is decoded with the scheme of its own config group, so models of several bit
-widths come out right, and in the scale's dtype, so a weight has exactly the value that a kernel working in that dtype
-gives it.
+Reads compressed-tensors' `pack-quantized`, `int-quantized` and `float-quantized`, and our own layouts for what
+compressed-tensors cannot carry, with `reader` set to `compress`: the same tensors under the same names for Conv1D
+linears and asymmetric fused experts, and `sparse-bitmask` for weights with many zeros. Every linear is decoded with the
+scheme of its own config group, so models of several bit widths come out right, and in the scale's dtype, so a weight
+has exactly the value that a kernel working in that dtype gives it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from compress.errors import IntegrityError
+from compress.formats import bitmask
 from compress.formats.compressed_tensors import format_of, is_for_own_reader, scheme_of_group, schemes_from_config
 from compress.formats.layouts import INPUT_SCALE, PACKED_SUFFIX, PARTS, quantized_linears, unpack
 from compress.models.checkpoint import Checkpoint
@@ -47,6 +48,19 @@ class LazyWeight:
         return weight.T.contiguous() if self._transposed else weight
 
 
+class SparseWeight(LazyWeight):
+    """A weight of which only what is not zero is stored."""
+
+    def __getitem__(self, key: EllipsisType) -> Tensor:
+        linear = self._name.removesuffix(".weight")
+        names = {part: f"{linear}.{part}" for part in bitmask.PARTS}
+        stored = {part: self._checkpoint.read(n) for part, n in names.items() if n in self._checkpoint.index}
+        try:
+            return bitmask.unpack(stored)
+        except IntegrityError as error:
+            raise IntegrityError(f"{linear}: {error.message}", error.hint) from error
+
+
 def reads(config: Mapping[str, Any]) -> bool:
     """Whether this config.json describes a checkpoint that this module decodes."""
     quantization = config.get("quantization_config")
@@ -69,8 +83,12 @@ def dense_state(checkpoint: Checkpoint, conv1d: Collection[str] = ()) -> dict[st
         IntegrityError: a quantised linear that no group of the config describes.
     """
     index, schemes = checkpoint.index, _schemes(checkpoint)
+    sparse = [name.removesuffix(bitmask.MASK_SUFFIX) for name in index if name.endswith(bitmask.MASK_SUFFIX)]
     stored = {f"{linear}.{part}" for linear in schemes for part in PARTS}
+    stored |= {f"{linear}.{part}" for linear in sparse for part in bitmask.PARTS}
     state = {name: LazyWeight(checkpoint, name) for name in index if name not in stored}
+    for linear in sparse:
+        state[f"{linear}.weight"] = SparseWeight(checkpoint, f"{linear}.weight")
     for linear, scheme in schemes.items():
         weight = f"{linear}.weight"
         if weight in index and linear + PACKED_SUFFIX in index:

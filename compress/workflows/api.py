@@ -114,6 +114,7 @@ def prune(
     keep: float | None = None,
     repair: bool | None = None,
     allocation: str | None = None,
+    format: str | None = None,
     ignore: Sequence[str] = (),
     recipe: PathLike | None = None,
     calib: str | None = None,
@@ -142,6 +143,7 @@ def prune(
             below is made.
         repair: Of `width`: whether the linears that lose inputs are repaired; default True.
         allocation: How blocks share a `sparsity`: `uniform` (the default), `owl` or `alphapruning`.
+        format: `dense` (the default) or `sparse-bitmask`, smaller on disk, which `compress.load` reads.
         ignore: Names or patterns of linears to leave as they are.
         recipe: A recipe file to start from; the settings above override it.
         calib, samples, seq_len, seed, output, device, restart, evaluate, eval_tokens, progress: As for `quantize`;
@@ -163,6 +165,7 @@ def prune(
         keep=keep,
         repair=repair,
         allocation=allocation,
+        format=format,
         ignore=ignore,
         calib=calib,
         samples=samples,

@@ -21,7 +21,7 @@ _CLASSES: tuple[TensorClass, ...] = (
     *("embedding", "head", "attention", "mlp", "experts", "router", "norms", "scales", "other"),
 )
 _SCALE_PART = re.compile(r"((weight|input|output)_(scale|zero_point|shape|g_idx|global_scale)\w*|qzeros|scales|g_idx)")
-_PACKED_PART = re.compile(r"weight_packed|qweight")
+_PACKED_PART = re.compile(r"weight_packed|qweight|weight_bitmask|weight_values")
 
 # The first pattern that is found in a module's name decides.
 _RULES: tuple[tuple[str, TensorClass], ...] = (
@@ -101,7 +101,9 @@ def _small(values: Mapping[str, TensorInfo]) -> bool:
 
 def _weights(checkpoint: Checkpoint, module: str, part: str, info: TensorInfo, parts: Mapping[str, TensorInfo]) -> int:
     """Dense weights behind one tensor. Packed ones say their shape; FP4 without a shape holds two codes a byte."""
-    if part == "weight_packed":
+    if part == "weight_values":
+        return 0  # counted with the mask that says where they are
+    if part in ("weight_packed", "weight_bitmask"):
         if "weight_shape" in parts:
             return math.prod(checkpoint.read(f"{module}.weight_shape").tolist())
         return 2 * math.prod(info.shape)
