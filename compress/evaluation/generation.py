@@ -8,17 +8,20 @@ too: it answers nothing, or repeats itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from compress.artifact.canonical import sha256_json
 from compress.errors import UserError
 from compress.evaluation.kept_answers import Answer, Answering
-from compress.evaluation.record_parts import GenerationRecord
+from compress.evaluation.record_parts import AnswerSample, GenerationRecord
 from compress.progress import NullProgress, Progress
 from compress.runtime.protocol import SamplingParams
 
 NGRAM = 4
 MIN_NGRAMS = 8
 REPEATED = 0.5
+SAMPLES = 8
+"""Answers that a record keeps."""
 
 
 def compare_generation(
@@ -66,6 +69,10 @@ def compare_generation(
         identical_per_prompt=identical,
         first_difference=first,
         degenerate_per_prompt=degenerate,
+        samples=[
+            AnswerSample(prompt=prompt, answer=ours.text, baseline=theirs.text if theirs is not None else None)
+            for prompt, ours, theirs in list(zip_longest(prompts, answers, references))[:SAMPLES]
+        ],
     )
 
 

@@ -22,6 +22,12 @@ from compress.evaluation.record_base import (
 )
 from compress.evaluation.summary import ClusterSums, Summary
 
+
+def _without_unknown(spelled: dict[str, Any], added: str) -> dict[str, Any]:
+    """A record without the field `added` where it is None: as such records were written before there was one."""
+    return {key: value for key, value in spelled.items() if key != added or value is not None}
+
+
 _LOCAL = "score the model's own directory or artifact"
 
 
@@ -98,8 +104,7 @@ class TextRecord(_Record):
 
     @model_serializer(mode="wrap")
     def _spelled(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `calibration_overlap` where it is not known, as such records were written."""
-        return {key: value for key, value in handler(self).items() if key != "calibration_overlap" or value is not None}
+        return _without_unknown(handler(self), "calibration_overlap")
 
     @model_validator(mode="after")
     def _fits(self) -> TextRecord:
@@ -154,12 +159,21 @@ class TaskRecord(_Record):
         return self
 
 
+class AnswerSample(_Record):
+    """One prompt with the model's answer, and the baseline's where there is one."""
+
+    prompt: str
+    answer: str
+    baseline: str | None
+
+
 class GenerationRecord(_Record):
     """Greedy answers to fixed prompts, against the baseline's where there is one.
 
     `identical` is the share of answers equal to the baseline's, `first_difference_mean` the mean index of the first
     token that differs (equal answers count `max_tokens`); `degenerate` the share of answers that repeat themselves,
-    `empty` of those without text. The columns hold the same per prompt, in order.
+    `empty` of those without text. The columns hold the same per prompt, in order. `samples`: the answers to the first
+    prompts, for people; None in records made before they were kept.
     """
 
     prompts: Positive
@@ -172,6 +186,11 @@ class GenerationRecord(_Record):
     identical_per_prompt: list[Flag] | None
     first_difference: list[Count] | None
     degenerate_per_prompt: list[Flag]
+    samples: list[AnswerSample] | None = None
+
+    @model_serializer(mode="wrap")
+    def _spelled(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_unknown(handler(self), "samples")
 
     @model_validator(mode="after")
     def _columns_fit(self) -> GenerationRecord:

@@ -167,7 +167,7 @@ def test_report_of_an_artifact(run: Callable, made: Path, tmp_path: Path) -> Non
     run("report", made, "--html", "r.html", "--markdown", "r.md", "--quiet")
     assert (tmp_path / "r.md").read_text(encoding="utf-8") == done.out
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
     assert run("report", made, "--json").json["title"]
 
 

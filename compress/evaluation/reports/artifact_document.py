@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from compress.artifact.training import curve_rows
 from compress.errors import IntegrityError
 from compress.evaluation.records import EvalRecord, TextRecord
 from compress.evaluation.reports.document import Document, Picture, Section, Table
+from compress.evaluation.reports.layer_sections import layer_sections
+from compress.evaluation.reports.size_section import size_section
 from compress.evaluation.reports.values import NONE, of_record, size, value
 from compress.evaluation.reports.verbatim import Verbatim
 
 if TYPE_CHECKING:
     from compress.artifact.reader import Artifact
     from compress.evaluation.verdict import Verdict
-
-WORST = 10
 
 
 def artifact_document(artifact: Artifact, record: EvalRecord | None, verdict: Verdict | None = None) -> Document:
@@ -30,13 +30,8 @@ def artifact_document(artifact: Artifact, record: EvalRecord | None, verdict: Ve
             f"the verdict is about {verdict.candidate.name}, not about {artifact.path}",
             "give the verdict of this artifact, or gate it: `compress gate ARTIFACT --output verdict.json`",
         )
-    sections = [
-        _identity(artifact),
-        *_training(artifact.training()),
-        *_scores(record),
-        *_layers(artifact.layers()),
-        *_fallbacks(artifact),
-    ]
+    sections = [_identity(artifact), size_section(artifact.manifest), *_training(artifact.training())]
+    sections += [*_scores(record), *_generated(record), *layer_sections(artifact), *_fallbacks(artifact)]
     lead = [f"{artifact.method}, {artifact.scheme}, made from {artifact.manifest.parents[0].name}"]
     if verdict is not None:
         from compress.evaluation.reports.verdict_document import verdict_document
@@ -146,33 +141,18 @@ def _training(learned: Mapping[str, Any] | None) -> list[Section]:
     return [Section("How it learned", facts=facts, picture=picture, table=Table(columns, rows))]
 
 
-def _layers(layers: Sequence[Mapping[str, Any]]) -> list[Section]:
-    """The error of each linear's output on the calibration tokens; where no text was read, that of its weight."""
-    what: Literal["output", "weight"] = "output"
-    errors = {str(x["name"]): x["output_error"] for x in layers if x.get("output_error") is not None}
-    if not errors:
-        known = {str(x["name"]): x["weight_sqnr_db"] for x in layers if x.get("weight_sqnr_db") is not None}
-        what = "weight"
-        errors = {name: 10 ** (-sqnr / 10) for name, sqnr in known.items()}
-    measured = [{**layer, "error": errors[layer["name"]]} for layer in layers if layer["name"] in errors]
-    if not measured:
+def _generated(record: EvalRecord | None) -> list[Section]:
+    """What the model answers before and after, as the record keeps it."""
+    answers = None if record is None else record.generation
+    if answers is None or answers.samples is None:
         return []
-    worst = sorted(measured, key=lambda layer: (-layer["error"], layer["name"]))[:WORST]
-    rows = tuple(
-        (Verbatim(w["name"]), Verbatim(w.get("scheme") or NONE), value(w["error"]), value(w.get("weight_sqnr_db")))
-        for w in worst
+    before = any(each.baseline is not None for each in answers.samples)
+    columns = ("prompt", *(("before",) if before else ()), "after")
+    rows = tuple((each.prompt, *((each.baseline or "",) if before else ()), each.answer) for each in answers.samples)
+    text = (
+        f"Greedy answers of at most {answers.max_tokens} tokens to the first {len(rows)} of {answers.prompts} prompts."
     )
-
-    def draw() -> bytes:
-        from compress.evaluation.reports.plots import layer_errors, svg
-
-        return svg(layer_errors(measured, what, f"Relative {what} error of each linear, by decoder block"))
-
-    kept = sum(layer.get("scheme") is None for layer in layers)
-    text = f"{len(layers) - kept} linears quantised, {kept} left as they were. The {len(rows)} largest errors:"
-    alt = f"relative {what} error of every linear by decoder block"
-    columns = ("linear", "scheme", f">relative {what} error", ">weight SQNR, dB")
-    return [Section("Where the error went", (text,), picture=Picture(draw, alt), table=Table(columns, rows))]
+    return [Section("Before and after", (text,), table=Table(columns, rows, prose=True))]
 
 
 def _fallbacks(artifact: Artifact) -> list[Section]:

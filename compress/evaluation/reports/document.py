@@ -8,10 +8,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of equally many cells. A column whose name starts with `>` is right-aligned."""
+    """Rows of equally many cells. A column whose name starts with `>` is right-aligned.
+
+    `shades`: per cell how strongly it is tinted, 0 to 1, or None; with `bars` how long a bar behind it is instead.
+    `prose`: cells are running text, whose line breaks are kept.
+    """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    shades: tuple[tuple[float | None, ...], ...] = ()
+    bars: bool = False
+    prose: bool = False
 
 
 @dataclass(frozen=True, slots=True)

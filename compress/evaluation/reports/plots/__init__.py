@@ -5,6 +5,7 @@ Each function takes plain rows and returns a matplotlib Figure; `style.svg` and 
 
 from compress.evaluation.reports.plots.forest import ForestRow, forest
 from compress.evaluation.reports.plots.front import FrontPoint, front
+from compress.evaluation.reports.plots.histograms import histograms
 from compress.evaluation.reports.plots.layers import layer_errors
 from compress.evaluation.reports.plots.learning import learning
 from compress.evaluation.reports.plots.percentiles import PercentileCurve, percentiles
@@ -19,6 +20,7 @@ __all__ = [
     "TrendPoint",
     "forest",
     "front",
+    "histograms",
     "layer_errors",
     "learning",
     "percentiles",

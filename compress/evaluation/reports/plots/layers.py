@@ -17,7 +17,7 @@ def kinds(layers: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, floa
     """Kind of linear (`q_proj`; experts of a block together) -> (block, error) in order."""
     found: dict[str, list[tuple[int, float]]] = {}
     for layer in layers:
-        found.setdefault(_kind(str(layer["name"])), []).append((int(layer["block"]), float(layer["error"])))
+        found.setdefault(kind_of(str(layer["name"])), []).append((int(layer["block"]), float(layer["error"])))
     return {name: sorted(points) for name, points in found.items()}
 
 
@@ -52,7 +52,7 @@ def layer_errors(layers: Sequence[Mapping[str, Any]], of: Literal["output", "wei
     return drawing
 
 
-def _kind(name: str) -> str:
+def kind_of(name: str) -> str:
     """The last part of the name that is a word, `experts` before it where the linear is one of many."""
     parts = name.split(".")
     words = [part for part in parts if not part.isdigit()]
