@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from compress.artifact.scores import scored_against, task_scores
@@ -30,10 +31,11 @@ def make(recipe: Recipe, options: Quantize | Prune | Distill | RunRecipe, view: 
         eval_tokens=options.eval_tokens,
         progress=view.progress(),
     )
-    _show(result, view)
+    show_made(result, view)
 
 
-def _show(result: QuantizeResult, view: View) -> None:
+def show_made(result: QuantizeResult, view: View, more: Mapping[str, Any] | None = None) -> None:
+    """What a run made, as a table, and as the command's result with `more` in its document."""
     artifact, manifest = result.artifact, result.artifact.manifest
     sizes = manifest.sizes
     if result.complete_already:
@@ -57,7 +59,7 @@ def _show(result: QuantizeResult, view: View) -> None:
     if result.not_scored is not None:
         later = f"compress eval {relative(artifact.path)} --baseline MODEL --attach"
         view.note(f"not scored: {result.not_scored}; later: {later}")
-    view.result(_document(result), [relative(artifact.path)])
+    view.result(_document(result) | dict(more or {}), [relative(artifact.path)])
 
 
 def _amount_rows(result: QuantizeResult) -> list[tuple[str, str, str]]:

@@ -16,6 +16,7 @@ from compress.quantization.configs import METHOD_NAMES
 from compress.recipe_build import Settings
 from compress.recipe_distill import DistillSettings
 from compress.recipe_prune import PruneSettings
+from compress.workflows.budget.target import METHOD as METHOD_WITHIN
 
 MAKE = "Make"
 MEASURE = "Use and measure"
@@ -24,6 +25,7 @@ LOOK = "Look"
 
 GENERAL = "General"
 METHOD = "Method and scheme"
+BUDGET = "Budget"
 CALIBRATION = "Calibration"
 OUTPUT = "Output"
 """Panels of a command's own help."""
@@ -185,6 +187,31 @@ class Quantize(Run):
     ] = None
     ignore: IgnoredLinears = field(default_factory=list)
     recipe: BaseRecipe = None
+    target_bits: Annotated[
+        float | None,
+        typer.Option(
+            help="Mix schemes, measured for the least loss, within so many stored bits per weight of the quantised "
+            "linears; gptq if no --method is given.",
+            metavar="BITS",
+            rich_help_panel=BUDGET,
+        ),
+    ] = None
+    target_size: Annotated[
+        str | None,
+        typer.Option(
+            help="The same within a size of the weight files, such as 3.2GiB.",
+            metavar="SIZE",
+            rich_help_panel=BUDGET,
+        ),
+    ] = None
+    max_kl: Annotated[
+        float | None,
+        typer.Option(
+            help="The fewest bits whose KL to the model, in nats per token of calibration text, is at most this.",
+            metavar="NATS",
+            rich_help_panel=BUDGET,
+        ),
+    ] = None
     calib: CalibrationText = None
     samples: CalibrationSamples = None
     seq_len: CalibrationLength = None
@@ -200,10 +227,11 @@ class Quantize(Run):
         """
         if self.format not in FORMATS:
             raise UserError(f"unknown format {self.format!r}", f"this version writes {', '.join(FORMATS)}")
+        within = any(value is not None for value in (self.target_bits, self.target_size, self.max_kl))
         return Settings(
-            method=self.method,
+            method=METHOD_WITHIN if within and self.method is None and self.recipe is None else self.method,
             bits=self.bits,
-            group_size=parse_group_size(self.group_size),
+            group_size=None if within else parse_group_size(self.group_size),
             symmetric=self.symmetric,
             scheme=self.scheme,
             ignore=self.ignore,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from compress.commands import _cut_plan, _distill_plan, _environment, _prune_plan, _width_plan
+from compress.commands import _budget, _cut_plan, _distill_plan, _environment, _prune_plan, _width_plan
 from compress.commands._command import command
 from compress.commands._options import Distill, Prune, Quantize, Run, RunRecipe
 from compress.commands._output import View, facts, number, size
@@ -27,8 +27,13 @@ def plan_quantize(options: Quantize, view: View) -> None:
 
       $ compress plan quantize --method awq --bits 4
       $ compress plan quantize ./model --method gptq --bits 3 --group-size 64 --json
+      $ compress plan quantize ./model --target-size 3.2GiB
     """
-    show_plan(build(options, view), options, view)
+    target, recipe = _budget.wanted(options), build(options, view)
+    if target is not None:
+        _budget.show_plan_within(target, recipe, options, view)
+    else:
+        show_plan(recipe, options, view)
 
 
 @command("prune", Prune)

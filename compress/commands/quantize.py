@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from compress.commands import _budget
 from compress.commands._command import command
 from compress.commands._make import make
 from compress.commands._options import MAKE, Quantize
@@ -25,9 +26,15 @@ def quantize(options: Quantize, view: View) -> None:
       $ compress quantize --scheme W8A16 --group-size channel --dry-run
       $ compress quantize ./model --method smoothquant --scheme W8A8
       $ compress quantize ./model --scheme FP8_DYNAMIC
+      $ compress quantize ./model --target-bits 4.25
+      $ compress quantize ./model --max-kl 0.02
     """
-    recipe = build(options, view)
-    if options.dry_run:
+    target, recipe = _budget.wanted(options), build(options, view)
+    if target is not None and options.dry_run:
+        _budget.show_plan_within(target, recipe, options, view)
+    elif target is not None:
+        _budget.make_within(target, recipe, options, view)
+    elif options.dry_run:
         show_plan(recipe, options, view)
     else:
         make(recipe, options, view)

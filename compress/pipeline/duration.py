@@ -42,7 +42,7 @@ def on_all_threads(measured: Callable[[], float]) -> float:
 
 def _single_threaded(job: Job) -> float:
     specs = [spec for spec in job.skeleton.linears() if spec.name in job.schemes]
-    rounding = _over_schemes(job, specs, _rounding_rate)
+    rounding = _over_schemes(job, specs, rounding_rate)
     wanted = job.stage.calibration
     if wanted is None or not job.needs_blocks:
         return rounding
@@ -79,7 +79,7 @@ def _refining(job: Job) -> float:
     return 0.0 if job.stage.refine is None else refine_operations(job) * product_rate()
 
 
-def _rounding_rate(job: Job, scheme: Scheme) -> float:
+def rounding_rate(job: Job, scheme: Scheme) -> float:
     """Seconds per weight of choosing its grid and rounding to it, as the method does."""
     tile, method = _tile(scheme), job.rounding
     if isinstance(method, RtnConfig):

@@ -100,7 +100,7 @@ def run(
             is used by the next run of the same recipe on the same source.
     """
     progress = progress or NullProgress()
-    with _deterministic() as workers:
+    with deterministic() as workers:
         job = resolve(recipe, model=model, output=output, device=device, whole=whole)
         job.refuse_problems()
         with _staging(job, restart, scored) as staging:
@@ -123,7 +123,7 @@ def run(
 
 
 @contextmanager
-def _deterministic() -> Iterator[Workers]:
+def deterministic() -> Iterator[Workers]:
     """One thread per operation, as many operations at a time as torch would have used threads."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -31,6 +31,9 @@ def quantize(
     scheme: str | None = None,
     ignore: Sequence[str] = (),
     refine: bool | None = None,
+    target_bits: float | None = None,
+    target_size: str | None = None,
+    max_kl: float | None = None,
     recipe: Recipe | PathLike | None = None,
     calib: str | None = None,
     samples: int | None = None,
@@ -57,6 +60,9 @@ def quantize(
         ignore: Names or patterns of linears to leave as they are.
         refine: Whether scales and norms are tuned afterwards on the KL to the original, with the whole model in memory;
             default False.
+        target_bits, target_size, max_kl: Mix schemes by measurement, in place of `bits` and `scheme`: within so many
+            stored bits per weight, within a size of the weight files such as `3.2GiB`, or the fewest bits of at most
+            so much KL; `method` is then `gptq` if None, and `group_size` the only one to choose from.
         recipe: A Recipe or a recipe file to start from; the settings above override a file, and exclude a Recipe.
         calib: A packaged text, a text, JSONL, JSON or Parquet file, a hub data set, or a mix `a:0.5,b:0.5`; default
             `tales`.
@@ -79,11 +85,13 @@ def quantize(
         IntegrityError: damaged source files.
     """
     from compress.workflows import quantize as workflow
+    from compress.workflows.budget.target import METHOD, chosen_group_sizes, parse_target
 
+    target = parse_target(target_bits, target_size, max_kl, chosen={"bits": bits, "scheme": scheme})
     settings = Settings(
-        method=method,
+        method=METHOD if target is not None and method is None and recipe is None else method,
         bits=bits,
-        group_size=group_size,
+        group_size=None if target is not None else group_size,
         symmetric=symmetric,
         scheme=scheme,
         ignore=ignore,
@@ -93,6 +101,21 @@ def quantize(
         seq_len=seq_len,
         seed=seed,
     )
+    if target is not None:
+        from compress.workflows.budget.search import quantize_to_budget
+
+        return quantize_to_budget(
+            _recipe(recipe, settings),
+            target,
+            model=model,
+            group_sizes=chosen_group_sizes(group_size),
+            output=None if output is None else Path(output),
+            device=device,
+            restart=restart,
+            evaluate=evaluate,
+            eval_tokens=eval_tokens,
+            progress=progress,
+        ).made.artifact
     return workflow.quantize(
         _recipe(recipe, settings),
         model=model,
