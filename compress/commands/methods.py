@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import BaseModel
+
 from compress.commands._command import command
 from compress.commands._options import LOOK, Common
 from compress.commands._output import View, columns
 from compress.distillation.configs import LOSSES
 from compress.pruning.configs import PRUNING
-from compress.quantization.configs import METHODS
+from compress.quantization.configs import METHODS, RefineConfig
 from compress.schemes import BITS, FIXED_SCHEMES, INTEGER_SCHEMES, MEANINGS
 
 
@@ -29,16 +31,14 @@ def methods(options: Common, view: View) -> None:
             "summary": config.summary,
             "paper": config.paper,
             "calibrated": config.calibrated,
-            "settings": {
-                key: {"default": _plain(field.default), "description": field.description}
-                for key, field in config.model_fields.items()
-                if key != "kind"
-            },
+            "settings": _settings(config),
         }
         for name, config in every.items()
     }
+    refining = {"summary": RefineConfig.summary, "paper": RefineConfig.paper, "settings": _settings(RefineConfig)}
     document = {
         "methods": listed,
+        "refine": refining,
         "schemes": {name: {"bits": int(name[1]), "symmetric": "ASYM" not in name} for name in INTEGER_SCHEMES}
         | {
             name: {"bits": s.bits, "symmetric": s.symmetric, "meaning": MEANINGS[name]}
@@ -55,6 +55,7 @@ def methods(options: Common, view: View) -> None:
     lines = [
         *columns(rows),
         "",
+        f"after a method of `quantize`, --refine: {RefineConfig.summary} ({RefineConfig.paper})",
         f"schemes of weights alone: W{BITS[0]}A16 to W{BITS[-1]}A16; with _ASYM, zero points are stored",
         "group size: a divisor of the linear's input width, or channel",
         "schemes of weights and inputs:",
@@ -63,14 +64,22 @@ def methods(options: Common, view: View) -> None:
     ]
     view.result(document, lines)
     view.table(
-        "Settings in a recipe, under `method:`",
+        "Settings in a recipe, under `method:` (of refine, under `refine:`)",
         ("METHOD", "SETTING", "DEFAULT", "MEANING"),
         [
             (name, key, setting["default"], setting["description"])
-            for name, entry in listed.items()
+            for name, entry in {**listed, "refine": refining}.items()
             for key, setting in entry["settings"].items()
         ],
     )
+
+
+def _settings(config: type[BaseModel]) -> dict[str, Any]:
+    return {
+        key: {"default": _plain(field.default), "description": field.description}
+        for key, field in config.model_fields.items()
+        if key != "kind"
+    }
 
 
 def _plain(default: Any) -> Any:

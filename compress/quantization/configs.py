@@ -162,7 +162,7 @@ class RefineConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: int = Field(200, ge=1, le=100_000, description="optimiser steps")
+    steps: int = Field(100, ge=1, le=100_000, description="optimiser steps")
     windows: int = Field(4, ge=1, le=4096, description="calibration windows per step")
     scale_rate: float = Field(3e-3, ge=0.0, lt=1.0, description="first step size of scales, relative to each")
     norm_rate: float = Field(2e-3, ge=0.0, lt=1.0, description="first step size of norms, relative to their mean size")
