@@ -23,25 +23,25 @@ from benchmarks.scoring import BlockSums, score
 from benchmarks.workspace import Workspace
 
 KEEP = 0.75
-SCRATCH_RATE = "1.5e-3"
+SCRATCH_RATE = 1.5e-3
 
 
 @dataclass(frozen=True)
 class Way:
-    """One row: what it starts from, and the options of `compress distill`; None where nothing is trained."""
+    """One row: what it starts from, and settings of the distillation; None where nothing is trained."""
 
     name: str
     start: str
-    options: tuple[str, ...] | None = None
+    options: dict[str, object] | None = None
 
 
 WAYS = (
     Way("cut", "cut"),
     Way("cut, repaired", "repaired"),
-    Way("repaired, plain cross-entropy, all weights", "repaired", ("--loss", "ce", "--full")),
-    Way("the same shape from scratch, distilled", "scratch", ("--full", "--learning-rate", SCRATCH_RATE)),
-    Way("repaired, distilled, LoRA of rank 16", "repaired", ()),
-    Way("repaired, distilled, all weights", "repaired", ("--full",)),
+    Way("repaired, plain cross-entropy, all weights", "repaired", {"method": "ce", "lora_rank": 0}),
+    Way("the same shape from scratch, distilled", "scratch", {"lora_rank": 0, "learning_rate": SCRATCH_RATE}),
+    Way("repaired, distilled, LoRA of rank 16", "repaired", {}),
+    Way("repaired, distilled, all weights", "repaired", {"lora_rank": 0}),
 )
 
 
@@ -84,23 +84,31 @@ def _made(way: Way, parent: Path, work: Path, steps: int) -> tuple[Path, dict[st
     notes = folder / "took.json"
     if not notes.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        output = ["--output", folder / "artifact"]
-        seconds = _command("distill", "--teacher", parent, "--student", start, "--steps", steps, *way.options, *output)
+        stage = {"kind": "distill", "teacher": str(parent), "steps": steps, "patience": steps, **way.options}
+        (folder / "recipe.yaml").write_text(json.dumps({"version": 1, "model": str(start), "stages": [stage]}))
+        seconds = _command("run", folder / "recipe.yaml", "--output", folder / "artifact")
         learned = json.loads((folder / "artifact" / "training.json").read_text())
         took = {"processor_minutes": seconds / 60, "tokens": learned["done"] * learned["tokens_per_step"]}
-        kl = {"held_out_kl_start": learned["held_out"][0]["kl"], "held_out_kl_end": learned["written_kl"]}
+        kl = {"held_out_kl_start": learned["held_out"][0]["kl"], "held_out_kl_kept": learned["written_kl"]}
+        kl["held_out_kl_last"] = learned["held_out"][-1]["kl"]
         notes.write_text(json.dumps(took | kl))
     return folder / "artifact", json.loads(notes.read_text())
 
 
 def _table(sums: dict[str, BlockSums], took: dict[str, dict[str, float]]) -> str:
-    lines = ["| | KL to the parent | perplexity | tokens learned from | processor minutes |", "|---|---|---|---|---|"]
-    lines.append(f"| the parent | 0 | {sums['base'].perplexity:.2f} | | |")
+    lines = [
+        "| | KL to the parent | perplexity | tokens learned from | processor minutes | held-out KL |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines.append(f"| the parent | 0 | {sums['base'].perplexity:.2f} | | | |")
     for way in WAYS:
         if way.name not in sums:
             continue
         each, cost = sums[way.name], took[way.name]
-        effort = f"{cost['tokens']:,.0f} | {cost['processor_minutes']:.1f}" if cost else " | "
+        effort = " | | "
+        if cost:
+            held = ", ".join(f"{cost[f'held_out_kl_{when}']:.4f}" for when in ("start", "kept", "last"))
+            effort = f"{cost['tokens']:,.0f} | {cost['processor_minutes']:.1f} | {held}"
         lines.append(f"| {way.name} | {each.mean_kl:.4f} | {each.perplexity:.2f} | {effort} |")
     return "\n".join(lines)
 

@@ -48,9 +48,10 @@ class Progressed:
     def best_step(self) -> int:
         return min(self.held_out, key=lambda point: point[1])[0]
 
-    def stopped(self, patience: int) -> bool:
-        """Whether so many measurements in a row brought nothing better."""
-        return sum(step > self.best_step for step, _ in self.held_out) >= patience if self.held_out else False
+    def stopped(self, patience: int, warm: int) -> bool:
+        """Whether so many measurements in a row brought nothing better; those up to step `warm` do not count."""
+        counted = [step for step, _ in self.held_out if step > warm]
+        return bool(counted) and sum(step > self.best_step for step in counted) >= patience
 
 
 class Loop:
@@ -74,8 +75,9 @@ class Loop:
 
     @property
     def finished(self) -> bool:
+        """Whether no step is left, or nothing gets better; a high learning rate may cost something at first."""
         done = self.progressed.step >= self.steps
-        return done or self.progressed.stopped(self.job.stage.patience)
+        return done or self.progressed.stopped(self.job.stage.patience, warm=self.steps // 4)
 
     def measure(self) -> float:
         """Held-out KL now; it is noted, and the masters are kept if it is the lowest. WorkError if it is not finite."""
