@@ -270,6 +270,7 @@ class DistillStage(_Section):
     teacher: left out, the model that a run of several stages begins with, else the packaged model. minutes, or steps:
     how long; a run by minutes measures at its start how many steps they are, and its resolved recipe holds both.
     lora_rank: 0 trains all weights. learning_rate: left out, what suits adapters or all weights. batch_size: windows.
+    cache: a directory where what the teacher says is kept, for the loss `topk-kl`.
     """
 
     kind: Literal["distill"] = "distill"
@@ -283,7 +284,14 @@ class DistillStage(_Section):
     learning_rate: float | None = Field(default=None, gt=0.0, le=1.0)
     batch_size: StrictInt = Field(default=8, ge=2, multiple_of=2)
     patience: StrictInt = Field(default=5, ge=1)
+    cache: StrictStr | None = Field(default=None, min_length=1)
     calibration: DistillText = DistillText()
+
+    @model_validator(mode="after")
+    def _cache_of_top_tokens(self) -> DistillStage:
+        if self.cache is not None and self.method.kind != "topk-kl":
+            raise ValueError(f"a cache holds the teacher's top tokens, which {self.method.kind} is not content with")
+        return self
 
     @model_validator(mode="after")
     def _some_time(self) -> DistillStage:
@@ -342,6 +350,8 @@ class Recipe(_Section):
             if stage.get("refine", True) is None:  # and so has one that is not refined
                 del stage["refine"]
             stage.pop("teacher", None)
+            if "cache" in stage:  # where it lies is nobody's business, that what is read there is rounded is
+                stage |= {"cached": True} if stage.pop("cache") is not None else {}
             if stage.get("minutes") is not None:
                 del stage["steps"]
             if stage["calibration"] is not None:
@@ -361,6 +371,7 @@ class Recipe(_Section):
                 "pattern",
                 "keep",
                 "teacher",
+                "cache",
                 "minutes",
                 "steps",
                 "learning_rate",

@@ -366,6 +366,14 @@ class Distill(Run):
     batch_size: Annotated[
         int | None, typer.Option(min=2, help="Windows per step; 8 if left out.", rich_help_panel=METHOD)
     ] = None
+    teacher_cache: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep the teacher's top tokens in this directory, and learn from them by topk-kl.",
+            metavar="DIR",
+            rich_help_panel=METHOD,
+        ),
+    ] = None
     recipe: BaseRecipe = None
     data: Annotated[
         str | None,
@@ -396,6 +404,7 @@ class Distill(Run):
             full=self.full,
             learning_rate=self.learning_rate,
             batch_size=self.batch_size,
+            cache=self.teacher_cache,
             data=self.data,
             samples=self.samples,
             seq_len=self.seq_len,

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from compress.distillation import losses
 from compress.distillation.divergences import forward_kl
+from compress.distillation.truncated import topk_kl
 from compress.errors import WorkError
 from compress.pipeline.block import Workers
 from compress.pipeline.distill_job import CHUNK, DistillJob
 from compress.pipeline.distill_student import Student
 from compress.pipeline.distill_teacher import Teacher
+from compress.pipeline.teacher_cache import TeacherCache
 
 EVALUATIONS = 20
 CLIP = 1.0
@@ -59,6 +61,7 @@ class Loop:
 
     def __init__(self, job: DistillJob, student: Student, teacher: Teacher, workers: Workers, steps: int) -> None:
         self.job, self.student, self.teacher, self.workers, self.steps = job, student, teacher, workers, steps
+        self.cache: TeacherCache | None = None
         self.progressed = Progressed()
         self.training, self.held_out = job.training, job.held_out
         self.chunks_per_step = job.stage.batch_size // CHUNK
@@ -134,11 +137,15 @@ class Loop:
         ids = self.training[number]
         tokens = self.chunks_per_step * ids.shape[0] * (ids.shape[1] - 1)
         teacher = None
-        if self.job.stage.method.taught:
+        if self.job.stage.method.taught and self.cache is None:
             teacher = _predictions(self.teacher.logits(f"train-{number}", ids))
         with torch.enable_grad():
             student = _predictions(self.student.model(input_ids=ids, use_cache=False).logits)
-            loss = losses.loss(self.job.stage.method, student, teacher, ids[:, 1:].reshape(-1)).sum() / tokens
+            if self.cache is not None:
+                each = topk_kl(*self.cache.read(number), student[:, : self.cache.vocabulary])
+            else:
+                each = losses.loss(self.job.stage.method, student, teacher, ids[:, 1:].reshape(-1))
+            loss = each.sum() / tokens
             parameters = list(self.student.parameters.values())
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         dense = [p.new_zeros(p.shape) if g is None else g for p, g in zip(parameters, gradients, strict=True)]

@@ -19,6 +19,7 @@ from compress.artifact.manifest import Parent
 from compress.artifact.publish import Contents
 from compress.artifact.staging import Staging
 from compress.artifact.training import TRAINING_NAME, HeldOut, TrainingRecord
+from compress.distillation.configs import TopKConfig
 from compress.pipeline import lineage, output
 from compress.pipeline.block import Workers
 from compress.pipeline.distill_job import DistillJob
@@ -26,6 +27,7 @@ from compress.pipeline.distill_loop import Loop, Progressed
 from compress.pipeline.distill_student import load_plain, open_student, written
 from compress.pipeline.distill_teacher import Teacher
 from compress.pipeline.kinds import Fate
+from compress.pipeline.teacher_cache import TeacherCache
 from compress.progress import Progress
 from compress.recipe import Recipe
 
@@ -42,6 +44,8 @@ def train(job: DistillJob, staging: Staging, workers: Workers, progress: Progres
     teacher = Teacher(load_plain(job.teacher.path, job.skeleton.dtype), job.calibration.tokens.numel())
     steps = entries[0]["training"]["steps"] if entries else job.stage.steps
     loop = Loop(job, student, teacher, workers, steps or 1)
+    if isinstance(job.stage.method, TopKConfig) and job.stage.cache is not None:
+        loop.cache = TeacherCache(job, job.stage.method.k, teacher, progress)
     if len(entries) > 1:
         loop.restore(_progressed(entries), staging.read_state(entries[-1]["state"]))
     else:

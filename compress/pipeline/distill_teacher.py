@@ -28,6 +28,11 @@ class Teacher:
         self._keeps: bool | None = None if tokens * weight.shape[1] * weight.element_size() <= MOST_KEPT else False
         self._head.register_forward_pre_hook(lambda _, given: setattr(self._entering, "hidden", given[0]))
 
+    @property
+    def vocabulary(self) -> int:
+        """How many ids it gives a logit."""
+        return int(self._head.weight.shape[0])
+
     @torch.no_grad()
     def logits(self, key: str, ids: Tensor) -> Tensor:
         """Of the chunk called `key`, which always has the same `ids` (windows, seq_len)."""

@@ -111,6 +111,8 @@ def _model_anchored(source: str | Path) -> str | None:
 def _stage_anchored(stage: Stage) -> Stage:
     if isinstance(stage, DistillStage) and stage.teacher is not None:
         stage = stage.model_copy(update={"teacher": _model_anchored(stage.teacher)})
+    if isinstance(stage, DistillStage) and stage.cache is not None:
+        stage = stage.model_copy(update={"cache": str(Path(stage.cache).resolve())})
     if stage.calibration is None:
         return stage
     parts = tuple(Part(_text_anchored(part.source), part.share) for part in parse_mix(stage.calibration.source))

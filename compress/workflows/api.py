@@ -219,6 +219,7 @@ def distill(
     full: bool = False,
     learning_rate: float | None = None,
     batch_size: int | None = None,
+    teacher_cache: PathLike | None = None,
     recipe: PathLike | None = None,
     data: str | None = None,
     samples: int | None = None,
@@ -246,6 +247,7 @@ def distill(
         full: Whether all weights learn, in place of adapters.
         learning_rate: Default 6e-3 for adapters, 1e-3 for all weights; in models wider than 256, less in proportion.
         batch_size: Windows per step; default 8.
+        teacher_cache: Directory where the teacher's top tokens are kept, to learn from by `topk-kl`.
         recipe: A recipe file to start from; the settings above override it.
         data: Name of a packaged text or path of a UTF-8 file to learn on; default `tales`.
         samples: Windows of it, held-out ones too; default all.
@@ -280,6 +282,7 @@ def distill(
         full=full,
         learning_rate=learning_rate,
         batch_size=batch_size,
+        cache=None if teacher_cache is None else str(Path(teacher_cache).resolve()),
         data=data,
         samples=samples,
         seq_len=seq_len,

@@ -1,0 +1,151 @@
+"""What a teacher says of a text, written once: its most likely tokens at every place, for any number of trainings.
+
+    CACHE/<key>/shards.jsonl          one checksummed line per finished shard, the only authority on what is there
+    CACHE/<key>/shard-00000.safetensors   ids (chunks, places, k) and log-probabilities (float16) of as many chunks
+
+The key is a hash over all that decides the content: format version, teacher, tokens, k, vocabulary, compute dtype. A
+killed writer goes on behind its last finished shard; a shard that is damaged is written again. Before a cache is used
+a few of its chunks are scored anew by the teacher.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from compress.artifact import durable
+from compress.artifact.canonical import sha256_file, sha256_json
+from compress.artifact.journal import Journal
+from compress.artifact.lock import FileLock
+from compress.artifact.tensorfile import load_tensors, write_tensors
+from compress.distillation.truncated import top_k
+from compress.errors import IntegrityError, UserError
+from compress.pipeline.distill_job import DistillJob
+from compress.pipeline.distill_teacher import Teacher
+from compress.progress import Progress
+
+VERSION = 1
+SHARD_CHUNKS = 64
+MOST_BYTES = 60
+"""Per token."""
+CHECKED_CHUNKS = 3
+CHECK_TOLERANCE = 0.05
+SHORT_IDS = 1 << 16
+
+
+def bytes_per_token(k: int, vocabulary: int) -> int:
+    """Stored bytes of one place of the text."""
+    return k * (2 + (2 if vocabulary <= SHORT_IDS else 4))
+
+
+class TeacherCache:
+    """The most likely tokens of every training chunk, by its number, among the ids below `vocabulary`."""
+
+    def __init__(self, job: DistillJob, k: int, teacher: Teacher, progress: Progress) -> None:
+        """Opens the cache of this job and writes what it lacks.
+
+        Raises:
+            UserError: more than MOST_BYTES per token, or another process is writing this cache.
+            IntegrityError: its content is not what this teacher says.
+            WorkError: it cannot be written.
+        """
+        assert job.stage.cache is not None
+        self._job, self._k, self._teacher = job, k, teacher
+        self._chunks = job.training
+        self.vocabulary = min(job.skeleton.vocabulary, teacher.vocabulary)
+        need = bytes_per_token(k, self.vocabulary)
+        if need > MOST_BYTES:
+            most = MOST_BYTES // (need // k)
+            raise UserError(
+                f"a teacher cache with k {k} takes {need} bytes per token, and at most {MOST_BYTES} are kept",
+                f"use k: {most} or less in the recipe's method",
+            )
+        self.path = Path(job.stage.cache) / self._key()
+        for directory in (*reversed(self.path.parents), self.path):
+            durable.make_directory(directory)
+        lock = FileLock(self.path / ".lock", self.path)
+        try:
+            self._complete(progress)
+        finally:
+            lock.release()
+        self._shards: dict[int, dict[str, Tensor]] = {}
+        self._check()
+
+    def read(self, number: int) -> tuple[Tensor, Tensor]:
+        """Log-probabilities (tokens, k) float32 and ids (tokens, k) int64 of one training chunk."""
+        shard, place = divmod(number, SHARD_CHUNKS)
+        if shard not in self._shards:
+            self._shards[shard] = load_tensors(self.path / _name(shard))
+        stored = self._shards[shard]
+        return stored["log_probabilities"][place].float(), stored["ids"][place].to(torch.int64)
+
+    def _key(self) -> str:
+        job = self._job
+        return sha256_json(
+            {
+                "version": VERSION,
+                "teacher": job.teacher.digest(),
+                "tokens": job.calibration.sha256,
+                "held_out": job.stage.calibration.held_out,
+                "k": self._k,
+                "vocabulary": self.vocabulary,
+                "dtype": str(job.skeleton.dtype),
+            }
+        )[:32]
+
+    def _complete(self, progress: Progress) -> None:
+        journal = Journal(self.path / "shards.jsonl")
+        sound = 0
+        while sound < len(journal.entries) and self._intact(journal.entries[sound]):
+            sound += 1
+        journal.keep(sound)
+        count = -(-len(self._chunks) // SHARD_CHUNKS)
+        if sound == count:
+            return
+        progress.begin("writing down what the teacher says", count)
+        for shard in range(count):
+            if shard >= sound:
+                journal.append(self._write(shard))
+            progress.advance(f"shard {shard}")
+        progress.end()
+
+    def _intact(self, entry: dict[str, str]) -> bool:
+        file = self.path / entry["file"]
+        return file.is_file() and sha256_file(file) == entry["sha256"]
+
+    def _write(self, shard: int) -> dict[str, str]:
+        first = shard * SHARD_CHUNKS
+        found = [self._live(number) for number in range(first, min(first + SHARD_CHUNKS, len(self._chunks)))]
+        short = torch.uint16 if self.vocabulary <= SHORT_IDS else torch.int32
+        tensors = {
+            "log_probabilities": torch.stack([values.to(torch.float16) for values, _ in found]),
+            "ids": torch.stack([ids.to(short) for _, ids in found]),
+        }
+        durable.unlink(self.path / _name(shard))  # a damaged one may be mapped by another process, which keeps it so
+        _, sha256 = write_tensors(self.path / _name(shard), tensors)
+        durable.fsync_dir(self.path)
+        return {"file": _name(shard), "sha256": sha256}
+
+    def _live(self, number: int) -> tuple[Tensor, Tensor]:
+        logits = self._teacher.logits(f"train-{number}", self._chunks[number])[:, :-1]
+        wide = logits.reshape(-1, logits.shape[-1])[:, : self.vocabulary]
+        return top_k(wide.float(), self._k)
+
+    def _check(self) -> None:
+        """Scores a few chunks anew, the first and the last among them."""
+        last = len(self._chunks) - 1
+        for number in sorted({round(i * last / (CHECKED_CHUNKS - 1)) for i in range(CHECKED_CHUNKS)}):
+            values, ids = self.read(number)
+            now, now_ids = self._live(number)
+            far = (values.exp() - now.exp()).abs().max()
+            if not float(far) <= CHECK_TOLERANCE or float((ids[:, 0] == now_ids[:, 0]).float().mean()) < 0.95:
+                raise IntegrityError(
+                    f"the teacher cache {self.path} does not hold what {self._job.teacher_name} says of this text",
+                    "remove it: it is written again",
+                )
+
+
+def _name(shard: int) -> str:
+    return f"shard-{shard:05d}.safetensors"
