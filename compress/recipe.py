@@ -156,6 +156,7 @@ class QuantizeStage(_Section):
     scheme: Annotated[AnyScheme, BeforeValidator(_spelled_out)] = SchemeConfig()
     overrides: list[Override] = Field(default_factory=list)
     ignore: list[StrictStr] = Field(default_factory=list)
+    kv_cache: Literal["fp8"] | None = None
     refine: Annotated[RefineConfig | None, BeforeValidator(_switch)] = None
     calibration: CalibrationConfig | None = None
 
@@ -176,6 +177,11 @@ class QuantizeStage(_Section):
             refusal = self.method.refusal(scheme) or (None if self.refine is None else self.refine.refusal(scheme))
             if refusal:
                 raise ValueError(refusal)
+        if self.kv_cache is not None and self.schemes[0].inputs is None:
+            said = f"scales of a cache go with a scheme that rounds inputs, not {self.schemes[0].name}"
+            raise ValueError(f"kv_cache: {said}")
+        if self.kv_cache is not None and self.refine is not None:
+            raise ValueError("kv_cache: refine would move what its scales were calibrated on: leave one of the two out")
         return _with_calibration(self, self.reads_text or self.refine is not None)
 
     @property
@@ -185,8 +191,8 @@ class QuantizeStage(_Section):
 
     @property
     def reads_text(self) -> bool:
-        """Whether the method or a layout learns from calibration text, refining aside."""
-        return self.method.calibrated or any(map(needs_calibration, self.schemes))
+        """Whether the method, the cache or a layout learns from calibration text, refining aside."""
+        return self.method.calibrated or self.kv_cache is not None or any(map(needs_calibration, self.schemes))
 
 
 class PruneStage(_Section):
@@ -378,6 +384,7 @@ class Recipe(_Section):
                 "calibration",
                 "overrides",
                 "refine",
+                "kv_cache",
             ):
                 if key in stage and stage[key] in (None, []):
                     del stage[key]

@@ -14,8 +14,8 @@ from compress.errors import UserError
 from compress.quantization.configs import METHODS
 from compress.recipe import Recipe, needs_calibration, parse_recipe, scheme_settings
 from compress.recipe_yaml import apply_override, find_recipe, read_yaml
-from compress.schemes import FIXED_SCHEMES, parse_scheme
-from compress.types import Fp8Scheme, Scheme
+from compress.schemes import FIXED_SCHEMES, USUAL_METHODS, parse_scheme
+from compress.types import Scheme
 
 DEFAULT_METHOD = "awq"
 FLAGS_HINT = "`compress methods` lists methods, their settings and schemes; `compress quantize --help` the options"
@@ -30,6 +30,7 @@ class Settings:
     group_size: int | str | None = None
     symmetric: bool | None = None
     scheme: str | None = None
+    kv_cache: str | None = None
     ignore: Sequence[str] = ()
     refine: bool | None = None
     calib: str | None = None
@@ -41,7 +42,8 @@ class Settings:
     def for_stage(self) -> bool:
         """Whether anything given belongs to a stage (rather than to the whole recipe)."""
         given = (self.method, self.bits, self.group_size, self.symmetric, self.scheme, self.calib, self.samples)
-        return any(value is not None for value in (*given, self.seq_len, self.refine)) or bool(self.ignore)
+        others = (self.seq_len, self.refine, self.kv_cache)
+        return any(value is not None for value in (*given, *others)) or bool(self.ignore)
 
 
 def build_recipe(
@@ -86,6 +88,8 @@ def only_stage(data: dict[str, Any], base: str | Path | None) -> dict[str, Any]:
 def _set_stage(stage: dict[str, Any], settings: Settings) -> list[str]:
     """Writes the given settings into plain stage data, in place; returns notes."""
     _set_scheme(stage, settings)
+    if settings.kv_cache is not None:
+        stage["kv_cache"] = settings.kv_cache
     set_method(stage, settings.method, _default_method(_fixed(stage["scheme"])))
     add_ignored(stage, settings.ignore)
     if settings.refine is not None:
@@ -114,7 +118,7 @@ def _default_method(fixed: Scheme | None) -> str:
     """What is meant by a scheme without a method."""
     if fixed is None:
         return DEFAULT_METHOD
-    return "rtn" if isinstance(fixed, Fp8Scheme) else "smoothquant"
+    return USUAL_METHODS.get(fixed.name, "rtn")
 
 
 def _set_scheme(stage: dict[str, Any], settings: Settings) -> None:
@@ -189,6 +193,7 @@ def set_calibration(
     now = stage["method"]
     config = methods.get(str(now.get("kind") if isinstance(now, dict) else now))
     reads_text = stage.get("refine") not in (None, False) or stage.get("allocation") == "owl"
+    reads_text |= stage.get("kv_cache") is not None
     if config is not None and not config.calibrated and not _static(stage.get("scheme")) and not reads_text:
         dropped = stage.pop("calibration", None) if settings.method is not None else None
         name = str(now.get("kind") if isinstance(now, dict) else now)

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 
 from compress.errors import UserError
-from compress.types import FP8_TILE, Fp8Scheme, InputScheme, IntScheme, Scheme
+from compress.types import FP8_TILE, BlockFloatScheme, Fp8Scheme, InputScheme, IntScheme, Scheme
 
 BITS = tuple(range(2, 9))
 INTEGER_SCHEMES: tuple[str, ...] = tuple(f"W{bits}A16{suffix}" for bits in BITS for suffix in ("", "_ASYM"))
@@ -20,8 +20,14 @@ FIXED_SCHEMES: dict[str, Scheme] = {
     "FP8_DYNAMIC": Fp8Scheme("channel", InputScheme("float", "token")),
     "FP8_STATIC": Fp8Scheme("tensor", InputScheme("float", "tensor")),
     "FP8_BLOCK": Fp8Scheme("tile", InputScheme("float", "group", FP8_TILE)),
+    "NVFP4": BlockFloatScheme(4, "e4m3", InputScheme("float", "group", 16, 4, "e4m3")),
+    "NVFP4A16": BlockFloatScheme(4, "e4m3"),
+    "MXFP4": BlockFloatScheme(4, "e8m0", InputScheme("float", "group", 32, 4, "e8m0")),
+    "MXFP4A16": BlockFloatScheme(4, "e8m0"),
+    "MXFP8": BlockFloatScheme(8, "e8m0", InputScheme("float", "group", 32, 8, "e8m0")),
+    "MXFP8A16": BlockFloatScheme(8, "e8m0"),
 }
-"""Layouts of weights and inputs, complete by their names."""
+"""Layouts that are complete by their names."""
 
 MEANINGS: dict[str, str] = {
     "W8A8": "int8 weights per channel, int8 inputs per token",
@@ -29,7 +35,20 @@ MEANINGS: dict[str, str] = {
     "FP8_DYNAMIC": "FP8 E4M3 weights per channel, FP8 inputs per token",
     "FP8_STATIC": "FP8 E4M3 weights per tensor, FP8 inputs with one calibrated scale",
     "FP8_BLOCK": "FP8 E4M3 weights per 128 x 128 tile, FP8 inputs per token and 128 inputs",
+    "NVFP4": "FP4 E2M1 weights and inputs in blocks of 16, FP8 scales, one calibrated number for inputs",
+    "NVFP4A16": "FP4 E2M1 weights in blocks of 16, FP8 scales",
+    "MXFP4": "FP4 E2M1 weights and inputs in blocks of 32, powers of two as scales",
+    "MXFP4A16": "FP4 E2M1 weights in blocks of 32, powers of two as scales",
+    "MXFP8": "FP8 E4M3 weights and inputs in blocks of 32, powers of two as scales",
+    "MXFP8A16": "FP8 E4M3 weights in blocks of 32, powers of two as scales",
 }
+
+
+USUAL_METHODS: dict[str, str] = {
+    **dict.fromkeys(("W8A8", "W8A8_STATIC"), "smoothquant"),
+    **dict.fromkeys(("NVFP4", "NVFP4A16", "MXFP4", "MXFP4A16"), "gptq"),
+}
+"""What is meant by a scheme without a method; `rtn` by those that are not here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +69,7 @@ def parse_scheme(name: str) -> NamedScheme:
     """
     given = name.strip().upper().replace("-", "_")
     if given in FIXED_SCHEMES:
-        return NamedScheme(given, 8, True, FIXED_SCHEMES[given])
+        return NamedScheme(given, FIXED_SCHEMES[given].bits, True, FIXED_SCHEMES[given])
     if "E5M2" in given:
         raise UserError(
             f"scheme {name!r}: FP8 E5M2 is not for weights: it rounds to 2 bits of mantissa where E4M3 keeps 3, for a "

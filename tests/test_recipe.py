@@ -231,6 +231,8 @@ def test_scheme_names_and_flags_build_the_same_layouts(settings: Settings, expec
         Settings(scheme="NVFP5"),
         Settings(scheme="W8A8", bits=4),
         Settings(scheme="W8A8", group_size=128),
+        Settings(scheme="NVFP4", bits=8),
+        Settings(scheme="MXFP4", group_size=32),
         Settings(scheme="FP8_DYNAMIC", symmetric=False, method="rtn"),
         Settings(scheme="FP8_E5M2", method="rtn"),
         Settings(scheme="W8A8", method="awq"),
@@ -328,7 +330,7 @@ def test_a_scheme_may_be_named_in_a_recipe_or_by_a_flag(name: str) -> None:
     assert by_flag.hash() == by_name.hash() == spelled_out.hash()
     stage = by_flag.stages[0]
     assert stage.scheme.to_scheme() == FIXED_SCHEMES[name]
-    assert (stage.calibration is not None) == name.endswith("_STATIC")
+    assert (stage.calibration is not None) == name.endswith(("_STATIC", "NVFP4"))
     assert yaml.safe_load(by_flag.to_yaml())["stages"][0]["scheme"] == {"name": name}
     assert parse_recipe(yaml.safe_load(by_flag.to_yaml())) == by_flag
 
@@ -346,6 +348,8 @@ def test_smoothquant_means_w8a8_unless_told_otherwise() -> None:
         assert recipe.stages[0].scheme.to_scheme() == FIXED_SCHEMES["W8A8"]
     assert build_recipe(Settings(scheme="W8A8"))[0].stages[0].method.kind == "smoothquant"
     assert build_recipe(Settings(scheme="FP8_BLOCK"))[0].stages[0].method.kind == "rtn"
+    assert build_recipe(Settings(scheme="NVFP4"))[0].stages[0].method.kind == "gptq"
+    assert build_recipe(Settings(scheme="mxfp8"))[0].stages[0].method.kind == "rtn"
     named = build_recipe(Settings(method="smoothquant", scheme="W8A8_STATIC"))[0]
     assert named.stages[0].scheme.to_scheme() == FIXED_SCHEMES["W8A8_STATIC"]
 
@@ -360,6 +364,8 @@ def test_smoothquant_means_w8a8_unless_told_otherwise() -> None:
         ({"method": "awq", "scheme": "W8A8"}, "awq is for weights alone"),
         ({"method": "gptq", "scheme": "FP8_BLOCK"}, "gptq rounds to integers"),
         ({"method": {"kind": "rtn", "scale_search": True}, "scheme": "FP8_BLOCK"}, "scale_search is for integers"),
+        ({"method": "awq", "scheme": "NVFP4A16"}, "awq is for integers"),
+        ({"method": "sweep", "scheme": "FP8_DYNAMIC"}, "sweep is for scales of groups"),
         ({"method": "smoothquant", "scheme": "W4A16"}, "smoothquant is for schemes that round inputs"),
         ({"method": {"kind": "smoothquant", "rounding": "gptq"}, "scheme": "FP8_STATIC"}, "gptq rounds to integers"),
         ({"method": "rtn", "scheme": "W8A8", "calibration": {}}, "rtn reads no calibration text"),

@@ -9,6 +9,8 @@ from compress.artifact.ledger import LedgerEntry
 from compress.artifact.manifest import Parent, SizesRecord, TensorRecord
 from compress.formats.safetensors_header import ELEMENT_BYTES
 
+_BESIDE = (".weight_shape", ".k_scale", ".v_scale")  # what is stored for a linear and is not its weight
+
 
 def tensor_nbytes(record: TensorRecord) -> int:
     """Bytes of one stored tensor."""
@@ -26,8 +28,8 @@ def sizes(
     """The sizes of an artifact whose weight files are `file_bytes` long.
 
     Weights are counted from the source's shapes, or the output's where rows or columns were cut; a tied copy is not
-    counted again, and a dropped tensor is not a weight of the output. The few bytes that spell a packed tensor's shape
-    are in the file's bits, not the linears'.
+    counted again, and a dropped tensor is not a weight of the output. The few bytes that spell a packed tensor's shape,
+    or that scale the cache, are in the file's bits, not the linears'.
     """
     parameters = sum(
         math.prod(_shape(source_shapes[name], entry, tensors))
@@ -36,7 +38,7 @@ def sizes(
     )
     quantized = {name: entry for name, entry in ledger.items() if entry.action == "quantized"}
     quantized_parameters = sum(math.prod(source_shapes[name]) for name in quantized)
-    stored = {name for entry in quantized.values() for name in entry.into if not name.endswith(".weight_shape")}
+    stored = {name for entry in quantized.values() for name in entry.into if not name.endswith(_BESIDE)}
     quantized_bits = 8 * sum(tensor_nbytes(tensors[name]) for name in stored)
     all_bits = 8 * sum(tensor_nbytes(record) for record in tensors.values())
     return SizesRecord(

@@ -177,6 +177,14 @@ class Quantize(Run):
         bool | None,
         typer.Option("--sym/--asym", help="Zero point absent or stored; --sym if left out.", rich_help_panel=METHOD),
     ] = None
+    kv_cache: Annotated[
+        str | None,
+        typer.Option(
+            help="fp8: calibrate and store scales of an FP8 key and value cache, with schemes that round inputs.",
+            metavar="NAME",
+            rich_help_panel=METHOD,
+        ),
+    ] = None
     refine: Annotated[
         bool | None,
         typer.Option(
@@ -234,6 +242,7 @@ class Quantize(Run):
             group_size=None if within else parse_group_size(self.group_size),
             symmetric=self.symmetric,
             scheme=self.scheme,
+            kv_cache=self.kv_cache,
             ignore=self.ignore,
             refine=self.refine,
             calib=self.calib,

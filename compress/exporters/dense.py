@@ -27,13 +27,14 @@ from compress.artifact.tensorfile import dtype_name, encode_header, file_order, 
 from compress.artifact.verify import require_sound
 from compress.errors import UserError
 from compress.formats import bitmask
-from compress.formats.layouts import SCALE_SUFFIX
+from compress.formats.layouts import PACKED_SUFFIX, SCALE_SUFFIX, decoded_dtype
 from compress.formats.safetensors_header import TORCH_NAMES
 from compress.models.checkpoint import Checkpoint
 from compress.models.families import family_of
 from compress.models.meta import build
 from compress.progress import NullProgress, Progress
-from compress.runtime.native_reader import LazyWeight, conv1d_linears, dense_state
+from compress.runtime.native_reader import LazyWeight, conv1d_linears, dense_state, schemes_of
+from compress.types import Scheme
 
 PROVENANCE_NAME = "compress_export.json"
 _SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
@@ -66,8 +67,9 @@ def export_dense(
 ) -> Export:
     """Writes the artifact as a dense model directory at `output`, which appears complete or not at all.
 
-    Weights get the dtype of their scales, which is the source's. `compress_export.json` names the artifact. Where the
-    artifact rounds inputs too, the export keeps the rounding of the weights alone.
+    Weights get the dtype of their scales, which is the source's; blocks of floats bfloat16, which holds them exactly.
+    `compress_export.json` names the artifact. Where the artifact rounds inputs too, the export keeps the rounding of
+    the weights alone.
 
     Raises:
         UserError: no artifact there, or `output` holds something.
@@ -84,10 +86,10 @@ def export_dense(
     weights: Mapping[str, LazyWeight]
     if "quantization_config" in checkpoint.config:
         conv1d = conv1d_linears(build(config, family_of(config.get("model_type")), torch.float32))
-        weights = dense_state(checkpoint, conv1d)
+        weights, schemes = dense_state(checkpoint, conv1d), schemes_of(checkpoint)
     else:
-        conv1d, weights = set(), {name: LazyWeight(checkpoint, name) for name in checkpoint.index}
-    rows = [_row(checkpoint, name, conv1d) for name in sorted(weights, key=natural_key)]
+        conv1d, schemes, weights = set(), {}, {name: LazyWeight(checkpoint, name) for name in checkpoint.index}
+    rows = [_row(checkpoint, name, conv1d, schemes) for name in sorted(weights, key=natural_key)]
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(lock_path(target), target)
     try:
@@ -127,20 +129,28 @@ def _remove_unfinished(beside: Path, source: Artifact) -> None:
     durable.remove_tree(beside, last=PROVENANCE_NAME)
 
 
-def _row(checkpoint: Checkpoint, name: str, conv1d: Collection[str]) -> _Row:
+def _row(checkpoint: Checkpoint, name: str, conv1d: Collection[str], schemes: Mapping[str, Scheme]) -> _Row:
     """Layout of one dense tensor, known without decoding it."""
     linear = name.removesuffix(".weight")
-    scale = checkpoint.index.get(linear + SCALE_SUFFIX) if name.endswith(".weight") else None
-    info = checkpoint.index.get(name)
-    if info is not None:
-        dtype, shape = info.dtype, tuple(info.shape)
-    else:
-        shape = tuple(int(extent) for extent in checkpoint.read(f"{linear}.weight_shape"))
+    scheme = schemes.get(linear) if name.endswith(".weight") else None
     if (values := checkpoint.index.get(f"{linear}.{bitmask.VALUES}")) is not None:
-        dtype = values.dtype
-    if scale is not None:
-        dtype, shape = scale.dtype, shape[::-1] if linear in conv1d else shape
+        dtype, shape = values.dtype, tuple(int(extent) for extent in checkpoint.read(f"{linear}.weight_shape"))
+    elif scheme is None:
+        dtype, shape = checkpoint.index[name].dtype, tuple(checkpoint.index[name].shape)
+    else:
+        dtype = decoded_dtype(scheme, checkpoint.index[linear + SCALE_SUFFIX].dtype)
+        shape = _shape(checkpoint, linear, scheme)
+        shape = shape[::-1] if linear in conv1d else shape
     return _Row(name, dtype_name(torch.empty(0, dtype=dtype)), shape, math.prod(shape) * dtype.itemsize)
+
+
+def _shape(checkpoint: Checkpoint, linear: str, scheme: Scheme) -> tuple[int, ...]:
+    """(out, in) of a quantised weight."""
+    if f"{linear}.weight_shape" in checkpoint.index:
+        return tuple(int(extent) for extent in checkpoint.read(f"{linear}.weight_shape"))
+    if (codes := checkpoint.index.get(linear + PACKED_SUFFIX)) is not None:
+        return (codes.shape[0], codes.shape[1] * 8 // scheme.bits)
+    return tuple(checkpoint.index[f"{linear}.weight"].shape)
 
 
 def _write_weights(

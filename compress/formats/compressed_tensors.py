@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from compress.errors import IntegrityError
-from compress.types import FP8_TILE, Fp8Scheme, InputScheme, IntScheme, Scheme
+from compress.formats import block_groups, kv_cache
+from compress.types import FP8_TILE, BlockFloatScheme, Fp8Scheme, InputScheme, IntScheme, Scheme
 
 PACKED = "pack-quantized"
 INTEGERS = "int-quantized"
@@ -27,13 +28,19 @@ _FP8_GRANULARITIES: dict[Any, Literal["tensor", "channel", "tile"]] = {
 
 def format_of(scheme: Scheme) -> str:
     """The name of the layout that stores a scheme."""
+    if isinstance(scheme, BlockFloatScheme):
+        return block_groups.FORMATS[scheme.scale_type, scheme.bits]
     if isinstance(scheme, Fp8Scheme):
         return FLOATS
     return PACKED if scheme.inputs is None else INTEGERS
 
 
-def quantization_config(schemes: Mapping[str, Scheme], ignored: Iterable[str]) -> dict[str, Any]:
+def quantization_config(
+    schemes: Mapping[str, Scheme], ignored: Iterable[str], fp8_cache: bool = False
+) -> dict[str, Any]:
     """Builds the config for linears with their schemes; `ignored` are the linears that stay in high precision.
+
+    fp8_cache: whether scales of keys and values are stored too.
 
     One scheme for everything targets the class `Linear` (what every engine reads); several schemes get one group each
     with explicit name patterns.
@@ -44,14 +51,16 @@ def quantization_config(schemes: Mapping[str, Scheme], ignored: Iterable[str]) -
     single = len(groups) == 1
     formats = sorted({format_of(scheme) for scheme in groups})
     # transformers makes room for unpacked zero points where it keeps weights packed, and then refuses the packed ones.
-    loading = {} if all(scheme.symmetric for scheme in groups) else {"dequantize": True}
+    # Of blocks of floats it makes bfloat16 weights whatever the model computes in, unless it dequantises them itself.
+    alone = single and all(isinstance(scheme, BlockFloatScheme) and scheme.inputs is None for scheme in groups)
+    loading = {"dequantize": True} if alone or not all(scheme.symmetric for scheme in groups) else {}
     return {
         **loading,
         "quant_method": "compressed-tensors",
         "format": formats[0] if len(formats) == 1 else MIXED,
         "quantization_status": "compressed",
         "global_compression_ratio": None,
-        "kv_cache_scheme": None,
+        "kv_cache_scheme": {**kv_cache.SCHEME} if fp8_cache else None,
         "ignore": sorted(ignored),
         "config_groups": {
             f"group_{i}": {
@@ -104,7 +113,10 @@ def scheme_of_group(group: Mapping[str, Any]) -> Scheme:
     Raises:
         IntegrityError: it is none that this version reads.
     """
-    weights, inputs = group["weights"], _inputs(group.get("input_activations") or None)
+    weights = group["weights"]
+    if (blocks := block_groups.scheme_of(weights, group.get("input_activations"))) is not None:
+        return blocks
+    inputs = _inputs(group.get("input_activations") or None)
     strategy, symmetric = weights.get("strategy"), bool(weights.get("symmetric", True))
     if weights.get("type") == "int" and strategy in ("group", "channel"):
         size = weights["group_size"] if strategy == "group" else None
@@ -147,6 +159,8 @@ def _matches(target: str, name: str) -> bool:
 
 
 def _weight_args(scheme: Scheme) -> dict[str, Any]:
+    if isinstance(scheme, BlockFloatScheme):
+        return block_groups.arguments(scheme, dynamic=False)
     if isinstance(scheme, Fp8Scheme):
         tile = {"block_structure": [FP8_TILE, FP8_TILE]} if scheme.granularity == "tile" else {}
         strategy = {"tensor": "tensor", "channel": "channel", "tile": "block"}[scheme.granularity]
@@ -163,6 +177,8 @@ def _weight_args(scheme: Scheme) -> dict[str, Any]:
 
 
 def _input_args(inputs: InputScheme) -> dict[str, Any]:
+    if inputs.scale_type != "float":
+        return block_groups.input_arguments(inputs)
     return {
         "num_bits": 8,
         "type": inputs.type,

@@ -11,6 +11,7 @@ from torch import Tensor
 from compress.types import FP8_HIGHEST, FP8_TILE
 
 E4M3 = torch.float8_e4m3fn
+HIGHEST = FP8_HIGHEST
 
 
 def encode(values: Tensor) -> Tensor:

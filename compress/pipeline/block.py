@@ -21,12 +21,14 @@ from compress.pipeline.source import read_weight
 class BlockResult:
     """linears: the quantised ones. changed: other float tensors that differ from the source, by checkpoint name.
 
+    added: tensors that the source has no counterpart of, by checkpoint name, for each linear that they belong to.
     fallbacks: of the block as a whole; those of one linear are in its QuantizedLinear. activations: entering the next
     block, None for data-free methods.
     """
 
     linears: list[QuantizedLinear] = field(default_factory=list)
     changed: dict[str, Tensor] = field(default_factory=dict)
+    added: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     fallbacks: list[Fallback] = field(default_factory=list)
     activations: Activations | None = None
 

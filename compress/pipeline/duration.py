@@ -14,9 +14,9 @@ from compress.pipeline.job import Job
 from compress.pipeline.linears import SAMPLE_TOKENS
 from compress.pipeline.refine_plan import refine_operations
 from compress.quantization import awq, hqq, rtn
-from compress.quantization.configs import AwqConfig, HqqConfig, RtnConfig, SmoothQuantConfig
+from compress.quantization.configs import AwqConfig, HqqConfig, RtnConfig, SmoothQuantConfig, SweepConfig
 from compress.quantization.grid import quantize, search_grid
-from compress.types import IntScheme, Scheme
+from compress.types import BlockFloatScheme, IntScheme, Scheme
 
 TILE_ROWS = 64
 TILE_WIDTH = 256
@@ -57,7 +57,7 @@ def _single_threaded(job: Job) -> float:
         scaling = job.stage.method
         tried = (scaling.grid * (2 if scaling.duo_scaling else 1)) if scaling.scale_search else 0
         smoothing = tokens * forward * product + tried * _over_schemes(job, specs, _candidate_rate)
-    if isinstance(method, RtnConfig | HqqConfig | AwqConfig):
+    if isinstance(method, RtnConfig | SweepConfig | HqqConfig | AwqConfig):
         return tokens * forward * product + rounding + smoothing
     squares = sum(spec.in_features**2 for spec in specs if not spec.name.endswith(SHARING))
     cubes = sum(float(spec.out_features) * spec.in_features**2 for spec in specs)
@@ -82,8 +82,9 @@ def _refining(job: Job) -> float:
 def rounding_rate(job: Job, scheme: Scheme) -> float:
     """Seconds per weight of choosing its grid and rounding to it, as the method does."""
     tile, method = _tile(scheme), job.rounding
-    if isinstance(method, RtnConfig):
-        return _seconds(lambda: rtn.transform(tile, scheme, method, torch.float32)) / tile.numel()
+    if isinstance(method, RtnConfig) or isinstance(scheme, BlockFloatScheme):
+        plain = method if isinstance(method, RtnConfig) else RtnConfig(scale_search=True)
+        return _seconds(lambda: rtn.transform(tile, scheme, plain, torch.float32)) / tile.numel()
     assert isinstance(scheme, IntScheme)
     if isinstance(method, HqqConfig):
         return _seconds(lambda: hqq.transform(tile, scheme, method, torch.float32)) / tile.numel()

@@ -14,6 +14,7 @@ from compress.models.skeleton import LinearSpec
 from compress.pipeline.block import BlockResult, OpenBlock, Workers, open_block
 from compress.pipeline.inputs import Activations
 from compress.pipeline.job import Job
+from compress.pipeline.kv_ranges import KvRanges
 from compress.pipeline.linears import (
     UNSEEN,
     QuantizedLinear,
@@ -23,11 +24,12 @@ from compress.pipeline.linears import (
     round_searched,
     rounded,
 )
+from compress.pipeline.ranges import shared_ranges
 from compress.pipeline.rounded_inputs import RoundedInputs
 from compress.pipeline.twin import Pair, pairs, twin_of
-from compress.quantization import gptq
+from compress.quantization import gptq, gptq_floats
 from compress.quantization.configs import GptqConfig
-from compress.types import QuantizedTensor
+from compress.types import BlockFloatScheme, Fp8Scheme, QuantizedTensor
 
 
 def through_block(
@@ -46,7 +48,9 @@ def through_block(
     opened, result = opened or open_block(job, block), BlockResult()
     live = opened.live
     by_name = {spec.name: spec for spec in specs}
+    highest = shared_ranges(job, specs, block, opened)
     rounding = RoundedInputs(job, live)
+    cached = KvRanges(job, opened)
     watched = {name: live[name] for name in by_name}
     forward = StagedForward(entering.runs(job.skeleton, opened.module), watched, workers.count)
     twin = twin_of(job, entering, specs, block, workers)
@@ -69,7 +73,7 @@ def through_block(
                 shared = gptq.Preconditioner(stats, method, workers.pool)
             assert shared is not None
             weight = reading.result()
-            quantized = _quantized(job, method, spec, weight, shared, workers.pool)
+            quantized = _quantized(job, method, spec, weight, shared, highest.get(spec.name), workers.pool)
             put(live[spec.name], quantized)
             forward.resume(stage)
             if report is not None:  # one at a time, because each holds a whole weight
@@ -80,18 +84,31 @@ def through_block(
     if report is not None:
         result.linears.append(report.result())
     for spec in by_name.values():  # experts that no token of the calibration text reached
-        result.linears.append(rounded(job, spec, opened.weight(job, spec), UNSEEN, workers.pool))
+        result.linears.append(
+            rounded(job, spec, opened.weight(job, spec), UNSEEN, workers.pool, highest.get(spec.name))
+        )
+    result.added = cached.scales()
     result.activations = entering.advanced(forward.outputs, [] if twin is None else twin.outputs)
     return result
 
 
 def _quantized(
-    job: Job, method: GptqConfig, spec: LinearSpec, weight: Tensor, shared: gptq.Preconditioner, pool: Executor
+    job: Job,
+    method: GptqConfig,
+    spec: LinearSpec,
+    weight: Tensor,
+    shared: gptq.Preconditioner,
+    highest: float | None,
+    pool: Executor,
 ) -> QuantizedTensor:
-    dtype, scheme = job.scale_dtype(spec), job.integers(spec)
+    dtype, scheme = job.scale_dtype(spec), job.schemes[spec.name]
     if shared.factored is None:
-        return round_searched(job, spec, weight, pool)
+        return round_searched(job, spec, weight, pool, highest)
+    assert not isinstance(scheme, Fp8Scheme)  # recipes refuse it
     shared.prepare(spec.out_features, scheme.groups(spec.in_features), pool)
+    if isinstance(scheme, BlockFloatScheme):
+        tall = gptq_floats.ROWS_PER_TILE
+        return in_tiles(weight, lambda rows: gptq_floats.transform(rows, shared, scheme, method, highest), pool, tall)
     return in_tiles(weight, lambda rows: gptq.transform(rows, shared, scheme, method, dtype), pool)
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from compress.errors import UserError
+from compress.models.kv_cache import KEY_LINEARS
 from compress.models.skeleton import LinearSpec, Skeleton
 from compress.pipeline.work import Problem, Work, ignored, matches
 from compress.quantization.configs import GptqConfig, MethodConfig
 from compress.recipe import QuantizeStage
-from compress.types import FP8_TILE, Fp8Scheme, IntScheme, Scheme
+from compress.types import FP8_TILE, IntScheme, Scheme
 
 NARROWEST_GROUP = 8
 
@@ -106,9 +107,23 @@ def assign(stage: QuantizeStage, skeleton: Skeleton) -> tuple[dict[str, Scheme],
                 said = " but ".join(f"{name} is {label}" for label, name in list(labels.items())[:-3:-1])
                 said += ": engines load them as one matrix"
                 problems.append(Problem(said, f"give all of {', '.join(group)} one scheme"))
+    if stage.kv_cache is not None:
+        problems += _uncached(skeleton, schemes)
     if not wanted:
         problems.append(Problem("every linear is ignored: nothing is left to quantise", "ignore fewer linears"))
     return schemes, reasons, problems
+
+
+def _uncached(skeleton: Skeleton, schemes: Mapping[str, Scheme]) -> list[Problem]:
+    """A problem where a block has no quantised linear of keys, beside which scales of the cache could be stored."""
+    for block in range(skeleton.num_blocks):
+        names = [spec.name for spec in skeleton.linears(block) if spec.name in schemes]
+        if not any(name.endswith(tuple(f".{linear}" for linear in KEY_LINEARS)) for name in names):
+            said = (
+                f"block {block} has no quantised {' or '.join(KEY_LINEARS)}, beside which scales of its cache could lie"
+            )
+            return [Problem(said, "leave kv_cache out, or do not ignore the attention")]
+    return []
 
 
 def _chosen(stage: QuantizeStage, wanted: Sequence[LinearSpec]) -> tuple[dict[str, Scheme], list[Problem]]:
@@ -139,8 +154,8 @@ def _misfits(scheme: Scheme, wanted: Sequence[LinearSpec]) -> list[Problem]:
     if nearest is not None:
         hint = f"use --group-size {nearest} (the nearest that divides every width), or --group-size channel"
     shared = f"group size {scheme.group_size}"
-    if isinstance(scheme, Fp8Scheme):
-        shared = f"the tile of {scheme.name}, {FP8_TILE},"
+    if not isinstance(scheme, IntScheme):
+        shared = f"the tile of {scheme.name}, {scheme.group_size or FP8_TILE},"
         hint = "use FP8_DYNAMIC, or leave those linears out with --ignore"
     misfits = [spec for spec in wanted if not scheme.fits(spec.in_features)]
     for width in sorted({spec.in_features for spec in misfits}):

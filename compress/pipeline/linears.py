@@ -19,7 +19,8 @@ from compress.artifact.layers import LayerRecord
 from compress.artifact.manifest import Fallback
 from compress.models.skeleton import LinearSpec
 from compress.pipeline.job import Job
-from compress.quantization.grid import quantize, search_grid
+from compress.quantization import rtn
+from compress.quantization.configs import RtnConfig
 from compress.types import QuantizedTensor, Scheme
 
 ROWS_PER_TILE = 128
@@ -39,19 +40,22 @@ class QuantizedLinear:
     input_scale: Tensor | None = None
 
 
-def in_tiles(weight: Tensor, quantize_rows: Callable[[Tensor], QuantizedTensor], pool: Executor) -> QuantizedTensor:
-    """Applies `quantize_rows` to tiles of rows of weight (out, in) and puts the results together."""
-    return join(list(pool.map(quantize_rows, weight.split(ROWS_PER_TILE))))
+def in_tiles(
+    weight: Tensor, quantize_rows: Callable[[Tensor], QuantizedTensor], pool: Executor, rows: int = ROWS_PER_TILE
+) -> QuantizedTensor:
+    """Applies `quantize_rows` to tiles of so many rows of weight (out, in) and puts the results together."""
+    return join(list(pool.map(quantize_rows, weight.split(rows))))
 
 
 def join(tiles: Sequence[QuantizedTensor]) -> QuantizedTensor:
-    """Stacks quantised row tiles."""
+    """Stacks quantised row tiles; what covers the whole matrix is the same in all."""
     zeros = [tile.zero_point for tile in tiles if tile.zero_point is not None]
     return QuantizedTensor(
         torch.cat([tile.codes for tile in tiles]),
         torch.cat([tile.scale for tile in tiles]),
         torch.cat(zeros) if zeros else None,
         tiles[0].scheme,
+        tiles[0].divisor,
     )
 
 
@@ -132,15 +136,19 @@ def finished(
     return QuantizedLinear(spec, quantized, layer, found, input_scale)
 
 
-def round_searched(job: Job, spec: LinearSpec, weight: Tensor, pool: Executor) -> QuantizedTensor:
-    """Rounds to nearest with searched scales."""
-    scheme, dtype = job.integers(spec), job.scale_dtype(spec)
-    return in_tiles(weight, lambda rows: quantize(rows, search_grid(rows, scheme, dtype)), pool)
+def round_searched(
+    job: Job, spec: LinearSpec, weight: Tensor, pool: Executor, highest: float | None = None
+) -> QuantizedTensor:
+    """Rounds to nearest with searched scales; `highest` as `rtn.transform` takes it."""
+    scheme, dtype, search = job.schemes[spec.name], job.scale_dtype(spec), RtnConfig(scale_search=True)
+    return in_tiles(weight, lambda rows: rtn.transform(rows, scheme, search, dtype, highest), pool)
 
 
-def rounded(job: Job, spec: LinearSpec, weight: Tensor, reason: str, pool: Executor) -> QuantizedLinear:
+def rounded(
+    job: Job, spec: LinearSpec, weight: Tensor, reason: str, pool: Executor, highest: float | None = None
+) -> QuantizedLinear:
     """A linear without usable statistics: rounded to nearest, recorded as a fallback."""
-    return finished(job, spec, round_searched(job, spec, weight, pool), weight, fallback=("rtn", reason))
+    return finished(job, spec, round_searched(job, spec, weight, pool, highest), weight, fallback=("rtn", reason))
 
 
 def live_weight(module: nn.Module) -> Tensor:

@@ -17,6 +17,7 @@ from compress.pipeline.job import Job
 from compress.pipeline.kinds import Fate
 from compress.pipeline.source import read_finite
 from compress.pipeline.work import Work
+from compress.types import IntScheme
 
 
 def block_tensors(job: Job, block: int, result: BlockResult, pool: Executor) -> tuple[dict[str, Tensor], Fate]:
@@ -28,6 +29,9 @@ def block_tensors(job: Job, block: int, result: BlockResult, pool: Executor) -> 
         stored = {f"{linear.spec.name}.{local}": tensor for local, tensor in local_tensors.items()}
         tensors |= stored
         fate[linear.spec.weight] = ("quantized", list(stored))
+    for linear_name, added in result.added.items():
+        tensors |= added
+        fate[f"{linear_name}.weight"][1].extend(added)
     for name, tensor in result.changed.items():
         tensors[name] = tensor
         fate[name] = ("folded", [name])
@@ -68,18 +72,18 @@ def ledger(job: Work, fate: Fate, sha256: Mapping[str, str]) -> dict[str, Ledger
 
 def config(job: Job) -> dict[str, Any]:
     """config.json of the artifact: the source's, plus how its weights are stored."""
-    quantization = quantization_config(job.schemes, _high_precision(job))
+    quantization = quantization_config(job.schemes, _high_precision(job), job.stage.kv_cache is not None)
     if not transformers_can_load(job):
         quantization = for_own_reader(quantization)
     return {**job.checkpoint.config, "quantization_config": quantization}
 
 
 def transformers_can_load(job: Job) -> bool:
-    """Whether compressed-tensors carries this: not Conv1D weights, and not zero points of fused experts."""
+    """Whether compressed-tensors carries this: not Conv1D weights, nor fused experts with zero points or as floats."""
     specs = [spec for spec in job.skeleton.linears() if spec.name in job.schemes]
     conv1d = any(spec.layout == "conv1d" for spec in specs)
-    asymmetric_experts = any(spec.expert is not None and not job.schemes[spec.name].symmetric for spec in specs)
-    return not conv1d and not asymmetric_experts
+    experts = [job.schemes[spec.name] for spec in specs if spec.expert is not None]
+    return not conv1d and all(isinstance(scheme, IntScheme) and scheme.symmetric for scheme in experts)
 
 
 def _high_precision(job: Job) -> Iterable[str]:

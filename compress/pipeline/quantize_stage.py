@@ -5,17 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from compress.pipeline import awq_block, gptq_block, hadamard_block, output, rtn_block, smoothquant_block
+from compress.pipeline import (
+    awq_block,
+    gptq_block,
+    hadamard_block,
+    output,
+    rtn_block,
+    smoothquant_block,
+    sweep_block,
+)
 from compress.pipeline.block import BlockResult, Workers
 from compress.pipeline.inputs import Activations
 from compress.pipeline.job import Job
 from compress.pipeline.kinds import Kind, Written
 from compress.pipeline.source import read_finite
-from compress.quantization.configs import AwqConfig, GptqConfig, HadamardConfig, HqqConfig, RtnConfig, SmoothQuantConfig
+from compress.quantization.configs import (
+    AwqConfig,
+    GptqConfig,
+    HadamardConfig,
+    HqqConfig,
+    RtnConfig,
+    SmoothQuantConfig,
+    SweepConfig,
+)
 
 THROUGH: dict[type[Any], Callable[..., BlockResult]] = {
     RtnConfig: rtn_block.through_block,
     HqqConfig: rtn_block.through_block,
+    SweepConfig: sweep_block.through_block,
     GptqConfig: gptq_block.through_block,
     AwqConfig: awq_block.through_block,
     SmoothQuantConfig: smoothquant_block.through_block,

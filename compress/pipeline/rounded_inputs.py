@@ -33,16 +33,18 @@ class RoundedInputs:
                 module.register_forward_pre_hook(self._hook(name))
 
     def calibrate(self, spec: LinearSpec, chunks: Sequence[Tensor]) -> None:
-        """Sets the scale of static inputs to what covers all chunks (tokens, in)."""
+        """Sets what is stored of the inputs, if anything is, to what covers all chunks (tokens, in)."""
         scheme = self._schemes.get(spec.name)
         if scheme is None or scheme.dynamic:
             return
         highest = max((float(chunk.abs().amax()) for chunk in chunks if chunk.numel()), default=0.0)
         wanted = torch.tensor([static_scale(highest, scheme)])
-        self._scales[spec.name] = stored_scale(wanted, self._job.scale_dtype(spec), round(scheme.steps + 0.5))
+        if scheme.scale_type == "float":
+            wanted = stored_scale(wanted, self._job.scale_dtype(spec), round(scheme.steps + 0.5))
+        self._scales[spec.name] = wanted
 
     def scale(self, name: str) -> Tensor | None:
-        """The stored scale (1,) of a linear's inputs; None where nothing is stored.
+        """What is stored (1,) of a linear's inputs; None where nothing is.
 
         Raises WorkError where one must be stored and no token told it.
         """

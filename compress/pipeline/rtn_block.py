@@ -16,7 +16,9 @@ from compress.models.skeleton import LinearSpec
 from compress.pipeline.block import BlockResult, OpenBlock, Workers, open_block, stages
 from compress.pipeline.inputs import Activations
 from compress.pipeline.job import Job
+from compress.pipeline.kv_ranges import KvRanges
 from compress.pipeline.linears import finished, in_tiles, put, sample_of
+from compress.pipeline.ranges import shared_ranges
 from compress.pipeline.rounded_inputs import RoundedInputs
 from compress.pipeline.source import read_weight
 from compress.quantization import hqq, rtn
@@ -28,7 +30,7 @@ DataFree = RtnConfig | HqqConfig
 
 def without_data(job: Job, method: DataFree, specs: Sequence[LinearSpec], block: int, workers: Workers) -> BlockResult:
     """Rounds every linear of the block."""
-    result, highest = BlockResult(), _highest(job, specs, block)
+    result, highest = BlockResult(), shared_ranges(job, specs, block)
     for spec in specs:
         weight = read_weight(job.checkpoint, spec)
         quantized = _rounded(job, method, spec, weight, highest.get(spec.name), workers.pool)
@@ -48,9 +50,10 @@ def through_block(
     """One pass through the block, pausing at each linear for the scale of its inputs; `opened` as a method before
     left it, None: as the source has it."""
     opened, result = opened or open_block(job, block), BlockResult()
-    highest = _highest(job, specs, block, opened)
+    highest = shared_ranges(job, specs, block, opened)
     by_name = {spec.name: spec for spec in specs}
     rounding = RoundedInputs(job, opened.live)
+    cached = KvRanges(job, opened)
     watched = {name: opened.live[name] for name in by_name}
     forward = StagedForward(entering.runs(job.skeleton, opened.module), watched, workers.count)
     with closing(stages(forward)) as reached:
@@ -75,6 +78,7 @@ def through_block(
         weight = opened.weight(job, spec)
         quantized = _rounded(job, method, spec, weight, highest.get(spec.name), workers.pool)
         result.linears.append(finished(job, spec, quantized, weight, input_scale=rounding.scale(spec.name)))
+    result.added = cached.scales()
     result.activations = entering.advanced(forward.outputs)
     return result
 
@@ -87,21 +91,4 @@ def _rounded(
         return in_tiles(weight, lambda rows: hqq.transform(rows, job.integers(spec), method, dtype), pool)
     if isinstance(scheme, Fp8Scheme):  # scales may be shared between rows, so it is not cut into tiles of them
         return rtn.transform(weight, scheme, method, dtype, highest)
-    return in_tiles(weight, lambda rows: rtn.transform(rows, scheme, method, dtype), pool)
-
-
-def _highest(job: Job, specs: Sequence[LinearSpec], block: int, opened: OpenBlock | None = None) -> dict[str, float]:
-    """For a scale per tensor, the largest magnitude of each linear and of those that engines load with it."""
-    chosen = {
-        spec.name: spec
-        for spec in specs
-        if isinstance(scheme := job.schemes[spec.name], Fp8Scheme) and scheme.granularity == "tensor"
-    }
-    found: dict[str, float] = {}
-    for name, spec in chosen.items():
-        weight = read_weight(job.checkpoint, spec) if opened is None else opened.weight(job, spec)
-        found[name] = float(weight.abs().amax())
-    for group in job.skeleton.fusion_groups(block):
-        members = [name for name in group if name in found]
-        found |= dict.fromkeys(members, max((found[name] for name in members), default=0.0))
-    return found
+    return in_tiles(weight, lambda rows: rtn.transform(rows, scheme, method, dtype, highest), pool)

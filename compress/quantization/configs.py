@@ -37,7 +37,7 @@ class RtnConfig(_Config):
 
     kind: Literal["rtn"] = "rtn"
     scale_search: bool = Field(
-        False, description="shrink each group's range to the least squared weight error instead of covering min-max"
+        False, description="choose each group's scale by the least squared weight error instead of covering min-max"
     )
 
     summary: ClassVar[str] = "round to nearest; data-free, seconds"
@@ -45,7 +45,7 @@ class RtnConfig(_Config):
     calibrated: ClassVar[bool] = False
 
     def refusal(self, scheme: Scheme) -> str | None:
-        """Only integer grids have ranges worth a search."""
+        """FP8 in large groups has no ranges worth a search."""
         if self.scale_search and isinstance(scheme, Fp8Scheme):
             return (
                 f"scale_search is for integers: FP8 keeps its precision over its range, so {scheme.name} gains nothing"
@@ -77,6 +77,22 @@ class HqqConfig(_Config):
         return None if isinstance(scheme, IntScheme) else f"hqq rounds to integers, not to {scheme.name}: use rtn"
 
 
+class SweepConfig(_Config):
+    """Round to nearest on scales that weigh each group's rounding error with its inputs' second moments."""
+
+    kind: Literal["sweep"] = "sweep"
+
+    summary: ClassVar[str] = "scales by the error of outputs, then round to nearest; what gptq adds error feedback to"
+    paper: ClassVar[str] = "arXiv:2210.17323"
+    calibrated: ClassVar[bool] = True
+
+    def refusal(self, scheme: Scheme) -> str | None:
+        """Scales must belong to groups of inputs."""
+        if isinstance(scheme, Fp8Scheme):
+            return f"sweep is for scales of groups, and {scheme.name} gains nothing from others: use rtn"
+        return None
+
+
 class GptqConfig(_Config):
     """GPTQ with static groups, activation order, Hessian-weighted scale search and coordinate-descent polish."""
 
@@ -88,7 +104,10 @@ class GptqConfig(_Config):
         4, ge=0, le=64, description="coordinate-descent sweeps over the codes after GPTQ (0: plain GPTQ)"
     )
     refit_rounds: int = Field(
-        1, ge=0, le=16, description="rounds of least-squares refit of the scales, each followed by a descent"
+        1,
+        ge=0,
+        le=16,
+        description="rounds of least-squares refit of integer scales, each followed by a descent; block scales stay",
     )
     correction: float = Field(
         1.0, ge=0.0, le=1.0, description="share of the error of earlier layers that each layer is asked to undo"
@@ -99,8 +118,10 @@ class GptqConfig(_Config):
     calibrated: ClassVar[bool] = True
 
     def refusal(self, scheme: Scheme) -> str | None:
-        """Codes are found on integer grids."""
-        return f"gptq rounds to integers, not to {scheme.name}: use rtn" if isinstance(scheme, Fp8Scheme) else None
+        """Codes are found on integer grids, or in blocks of floats."""
+        if isinstance(scheme, Fp8Scheme):
+            return f"gptq rounds to integers and to blocks of floats, not to {scheme.name}: use rtn"
+        return None
 
 
 class AwqConfig(_Config):
@@ -122,9 +143,9 @@ class AwqConfig(_Config):
     _short = field_validator("rounding", mode="before")(short_form)
 
     def refusal(self, scheme: Scheme) -> str | None:
-        """Its scales serve the rounding of weights alone."""
+        """Its scales serve the rounding of weights alone, on integer grids."""
         if scheme.inputs is None:
-            return None
+            return None if isinstance(scheme, IntScheme) else f"awq is for integers, not {scheme.name}: use gptq"
         return f"awq is for weights alone, and {scheme.name} rounds inputs too: use smoothquant, gptq or rtn"
 
 
@@ -208,7 +229,8 @@ class HadamardConfig(_Config):
 
 
 MethodConfig = Annotated[
-    RtnConfig | HqqConfig | GptqConfig | AwqConfig | SmoothQuantConfig | HadamardConfig, Field(discriminator="kind")
+    RtnConfig | HqqConfig | SweepConfig | GptqConfig | AwqConfig | SmoothQuantConfig | HadamardConfig,
+    Field(discriminator="kind"),
 ]
 
 METHODS: dict[str, type[_Config]] = {c.model_fields["kind"].default: c for c in get_args(get_args(MethodConfig)[0])}

@@ -1,7 +1,7 @@
 """Round to nearest: the data-free baseline (Jacob et al., arXiv:1712.05877, section 2.1).
 
 Min-max range by default, which is what the field calls RTN; `scale_search` shrinks each range to the least squared
-weight error.
+weight error, or for blocks of floats tries the stored scales around it.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from compress.quantization import fp8
+from compress.quantization import block_floats, fp8
 from compress.quantization.configs import RtnConfig
 from compress.quantization.grid import min_max_grid, quantize, search_grid
-from compress.types import Fp8Scheme, QuantizedTensor, Scheme
+from compress.types import BlockFloatScheme, Fp8Scheme, QuantizedTensor, Scheme
 
 
 def transform(
@@ -20,8 +20,10 @@ def transform(
 ) -> QuantizedTensor:
     """Quantises one weight (out, in) float32; scales are stored in `scale_dtype`.
 
-    highest: as `fp8.transform` takes it, for FP8 with a scale per tensor.
+    highest: as `fp8.transform` and `block_floats.transform` take it, where a number covers the whole matrix.
     """
+    if isinstance(scheme, BlockFloatScheme):
+        return block_floats.transform(weight, scheme, config.scale_search, highest)
     if isinstance(scheme, Fp8Scheme):
         return fp8.transform(weight, scheme, scale_dtype, highest)
     build = search_grid if config.scale_search else min_max_grid

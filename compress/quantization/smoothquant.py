@@ -91,4 +91,5 @@ def _rounded_product(weight: Tensor, scale: Tensor, highest: Tensor, sample: Ten
     if not scheme.inputs.dynamic:
         static = torch.tensor([static_scale(max(float((highest / scale).max()), 1e-12), scheme.inputs)])
     inputs = round_inputs(sample / scale, scheme.inputs, static)
-    return inputs @ rtn.transform(weight * scale, scheme, RtnConfig(scale_search=False), torch.float32).dequantize().T
+    rounded = rtn.transform(weight * scale, scheme, RtnConfig(scale_search=False), torch.float32)
+    return inputs @ rounded.dequantize().float().T

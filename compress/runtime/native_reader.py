@@ -1,10 +1,11 @@
 """Quantised checkpoints as a dense state dict, one weight at a time, and how their linears round what enters them.
 
-Reads compressed-tensors' `pack-quantized`, `int-quantized` and `float-quantized`, and our own layouts for what
-compressed-tensors cannot carry, with `reader` set to `compress`: the same tensors under the same names for Conv1D
-linears and asymmetric fused experts, and `sparse-bitmask` for weights with many zeros. Every linear is decoded with the
-scheme of its own config group, so models of several bit widths come out right, and in the scale's dtype, so a weight
-has exactly the value that a kernel working in that dtype gives it.
+Reads compressed-tensors' `pack-quantized`, `int-quantized`, `float-quantized`, `nvfp4-pack-quantized`,
+`mxfp4-pack-quantized` and `mxfp8-quantized`, and our own layouts for what compressed-tensors cannot carry, with
+`reader` set to `compress`: the same tensors under the same names for Conv1D linears and for fused experts with zero
+points or as blocks of floats, and `sparse-bitmask` for weights with many zeros. Every linear is decoded with the scheme
+of its own config group, so models of several bit widths come out right, and in the scale's dtype, so a weight has
+exactly the value that a kernel working in that dtype gives it.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from compress.errors import IntegrityError
-from compress.formats import bitmask
+from compress.formats import bitmask, kv_cache
 from compress.formats.compressed_tensors import format_of, is_for_own_reader, scheme_of_group, schemes_from_config
-from compress.formats.layouts import INPUT_SCALE, PACKED_SUFFIX, PARTS, quantized_linears, unpack
+from compress.formats.layouts import PACKED_SUFFIX, PARTS, input_scale_name, quantized_linears, unpack
 from compress.models.checkpoint import Checkpoint
 from compress.types import InputScheme, Scheme
 
@@ -68,6 +69,8 @@ def reads(config: Mapping[str, Any]) -> bool:
         return True
     if not isinstance(quantization, Mapping):
         return False
+    if quantization.get("kv_cache_scheme") is not None and not kv_cache.is_described(quantization):
+        return False
     groups = quantization.get("config_groups")
     if quantization.get("quant_method") != "compressed-tensors" or not isinstance(groups, Mapping) or not groups:
         return False
@@ -82,10 +85,12 @@ def dense_state(checkpoint: Checkpoint, conv1d: Collection[str] = ()) -> dict[st
     Raises:
         IntegrityError: a quantised linear that no group of the config describes.
     """
-    index, schemes = checkpoint.index, _schemes(checkpoint)
+    index, schemes = checkpoint.index, schemes_of(checkpoint)
     sparse = [name.removesuffix(bitmask.MASK_SUFFIX) for name in index if name.endswith(bitmask.MASK_SUFFIX)]
     stored = {f"{linear}.{part}" for linear in schemes for part in PARTS}
     stored |= {f"{linear}.{part}" for linear in sparse for part in bitmask.PARTS}
+    if kv_cache.is_described(checkpoint.config.get("quantization_config") or {}):
+        stored |= {f"{attention}.{part}" for attention in kv_cache.attentions(index) for part in kv_cache.PARTS}
     state = {name: LazyWeight(checkpoint, name) for name in index if name not in stored}
     for linear in sparse:
         state[f"{linear}.weight"] = SparseWeight(checkpoint, f"{linear}.weight")
@@ -104,12 +109,12 @@ def input_schemes(checkpoint: Checkpoint) -> dict[str, tuple[InputScheme, Tensor
         IntegrityError: a static scale is missing, is not one number, or is none that can be divided by.
     """
     found: dict[str, tuple[InputScheme, Tensor | None]] = {}
-    for linear, scheme in _schemes(checkpoint).items():
+    for linear, scheme in schemes_of(checkpoint).items():
         if scheme.inputs is None:
             continue
         scale = None
         if not scheme.inputs.dynamic:
-            name = f"{linear}.{INPUT_SCALE}"
+            name = f"{linear}.{input_scale_name(scheme.inputs)}"
             scale = checkpoint.read(name).clone() if name in checkpoint.index else None
             if scale is None or scale.numel() != 1 or not 0 < float(scale) < float("inf"):
                 raise IntegrityError(f"{name} is not one positive number", "run `compress verify` on the artifact")
@@ -117,7 +122,7 @@ def input_schemes(checkpoint: Checkpoint) -> dict[str, tuple[InputScheme, Tensor
     return found
 
 
-def _schemes(checkpoint: Checkpoint) -> dict[str, Scheme]:
+def schemes_of(checkpoint: Checkpoint) -> dict[str, Scheme]:
     """The scheme of every quantised linear. IntegrityError for one that no group of the config describes."""
     linears = quantized_linears(checkpoint.index)
     schemes = schemes_from_config(checkpoint.config["quantization_config"], linears)

@@ -123,6 +123,8 @@ def _schemes(checkpoint: Checkpoint) -> dict[str, IntScheme]:
 def _packed(scheme: Scheme) -> IntScheme:
     if isinstance(scheme, IntScheme) and scheme.inputs is None:
         return scheme
+    if scheme.inputs is None:
+        raise Unsupported(f"{scheme.name} is no layout of packed integers")
     raise Unsupported(f"{scheme.name} rounds what enters its linears, which the engine leaves as it is")
 
 

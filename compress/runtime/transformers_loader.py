@@ -17,6 +17,7 @@ import torch
 from compress.errors import CompressError, IntegrityError, UserError
 from compress.models.checkpoint import Checkpoint
 from compress.runtime import native_reader
+from compress.runtime.kv_cache import round_cache_of, stored_scales
 from compress.runtime.memory import guarded
 from compress.runtime.rounded_inputs import round_inputs_of
 
@@ -47,6 +48,7 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     _check_complete(checkpoint, report)
     if native_reader.reads(checkpoint.config):
         round_inputs_of(model, native_reader.input_schemes(checkpoint))
+        round_cache_of(model, stored_scales(checkpoint))
     return model.eval()
 
 
@@ -152,7 +154,7 @@ def _check_dequantizable(checkpoint: Checkpoint, quantization: dict[str, Any]) -
     if any(isinstance(group, dict) and group.get("input_activations") for group in groups.values()):
         raise UserError(
             f"{checkpoint.path} rounds the inputs of its linears in a way that is not read here",
-            "scores without that rounding would flatter it; W8A8 and FP8 E4M3 with symmetric inputs are read",
+            "scores without that rounding would flatter it; W8A8, FP8, NVFP4 and MXFP with symmetric inputs are read",
         )
     if len(groups) > 1:
         raise UserError(

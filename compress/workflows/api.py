@@ -29,6 +29,7 @@ def quantize(
     group_size: int | str | None = None,
     symmetric: bool | None = None,
     scheme: str | None = None,
+    kv_cache: str | None = None,
     ignore: Sequence[str] = (),
     refine: bool | None = None,
     target_bits: float | None = None,
@@ -57,6 +58,7 @@ def quantize(
         group_size: Inputs that share a scale (a divisor of every linear's input width), or `channel`; default 128.
         symmetric: Whether zero points are absent; default True.
         scheme: A layout by name, such as `W4A16`, `W8A8` or `FP8_DYNAMIC`, in place of `bits`.
+        kv_cache: `fp8` stores calibrated scales of an FP8 key and value cache, with schemes that round inputs.
         ignore: Names or patterns of linears to leave as they are.
         refine: Whether scales and norms are tuned afterwards on the KL to the original, with the whole model in memory;
             default False.
@@ -94,6 +96,7 @@ def quantize(
         group_size=None if target is not None else group_size,
         symmetric=symmetric,
         scheme=scheme,
+        kv_cache=kv_cache,
         ignore=ignore,
         refine=refine,
         calib=calib,
@@ -308,6 +311,7 @@ def plan(
     group_size: int | str | None = None,
     symmetric: bool | None = None,
     scheme: str | None = None,
+    kv_cache: str | None = None,
     ignore: Sequence[str] = (),
     samples: int | None = None,
     seq_len: int | None = None,
@@ -333,6 +337,7 @@ def plan(
         group_size=group_size,
         symmetric=symmetric,
         scheme=scheme,
+        kv_cache=kv_cache,
         ignore=ignore,
         samples=samples,
         seq_len=seq_len,

@@ -25,6 +25,18 @@ SCHEMES = [IntScheme(bits, size, sym) for bits in (2, 3, 4, 8) for size in (32, 
 NAMES = ["model.layers.1.mlp.down_proj", "model.layers.10.mlp.down_proj", "model.layers.1.mlp.up_proj", "lm_head"]
 
 
+PRESET_FIELDS = (
+    "num_bits", "type", "strategy", "symmetric", "dynamic", "group_size", "block_structure", "scale_dtype", "zp_dtype",
+)  # fmt: skip
+LAYOUTS = {
+    "FP8": "float-quantized",
+    "W8A8": "int-quantized",
+    "NVFP4": "nvfp4-pack-quantized",
+    "MXFP4": "mxfp4-pack-quantized",
+    "MXFP8": "mxfp8-quantized",
+}
+
+
 class Tiny(nn.Module):
     """Linears under the names of `NAMES`."""
 
@@ -80,9 +92,11 @@ def test_the_package_knows_schemes_of_inputs_as_its_presets(name: str) -> None:
         preset = {**preset, "input_activations": preset["input_activations"].model_copy(update=static)}
     assert preset is not None
     for part in ("weights", "input_activations"):
-        for field in ("num_bits", "type", "strategy", "symmetric", "dynamic", "group_size", "block_structure"):
-            assert getattr(getattr(group, part), field) == getattr(preset[part], field), (part, field)
-    layout = "float-quantized" if name.startswith("FP8") else "int-quantized"
+        found, expected = getattr(group, part), preset.get(part)
+        assert (found is None) == (expected is None)
+        for field in PRESET_FIELDS if found is not None else ():
+            assert getattr(found, field) == getattr(expected, field), (part, field)
+    (layout,) = (layout for start, layout in LAYOUTS.items() if name.startswith(start))
     assert {config["format"], group.format} == {layout}
     assert {scheme_of({"quantization_config": config})} == {scheme.label}
 

@@ -17,7 +17,11 @@ SCHEMES = [
     InputScheme("int", "tensor"),
     InputScheme("float", "tensor"),
     InputScheme("float", "group", 32),
+    InputScheme("float", "group", 16, 4, "e4m3"),
+    InputScheme("float", "group", 32, 4, "e8m0"),
+    InputScheme("float", "group", 32, 8, "e8m0"),
 ]
+BLOCKS = {"e4m3": ("tensor_group", "local", torch.float8_e4m3fn), "e8m0": ("group", True, torch.uint8)}
 
 
 def inputs() -> torch.Tensor:
@@ -31,21 +35,28 @@ def inputs() -> torch.Tensor:
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_it_is_the_packages_rounding(scheme: InputScheme) -> None:
     x = inputs()
+    strategy, dynamic, scale_dtype = BLOCKS.get(scheme.scale_type, (scheme.granularity, scheme.dynamic, None))
     args = QuantizationArgs(
-        num_bits=8,
+        num_bits=scheme.bits,
         type=scheme.type,
-        strategy=scheme.granularity,
+        strategy=strategy,
         group_size=scheme.group_size,
-        dynamic=scheme.dynamic,
+        dynamic=dynamic,
         symmetric=True,
+        scale_dtype=scale_dtype,
     )
-    if scheme.dynamic:
+    multiplier = None
+    if scheme.scale_type == "e4m3":
+        multiplier = torch.tensor([static_scale(float(x.abs().amax()) / 2, scheme)])
+        scale, zero = compute_dynamic_scales_and_zp(x, args, torch.nn.Linear(1, 1), multiplier)
+        found = round_inputs(x, scheme, multiplier)
+    elif scheme.dynamic:
         scale, zero = compute_dynamic_scales_and_zp(x, args, torch.nn.Linear(1, 1))
         found = round_inputs(x, scheme)
     else:
         scale, zero = torch.tensor([static_scale(float(x.abs().amax()) / 2, scheme)]), None
         found = round_inputs(x, scheme, scale)
-    expected = fake_quantize(x, scale, zero, args)
+    expected = fake_quantize(x, scale, zero, args, multiplier)
     assert torch.equal(found, expected)
     assert not torch.equal(found, x)
 

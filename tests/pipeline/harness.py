@@ -32,6 +32,7 @@ from compress.recipe_build import Settings, build_recipe
 CALIBRATED = ("gptq", "awq")
 METHODS = ("rtn", *CALIBRATED)
 """The methods for weights alone; smoothquant needs a scheme that rounds inputs."""
+INPUT_PARTS = (".input_scale", ".input_global_scale")
 
 
 def write_text(path: Path, words: int = 4000, seed: int = 0) -> Path:
@@ -46,7 +47,8 @@ def recipe(method: str, text: Path | None = None, **settings: Any) -> Recipe:
     """A recipe for a tiny model: 4 bits in groups of 32, calibrated on 8 windows of 24 tokens unless said otherwise."""
     layout = {} if "scheme" in settings else {"bits": 4, "group_size": 32}
     given: dict[str, Any] = {"method": method, **layout, **settings}
-    if method in (*CALIBRATED, "smoothquant", "hadamard") or str(settings.get("scheme")).endswith("_STATIC"):
+    reads = method in (*CALIBRATED, "smoothquant", "hadamard", "sweep")
+    if reads or str(settings.get("scheme")).endswith(("_STATIC", "NVFP4")):
         given = {"calib": str(text), "samples": 8, "seq_len": 24, **given}
     else:
         given = {key: value for key, value in given.items() if key not in ("calib", "samples", "seq_len")}
@@ -86,11 +88,12 @@ def decoded(artifact: Artifact) -> dict[str, Tensor]:
     Where inputs are rounded too, kernels multiply codes and apply the scale in float32, so values are float32.
     """
     stored = tensors(artifact.path)
-    found = {name: t for name, t in stored.items() if ".weight_" not in name and not name.endswith(".input_scale")}
+    beside = (*INPUT_PARTS, ".k_scale", ".v_scale")
+    found = {name: t for name, t in stored.items() if ".weight_" not in name and not name.endswith(beside)}
     for linear in sorted({name.rpartition(".weight_")[0] for name in stored if ".weight_" in name}):
         scheme = scheme_of(artifact, linear)
         local = {n.removeprefix(linear + "."): t for n, t in stored.items() if n.startswith(linear + ".weight")}
-        if scheme.input_activations is not None:
+        if scheme.input_activations is not None and local["weight_scale"].dtype.itemsize > 1:
             local["weight_scale"] = local["weight_scale"].float()
         compressor = BaseCompressor.get_value_from_registry(scheme.format)
         found[f"{linear}.weight"] = compressor.decompress(local, scheme)["weight"]
@@ -113,18 +116,25 @@ def round_inputs_too(model: torch.nn.Module, artifact: Artifact) -> None:
         args = scheme_of(artifact, name).input_activations
         if args is None:
             continue
-        static = stored.get(f"{name}.input_scale")
+        static, multiplier = (stored.get(name + part) for part in INPUT_PARTS)
         assert (static is None) == bool(args.dynamic)
+        assert (multiplier is None) == (args.dynamic != "local")
         modules = dict(model.named_modules())
         module = modules[name if name in modules else f"{model.base_model_prefix}.{name}"]
 
-        def hook(module: torch.nn.Module, given: tuple[Tensor, ...], args: Any = args, static: Any = static) -> Any:
+        def hook(
+            module: torch.nn.Module,
+            given: tuple[Tensor, ...],
+            args: Any = args,
+            static: Any = static,
+            multiplier: Any = multiplier,
+        ) -> Any:
             # The package takes one scale for all tokens of a matrix, for a token is a place in (batch, sequence) to it.
             x, zero = given[0].reshape(-1, 1, given[0].shape[-1]), None
             scale = static if static is None else static.to(x.dtype)
             if scale is None:
-                scale, zero = compute_dynamic_scales_and_zp(x, args, module)
-            return (fake_quantize(x, scale, zero, args).reshape(given[0].shape), *given[1:])
+                scale, zero = compute_dynamic_scales_and_zp(x, args, module, multiplier)
+            return (fake_quantize(x, scale, zero, args, multiplier).reshape(given[0].shape), *given[1:])
 
         module.register_forward_pre_hook(hook)
 
