@@ -121,4 +121,4 @@ def test_extremes_stay_finite(scheme: BlockFloatScheme, size: float) -> None:
     weight = torch.full((3, 32), size)
     weight[0] = 0
     found = block_floats.transform(weight, scheme, search=True)
-    torch.testing.assert_close(found.dequantize().float(), weight, rtol=0.07, atol=0)
+    torch.testing.assert_close(found.dequantize().float(), weight, rtol=0.21, atol=0)  # 5 lies halfway from 4 to 6
