@@ -13,8 +13,15 @@ from compress.pipeline.inputs import compared_tokens
 from compress.pipeline.job import Job
 from compress.pipeline.linears import SAMPLE_TOKENS
 from compress.pipeline.refine_plan import refine_operations
-from compress.quantization import awq, hqq, rtn
-from compress.quantization.configs import AwqConfig, HqqConfig, RtnConfig, SmoothQuantConfig, SweepConfig
+from compress.quantization import awq, hqq, rtn, ternary
+from compress.quantization.configs import (
+    AwqConfig,
+    HqqConfig,
+    RtnConfig,
+    SmoothQuantConfig,
+    SweepConfig,
+    TernaryConfig,
+)
 from compress.quantization.grid import quantize, search_grid
 from compress.types import BlockFloatScheme, IntScheme, Scheme
 
@@ -57,7 +64,7 @@ def _single_threaded(job: Job) -> float:
         scaling = job.stage.method
         tried = (scaling.grid * (2 if scaling.duo_scaling else 1)) if scaling.scale_search else 0
         smoothing = tokens * forward * product + tried * _over_schemes(job, specs, _candidate_rate)
-    if isinstance(method, RtnConfig | SweepConfig | HqqConfig | AwqConfig):
+    if isinstance(method, RtnConfig | SweepConfig | HqqConfig | TernaryConfig | AwqConfig):
         return tokens * forward * product + rounding + smoothing
     squares = sum(spec.in_features**2 for spec in specs if not spec.name.endswith(SHARING))
     cubes = sum(float(spec.out_features) * spec.in_features**2 for spec in specs)
@@ -86,6 +93,8 @@ def rounding_rate(job: Job, scheme: Scheme) -> float:
         plain = method if isinstance(method, RtnConfig) else RtnConfig(scale_search=True)
         return _seconds(lambda: rtn.transform(tile, scheme, plain, torch.float32)) / tile.numel()
     assert isinstance(scheme, IntScheme)
+    if isinstance(method, TernaryConfig):
+        return _seconds(lambda: ternary.transform(tile, scheme, torch.float32)) / tile.numel()
     if isinstance(method, HqqConfig):
         return _seconds(lambda: hqq.transform(tile, scheme, method, torch.float32)) / tile.numel()
     groups = scheme.groups(tile.shape[1])

@@ -27,12 +27,14 @@ from compress.quantization.configs import (
     RtnConfig,
     SmoothQuantConfig,
     SweepConfig,
+    TernaryConfig,
 )
 
 THROUGH: dict[type[Any], Callable[..., BlockResult]] = {
     RtnConfig: rtn_block.through_block,
     HqqConfig: rtn_block.through_block,
     SweepConfig: sweep_block.through_block,
+    TernaryConfig: rtn_block.through_block,
     GptqConfig: gptq_block.through_block,
     AwqConfig: awq_block.through_block,
     SmoothQuantConfig: smoothquant_block.through_block,

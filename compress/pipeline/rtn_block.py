@@ -1,4 +1,4 @@
-"""Methods that look at weights alone, rtn and hqq.
+"""Methods that look at weights alone, rtn, hqq and ternary.
 
 Data-free, so the block is never built unless the scheme stores calibrated scales of inputs.
 """
@@ -21,11 +21,11 @@ from compress.pipeline.linears import finished, in_tiles, put, sample_of
 from compress.pipeline.ranges import shared_ranges
 from compress.pipeline.rounded_inputs import RoundedInputs
 from compress.pipeline.source import read_weight
-from compress.quantization import hqq, rtn
-from compress.quantization.configs import HqqConfig, RtnConfig
+from compress.quantization import hqq, rtn, ternary
+from compress.quantization.configs import HqqConfig, RtnConfig, TernaryConfig
 from compress.types import Fp8Scheme, QuantizedTensor
 
-DataFree = RtnConfig | HqqConfig
+DataFree = RtnConfig | HqqConfig | TernaryConfig
 
 
 def without_data(job: Job, method: DataFree, specs: Sequence[LinearSpec], block: int, workers: Workers) -> BlockResult:
@@ -87,6 +87,8 @@ def _rounded(
     job: Job, method: DataFree, spec: LinearSpec, weight: Tensor, highest: float | None, pool: Executor
 ) -> QuantizedTensor:
     scheme, dtype = job.schemes[spec.name], job.scale_dtype(spec)
+    if isinstance(method, TernaryConfig):  # one scale for all rows
+        return ternary.transform(weight, job.integers(spec), dtype)
     if isinstance(method, HqqConfig):
         return in_tiles(weight, lambda rows: hqq.transform(rows, job.integers(spec), method, dtype), pool)
     if isinstance(scheme, Fp8Scheme):  # scales may be shared between rows, so it is not cut into tiles of them

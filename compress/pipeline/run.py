@@ -109,6 +109,8 @@ def run(
                 if output is None:
                     store.update_latest(done.path)
                 return RunResult(done, True, 0, 0, 0.0)
+            if isinstance(job, Job) and job.stage.method.warning is not None:
+                progress.warn(job.stage.method.warning)
             started = time.perf_counter()
             resumed, computed = _work(job, staging, workers, progress)
             if isinstance(job, Job) and job.stage.refine is not None:

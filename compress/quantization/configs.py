@@ -6,7 +6,7 @@ A new method costs one class here, one file beside it, one line in the union.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -24,8 +24,11 @@ class _Config(BaseModel):
     summary: ClassVar[str]
     paper: ClassVar[str]
     calibrated: ClassVar[bool]
-    usual_scheme: ClassVar[str | None] = None
+    usual_scheme: ClassVar[str | dict[str, Any] | None] = None
     """The scheme that a recipe means that names none; None: 4-bit weights."""
+
+    warning: ClassVar[str | None] = None
+    """What a run of it says before it begins."""
 
     def refusal(self, scheme: Scheme) -> str | None:
         """Why this method cannot make this scheme; None if it can."""
@@ -70,7 +73,7 @@ class HqqConfig(_Config):
     summary: ClassVar[str] = "data-free fit of scales and zero points; for --asym, a little better than rtn"
     paper: ClassVar[str] = "mobiusml.github.io/hqq_blog"
     calibrated: ClassVar[bool] = False
-    usual_scheme: ClassVar[str | None] = "W4A16_ASYM"
+    usual_scheme: ClassVar[str | dict[str, Any] | None] = "W4A16_ASYM"
 
     def refusal(self, scheme: Scheme) -> str | None:
         """It fits integer grids."""
@@ -167,7 +170,7 @@ class SmoothQuantConfig(_Config):
     )
     paper: ClassVar[str] = "arXiv:2211.10438"
     calibrated: ClassVar[bool] = True
-    usual_scheme: ClassVar[str | None] = "W8A8"
+    usual_scheme: ClassVar[str | dict[str, Any] | None] = "W8A8"
 
     _short = field_validator("rounding", mode="before")(short_form)
 
@@ -228,8 +231,28 @@ class HadamardConfig(_Config):
         return self.rounding.refusal(scheme)
 
 
+class TernaryConfig(_Config):
+    """BitNet b1.58: every weight -1, 0 or 1 times the mean magnitude of its matrix."""
+
+    kind: Literal["ternary"] = "ternary"
+
+    summary: ClassVar[str] = "weights of -1, 0 and 1 with one scale per matrix; for models trained for it"
+    paper: ClassVar[str] = "arXiv:2402.17764"
+    calibrated: ClassVar[bool] = False
+    usual_scheme: ClassVar[str | dict[str, Any] | None] = {"bits": 2, "group_size": "channel"}
+    warning: ClassVar[str | None] = (
+        "ternary is for models that were trained for it; any other loses nearly all that it knows"
+    )
+
+    def refusal(self, scheme: Scheme) -> str | None:
+        """Three codes need two bits, and a matrix has one scale, which every row repeats."""
+        if scheme == IntScheme(2, None):
+            return None
+        return "ternary weights are stored in 2 bits with a scale per channel: give --bits 2 --group-size channel --sym"
+
+
 MethodConfig = Annotated[
-    RtnConfig | HqqConfig | SweepConfig | GptqConfig | AwqConfig | SmoothQuantConfig | HadamardConfig,
+    RtnConfig | HqqConfig | TernaryConfig | SweepConfig | GptqConfig | AwqConfig | SmoothQuantConfig | HadamardConfig,
     Field(discriminator="kind"),
 ]
 
