@@ -1,0 +1,34 @@
+"""Damaged checkpoints end in a clear error or an answer, and never take the process with them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.runtime.packed import fitting, write_packed
+
+
+def survived(model: Path, work: Path, first: int, last: int) -> None:
+    command = [sys.executable, "-m", "tests.runtime.fuzz", str(model), str(work), str(first), str(last)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+    assert run.returncode == 0, f"{run.stdout[-300:]}\n{run.stderr[-3000:]}"
+    lines = run.stdout.splitlines()
+    assert len(lines) == last - first
+    assert any(line.endswith("IntegrityError") for line in lines)
+
+
+@pytest.fixture
+def packed(packaged_model: Path, tmp_path: Path) -> Path:
+    return write_packed(packaged_model, tmp_path / "base", fitting(4, 128))[0]
+
+
+def test_damaged_checkpoints(packed: Path, tmp_path: Path) -> None:
+    survived(packed, tmp_path, 0, 12)
+
+
+@pytest.mark.slow
+def test_many_damaged_checkpoints(packed: Path, tmp_path: Path) -> None:
+    survived(packed, tmp_path, 12, 300)
