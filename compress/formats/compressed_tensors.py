@@ -120,6 +120,7 @@ def scheme_of_group(group: Mapping[str, Any]) -> Scheme:
     strategy, symmetric = weights.get("strategy"), bool(weights.get("symmetric", True))
     if weights.get("type") == "int" and strategy in ("group", "channel"):
         size = weights["group_size"] if strategy == "group" else None
+        _check_counts(weights["num_bits"], size)
         if inputs is None or (size is None and symmetric and weights["num_bits"] == 8 and inputs.type == "int"):
             return IntScheme(int(weights["num_bits"]), size, symmetric, inputs)
     granularity = _FP8_GRANULARITIES.get(strategy)
@@ -132,6 +133,14 @@ def scheme_of_group(group: Mapping[str, Any]) -> Scheme:
         f"weights of type {weights.get('type')!r} with strategy {strategy!r}{beside} cannot be read here",
         "use an artifact written by this version",
     )
+
+
+def _check_counts(bits: object, size: object) -> None:
+    if not isinstance(bits, int) or not 2 <= bits <= 8 or not (size is None or (isinstance(size, int) and size > 0)):
+        raise IntegrityError(
+            f"codes of {bits!r} bits in groups of {size!r} cannot be read here",
+            "use an artifact written by this version",
+        )
 
 
 def _inputs(args: Mapping[str, Any] | None) -> InputScheme | None:

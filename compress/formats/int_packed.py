@@ -80,7 +80,12 @@ def unpack(stored: Mapping[str, Tensor], scheme: IntScheme) -> QuantizedTensor:
         zero_words = None if scheme.symmetric else stored["weight_zero_point"]
     except KeyError as missing:
         raise IntegrityError(f"packed weight lacks {missing}", "run `compress verify` on the artifact") from None
-    out, width = (int(n) for n in shape)
+    if shape.numel() != 2 or int(shape.min()) < 1 or not scheme.fits(int(shape.flatten()[1])):
+        raise IntegrityError(
+            f"weight_shape is {shape.flatten().tolist()}, which is no shape that the scheme fits",
+            "run `compress verify` on the artifact",
+        )
+    out, width = (int(n) for n in shape.flatten())
     groups = scheme.groups(width)
     expected = {
         "weight_packed": (packed, torch.int32, (out, -(-width * scheme.bits // 32))),
