@@ -184,3 +184,11 @@ def test_bits_per_weight_counts_what_is_stored() -> None:
     assert not IntScheme(4, 128).fits(172)
     assert IntScheme(4, None).fits(172)
     assert torch.tensor([IntScheme(3, None).qmin, IntScheme(3, None).qmax]).tolist() == [-4, 3]
+
+
+@pytest.mark.parametrize(("key", "value"), [("num_bits", 0), ("num_bits", 2**40), ("num_bits", "4"), ("group_size", 0)])
+def test_counts_that_cannot_be_are_refused(key: str, value: object) -> None:
+    config = quantization_config({NAMES[0]: IntScheme(4, 32)}, NAMES[1:])
+    config["config_groups"]["group_0"]["weights"][key] = value
+    with pytest.raises(IntegrityError, match="cannot be read here"):
+        schemes_from_config(config, NAMES[:1])

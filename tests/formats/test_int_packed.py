@@ -129,7 +129,10 @@ def test_one_group_over_the_whole_row() -> None:
         (lambda t: t.update(weight_packed=t["weight_packed"].to(torch.int64)), "weight_packed is"),
         (lambda t: t.update(weight_scale=t["weight_scale"][:, :1]), "weight_scale is"),
         (lambda t: t.update(weight_zero_point=t["weight_zero_point"][:1]), "weight_zero_point is"),
-        (lambda t: t.update(weight_shape=torch.tensor([32, 65])), "weight_packed is"),
+        (lambda t: t.update(weight_shape=torch.tensor([32, 65])), "weight_shape is"),
+        (lambda t: t.update(weight_shape=torch.tensor([32, 128])), "weight_packed is"),
+        (lambda t: t.update(weight_shape=torch.tensor([32])), "weight_shape is"),
+        (lambda t: t.update(weight_shape=torch.tensor([-1, 64])), "weight_shape is"),
     ],
 )
 def test_stored_tensors_that_do_not_fit_are_refused(spoil: Callable[[dict[str, Tensor]], object], match: str) -> None:
