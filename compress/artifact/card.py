@@ -45,6 +45,7 @@ def render(
         name="-".join(part for part in (manifest.parents[0].name, summary.method, summary.scheme) if part != "-"),
         blocks=block_rows(layers) if training is None else [],
         zeros=zeros(layers),
+        pattern=any(str(layer.get("scheme") or "").endswith("of4") for layer in layers),
         removed=removed(layers),
         kept=[layer for layer in layers if layer.get("scheme") is None],
         scores=headline_scores(evaluation),

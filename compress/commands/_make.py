@@ -70,9 +70,10 @@ def _amount_rows(result: QuantizeResult) -> list[tuple[str, str, str]]:
     if lost:
         share = f"{100 * sizes.parameters / (sizes.parameters + lost):.2f}%"
         return [("parameters", str(sizes.parameters + lost), str(sizes.parameters)), ("parameters kept", "", share)]
-    if pruned is not None:
-        return [("zeros in the pruned linears", "", f"{100 * pruned['share']:.2f}%")]
-    return [("bits per weight, quantised linears", "", number(sizes.bits_per_weight))]
+    rows = [] if pruned is None else [("zeros in the pruned linears", "", f"{100 * pruned['share']:.2f}%")]
+    if pruned is None or sizes.bits_per_weight is not None:
+        rows.append(("bits per weight, quantised linears", "", number(sizes.bits_per_weight)))
+    return rows
 
 
 def _training_rows(result: QuantizeResult) -> list[tuple[str, str, str]]:

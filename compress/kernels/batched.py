@@ -14,7 +14,14 @@ COLUMN_CHUNK = 128
 
 
 def gptq_quantize(
-    weight: Tensor, upper: Tensor, scale: Tensor, zero_point: Tensor, group_of_column: Tensor, qmin: int, qmax: int
+    weight: Tensor,
+    upper: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    group_of_column: Tensor,
+    qmin: int,
+    qmax: int,
+    pruned: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `reference.gptq_quantize`."""
     weight = weight.clone()
@@ -29,7 +36,8 @@ def gptq_quantize(
         errors = torch.empty_like(chunk)
         for i in range(end - begin):
             j = begin + i
-            column, dequantised = nearest_code(chunk[:, i], scale[:, j], zero_point[:, j], qmin, qmax)
+            value = chunk[:, i] if pruned is None else chunk[:, i].masked_fill(pruned[:, j] != 0, 0)
+            column, dequantised = nearest_code(value, scale[:, j], zero_point[:, j], qmin, qmax)
             codes[:, j] = column.to(torch.int8)
             errors[:, i] = (chunk[:, i] - dequantised) / corner[i, i]
             chunk[:, i + 1 :] -= errors[:, i : i + 1] * corner[i, i + 1 :]
@@ -48,6 +56,7 @@ def coordinate_descent(
     qmax: int,
     codes: Tensor,
     sweeps: int,
+    pruned: Tensor | None = None,
 ) -> int:
     """As `reference.coordinate_descent`; the count is read back from the device once per sweep."""
     in_features = gradient.shape[1]
@@ -68,6 +77,7 @@ def coordinate_descent(
                     continue
                 old = (codes[:, j].to(gradient.dtype) - zero_point[:, j]) * scale[:, j]
                 target = old + chunk[:, i] / diagonal[j]
+                target = target if pruned is None else target.masked_fill(pruned[:, j] != 0, 0)
                 column, new = nearest_code(target, scale[:, j], zero_point[:, j], qmin, qmax)
                 moves += (column != codes[:, j]).sum()
                 codes[:, j] = column.to(torch.int8)

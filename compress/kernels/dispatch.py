@@ -103,16 +103,20 @@ def gptq_quantize(
     qmin: int,
     qmax: int,
     threads: int | None = None,
+    pruned: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """GPTQ's column loop: (codes (out, in) int8, loss per row (out) float32).
 
     weight (out, in) float32 with its columns in the order in which they are to be quantised, not modified; upper
     (in, in) float32, the upper Cholesky factor U of the inverse Hessian in that order (H^-1 = U^T U); scale and
-    zero_point (out, groups), None when symmetric; group_of_column (in) integers.
+    zero_point (out, groups), None when symmetric; group_of_column (in) integers. What is `pruned` (out, in) int8, where
+    that is given and not 0, gets the code of zero.
     """
     scale, zero_point = _grid(scale, zero_point)
     if choose("gptq_quantize", weight.device).name == "batched":
-        return batched.gptq_quantize(weight.float(), upper.float(), scale, zero_point, group_of_column, qmin, qmax)
+        return batched.gptq_quantize(
+            weight.float(), upper.float(), scale, zero_point, group_of_column, qmin, qmax, pruned
+        )
     codes = torch.empty(weight.shape, dtype=torch.int8)
     loss = torch.empty(weight.shape[0])
     native().gptq_quantize(
@@ -126,6 +130,7 @@ def gptq_quantize(
         codes,
         loss,
         _threads(threads),
+        _marks(pruned),
     )
     return codes, loss
 
@@ -141,23 +146,26 @@ def coordinate_descent(
     codes: Tensor,
     sweeps: int,
     threads: int | None = None,
+    pruned: Tensor | None = None,
 ) -> int:
     """Improve codes one at a time; returns the number of changes. Updates `gradient` and `codes` in place.
 
     gradient (out, in) float32 contiguous, holds B - dequantised(codes) @ hessian on entry, where B = weight @ hessian
     or whatever right-hand side the caller minimises against; hessian (in, in) symmetric float32; codes (out, in) int8
     contiguous; scale, zero_point (out, groups), None when symmetric; group_of_column (in) integers. A row stops once
-    a sweep changes none of its codes. Columns whose diagonal is not positive are left alone.
+    a sweep changes none of its codes. Columns whose diagonal is not positive are left alone. What is `pruned` (out, in)
+    int8, where that is given and not 0, gets the code of zero.
     """
     scale, zero_point = _grid(scale, zero_point)
     if choose("coordinate_descent", gradient.device).name == "batched":
         return batched.coordinate_descent(
-            gradient, hessian, scale, zero_point, group_of_column, qmin, qmax, codes, sweeps
+            gradient, hessian, scale, zero_point, group_of_column, qmin, qmax, codes, sweeps, pruned
         )
     groups = group_of_column.to(torch.int32).contiguous()
     changes: int = native().coordinate_descent(
-        gradient, hessian.float().contiguous(), scale, zero_point, groups, qmin, qmax, codes, sweeps, _threads(threads)
-    )
+        gradient, hessian.float().contiguous(), scale, zero_point, groups, qmin, qmax, codes, sweeps, _threads(threads),
+        _marks(pruned),
+    )  # fmt: skip
     return changes
 
 
@@ -280,6 +288,10 @@ def _grid(scale: Tensor, zero_point: Tensor | None) -> tuple[Tensor, Tensor]:
     scale = scale.float().contiguous()
     zero_point = torch.zeros_like(scale) if zero_point is None else zero_point.float().contiguous()
     return scale, zero_point
+
+
+def _marks(pruned: Tensor | None) -> Tensor | None:
+    return None if pruned is None else pruned.to(torch.int8).contiguous()
 
 
 def _threads(threads: int | None) -> int:

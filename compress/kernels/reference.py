@@ -37,19 +37,28 @@ def nearest_code(value: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qm
 
 
 def gptq_quantize(
-    weight: Tensor, upper: Tensor, scale: Tensor, zero_point: Tensor, group_of_column: Tensor, qmin: int, qmax: int
+    weight: Tensor,
+    upper: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    group_of_column: Tensor,
+    qmin: int,
+    qmax: int,
+    pruned: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """GPTQ (arXiv 2210.17323, algorithm 1) one column at a time.
 
     weight (out, in); upper (in, in), the upper Cholesky factor U of the inverse Hessian (H^-1 = U^T U);
-    scale, zero_point (out, groups); group_of_column (in) integers. Returns codes (out, in) int8 and the loss per
-    row (out), sum of e^2 / 2 with e = (w - dequantised) / U_ii.
+    scale, zero_point (out, groups); group_of_column (in) integers; pruned (out, in), not 0 where a weight becomes zero
+    whatever it is. Returns codes (out, in) int8 and the loss per row (out), sum of e^2 / 2 with e = (w - dequantised)
+    / U_ii.
     """
     weight = weight.clone()
     codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     loss = torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
     for i, group in enumerate(group_of_column.tolist()):
-        column, dequantised = nearest_code(weight[:, i], scale[:, group], zero_point[:, group], qmin, qmax)
+        value = weight[:, i] if pruned is None else weight[:, i].masked_fill(pruned[:, i] != 0, 0)
+        column, dequantised = nearest_code(value, scale[:, group], zero_point[:, group], qmin, qmax)
         codes[:, i] = column.to(torch.int8)
         error = (weight[:, i] - dequantised) / upper[i, i]
         weight[:, i + 1 :] -= error.unsqueeze(1) * upper[i, i + 1 :]
@@ -88,11 +97,13 @@ def coordinate_descent(
     qmax: int,
     codes: Tensor,
     sweeps: int,
+    pruned: Tensor | None = None,
 ) -> int:
     """Lower (w - q) H (w - q)^T of every row by giving one code at a time its best value.
 
     gradient (out, in) holds (w - q) H and is updated, codes (out, in) int8 too; hessian (in, in) symmetric. Columns
-    whose diagonal is not positive stay. Returns how many codes changed, counting every change.
+    whose diagonal is not positive stay. What is pruned (out, in; not 0) goes to zero. Returns how many codes changed,
+    counting every change.
     """
     changed = 0
     for _ in range(sweeps):
@@ -102,6 +113,7 @@ def coordinate_descent(
                 continue
             old = (codes[:, j].to(gradient.dtype) - zero_point[:, group]) * scale[:, group]
             target = old + gradient[:, j] / hessian[j, j]
+            target = target if pruned is None else target.masked_fill(pruned[:, j] != 0, 0)
             column, new = nearest_code(target, scale[:, group], zero_point[:, group], qmin, qmax)
             changed += int((column != codes[:, j]).sum())
             codes[:, j] = column.to(torch.int8)

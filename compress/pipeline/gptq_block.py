@@ -14,12 +14,15 @@ from compress.models.skeleton import LinearSpec
 from compress.pipeline.block import BlockResult, OpenBlock, Workers, open_block
 from compress.pipeline.inputs import Activations
 from compress.pipeline.job import Job
+from compress.pipeline.joint import Pruned, pruned_before
 from compress.pipeline.kv_ranges import KvRanges
 from compress.pipeline.linears import (
+    ROWS_PER_TILE,
     UNSEEN,
     QuantizedLinear,
     finished,
     in_tiles,
+    join,
     put,
     round_searched,
     rounded,
@@ -27,6 +30,8 @@ from compress.pipeline.linears import (
 from compress.pipeline.ranges import shared_ranges
 from compress.pipeline.rounded_inputs import RoundedInputs
 from compress.pipeline.twin import Pair, pairs, twin_of
+from compress.pipeline.zeros import held
+from compress.pruning import magnitude
 from compress.quantization import gptq, gptq_floats
 from compress.quantization.configs import GptqConfig
 from compress.types import BlockFloatScheme, Fp8Scheme, QuantizedTensor
@@ -73,20 +78,23 @@ def through_block(
                 shared = gptq.Preconditioner(stats, method, workers.pool)
             assert shared is not None
             weight = reading.result()
-            quantized = _quantized(job, method, spec, weight, shared, highest.get(spec.name), workers.pool)
+            pruned = pruned_before(method, weight, shared, workers.pool)
+            top = highest.get(spec.name)
+            quantized = _quantized(job, method, spec, weight, pruned, shared, top, workers.pool)
             put(live[spec.name], quantized)
             forward.resume(stage)
             if report is not None:  # one at a time, because each holds a whole weight
                 result.linears.append(report.result())
             report = workers.pool.submit(
-                _reported, job, method, spec, weight, quantized, shared, *sampling.result(), rounding.scale(spec.name)
-            )
+                _reported, job, method, spec, weight, quantized, shared, *sampling.result(), rounding.scale(spec.name),
+                None if pruned is None else pruned.zeros,
+            )  # fmt: skip
     if report is not None:
         result.linears.append(report.result())
     for spec in by_name.values():  # experts that no token of the calibration text reached
-        result.linears.append(
-            rounded(job, spec, opened.weight(job, spec), UNSEEN, workers.pool, highest.get(spec.name))
-        )
+        weight, sparsity = opened.weight(job, spec), method.to_sparsity()
+        gone = None if sparsity is None else magnitude.mask(weight, sparsity)
+        result.linears.append(rounded(job, spec, weight, UNSEEN, workers.pool, highest.get(spec.name), pruned=gone))
     result.added = cached.scales()
     result.activations = entering.advanced(forward.outputs, [] if twin is None else twin.outputs)
     return result
@@ -97,19 +105,29 @@ def _quantized(
     method: GptqConfig,
     spec: LinearSpec,
     weight: Tensor,
+    pruned: Pruned | None,
     shared: gptq.Preconditioner,
     highest: float | None,
     pool: Executor,
 ) -> QuantizedTensor:
     dtype, scheme = job.scale_dtype(spec), job.schemes[spec.name]
     if shared.factored is None:
-        return round_searched(job, spec, weight, pool, highest)
+        stays = weight if pruned is None else weight.masked_fill(pruned.zeros, 0.0)
+        return round_searched(job, spec, stays, pool, highest)
     assert not isinstance(scheme, Fp8Scheme)  # recipes refuse it
     shared.prepare(spec.out_features, scheme.groups(spec.in_features), pool)
     if isinstance(scheme, BlockFloatScheme):
         tall = gptq_floats.ROWS_PER_TILE
-        return in_tiles(weight, lambda rows: gptq_floats.transform(rows, shared, scheme, method, highest), pool, tall)
-    return in_tiles(weight, lambda rows: gptq.transform(rows, shared, scheme, method, dtype), pool)
+        found = in_tiles(weight, lambda rows: gptq_floats.transform(rows, shared, scheme, method, highest), pool, tall)
+        return found if pruned is None else held(spec.name, found, pruned.zeros)[0]
+    if pruned is None:
+        return in_tiles(weight, lambda rows: gptq.transform(rows, shared, scheme, method, dtype), pool)
+    correct = not pruned.corrected
+    tiles = pool.map(
+        lambda rows, zeros: gptq.transform(rows, shared, scheme, method, dtype, zeros, correct),
+        pruned.target.split(ROWS_PER_TILE), pruned.zeros.split(ROWS_PER_TILE),
+    )  # fmt: skip
+    return join(list(tiles))
 
 
 def _samples_of_both(rounding: RoundedInputs, pair: Pair) -> tuple[Tensor, Tensor | None]:
@@ -134,15 +152,16 @@ def _reported(
     sample: Tensor,
     reference: Tensor | None,
     input_scale: Tensor | None,
+    pruned: Tensor | None,
 ) -> QuantizedLinear:
     """With its report; sample and reference (tokens, in) are the inputs of both models for the same tokens."""
     if shared.factored is None:
         reason = "no damping makes its Hessian positive definite"
-        return finished(job, spec, quantized, weight, fallback=("rtn", reason), input_scale=input_scale)
+        return finished(job, spec, quantized, weight, fallback=("rtn", reason), input_scale=input_scale, pruned=pruned)
     damp_frac = shared.factored.damp_frac
     raised = ("damping raised", f"the Hessian needed damping {damp_frac:g}") if damp_frac > method.damp_frac else None
     return finished(
         job, spec, quantized, weight, sample, reference, fallback=raised,
         details={"damp_frac": damp_frac, "tokens": shared.stats.tokens, "corrected": shared.correction is not None},
-        input_scale=input_scale,
+        input_scale=input_scale, pruned=pruned,
     )  # fmt: skip

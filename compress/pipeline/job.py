@@ -11,6 +11,7 @@ import torch
 from compress.errors import UserError
 from compress.models.kv_cache import KEY_LINEARS
 from compress.models.skeleton import LinearSpec, Skeleton
+from compress.pipeline.prune_job import pattern_misfits
 from compress.pipeline.work import Problem, Work, ignored, matches
 from compress.quantization.configs import GptqConfig, MethodConfig
 from compress.recipe import QuantizeStage
@@ -95,6 +96,8 @@ def assign(stage: QuantizeStage, skeleton: Skeleton) -> tuple[dict[str, Scheme],
     problems += unmatched
     for scheme in dict.fromkeys(schemes.values()):
         problems += _misfits(scheme, [spec for spec in wanted if schemes[spec.name] == scheme])
+    if isinstance(stage.method, GptqConfig) and (sparsity := stage.method.to_sparsity()) is not None:
+        problems += pattern_misfits(sparsity, wanted)
     for block in range(skeleton.num_blocks):
         for group in skeleton.fusion_groups(block):
             kept = [name for name in group if name in reasons]

@@ -19,6 +19,8 @@ from compress.artifact.layers import LayerRecord
 from compress.artifact.manifest import Fallback
 from compress.models.skeleton import LinearSpec
 from compress.pipeline.job import Job
+from compress.pipeline.zeros import held
+from compress.pruning.masks import zero_mask
 from compress.quantization import rtn
 from compress.quantization.configs import RtnConfig
 from compress.types import QuantizedTensor, Scheme
@@ -126,8 +128,21 @@ def finished(
     fallback: tuple[str, str] | None = None,
     details: dict[str, float | int | str | bool | None] | None = None,
     input_scale: Tensor | None = None,
+    pruned: Tensor | None = None,
 ) -> QuantizedLinear:
+    """A quantised linear with its report.
+
+    weight: (out, in) float32, what was to be quantised; its zeros, where it was pruned, or those of `pruned` (out, in)
+    bool, are checked to be zero still. Other arguments as `record` has them. fallback: (what was done other than asked,
+    why).
+    """
     scheme = job.schemes[spec.name]
+    zeros = zero_mask(weight) if pruned is None else pruned
+    if zeros is not None:
+        quantized, moved = held(spec.name, quantized, zeros)
+        count = int(zeros.sum())
+        details = {**(details or {}), "sparsity": count / zeros.numel(), "zeros": count, "weights": zeros.numel()}
+        details |= {"zeros_restored": moved} if moved else {}
     layer = record(
         spec, job.method_name, weight, quantized.dequantize().float(), scheme, quantized.scale.element_size() * 8,
         sample, reference, fallback[0] if fallback else None, details,
@@ -145,10 +160,18 @@ def round_searched(
 
 
 def rounded(
-    job: Job, spec: LinearSpec, weight: Tensor, reason: str, pool: Executor, highest: float | None = None
+    job: Job,
+    spec: LinearSpec,
+    weight: Tensor,
+    reason: str,
+    pool: Executor,
+    highest: float | None = None,
+    pruned: Tensor | None = None,
 ) -> QuantizedLinear:
-    """A linear without usable statistics: rounded to nearest, recorded as a fallback."""
-    return finished(job, spec, round_searched(job, spec, weight, pool, highest), weight, fallback=("rtn", reason))
+    """A linear without usable statistics: rounded to nearest, recorded as a fallback; what is `pruned` becomes zero."""
+    stays = weight if pruned is None else weight.masked_fill(pruned, 0.0)
+    quantized = round_searched(job, spec, stays, pool, highest)
+    return finished(job, spec, quantized, weight, fallback=("rtn", reason), pruned=pruned)
 
 
 def live_weight(module: nn.Module) -> Tensor:

@@ -54,13 +54,13 @@ def assign(stage: PruneStage, skeleton: Skeleton) -> tuple[dict[str, Sparsity], 
         raise UserError("the model has no linear in any decoder block", "check num_hidden_layers in its config.json")
     reasons, problems = ignored(stage.ignore, specs)
     wanted = [spec for spec in specs if spec.name not in reasons]
-    problems += _misfits(sparsity, wanted)
+    problems += pattern_misfits(sparsity, wanted)
     if not wanted:
         problems.append(Problem("every linear is ignored: nothing is left to prune", "ignore fewer linears"))
     return {spec.name: sparsity for spec in wanted}, reasons, problems
 
 
-def _misfits(sparsity: Sparsity, wanted: Sequence[LinearSpec]) -> list[Problem]:
+def pattern_misfits(sparsity: Sparsity, wanted: Sequence[LinearSpec]) -> list[Problem]:
     """One problem for every width that the pattern does not divide."""
     misfits = [spec for spec in wanted if not sparsity.fits(spec.in_features)]
     problems = []
@@ -68,6 +68,6 @@ def _misfits(sparsity: Sparsity, wanted: Sequence[LinearSpec]) -> list[Problem]:
         names = [spec.name for spec in misfits if spec.in_features == width]
         others = f" and {len(names) - 1} others" if len(names) > 1 else ""
         said = f"the pattern {sparsity.name} does not divide the width {width} of {names[0]}{others}"
-        hint = f"use --sparsity {sparsity.share:g}, or leave those linears out with --ignore"
+        hint = f"use sparsity {sparsity.share:g}, or leave those linears out with --ignore"
         problems.append(Problem(said, hint))
     return problems

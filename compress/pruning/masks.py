@@ -9,6 +9,9 @@ from torch import Tensor
 
 from compress.types import Sparsity
 
+SPARSE = 0.05
+"""A weight with at least this share of exact zeros was pruned; trained ones have a few by chance at most."""
+
 Scope = Literal["row", "matrix"]
 """Among which weights scores are compared where the sparsity has no pattern."""
 
@@ -36,3 +39,9 @@ def least(scores: Tensor, count: int) -> Tensor:
     below, equal = scores < threshold, scores == threshold
     missing = count - below.sum(1, keepdim=True)
     return below | (equal & (equal.cumsum(1) <= missing))
+
+
+def zero_mask(weight: Tensor) -> Tensor | None:
+    """Where a pruned weight is exactly zero, bool of its shape; None of a weight that was not pruned."""
+    zeros = weight == 0
+    return zeros if int(zeros.sum()) >= SPARSE * weight.numel() else None

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from compress.types import Fp8Scheme, IntScheme, Scheme
+from compress.types import Fp8Scheme, IntScheme, Scheme, Sparsity
 
 
 def short_form(value: object) -> object:
@@ -116,6 +116,28 @@ class GptqConfig(_Config):
         1.0, ge=0.0, le=1.0, description="share of the error of earlier layers that each layer is asked to undo"
     )
 
+    sparsity: float | None = Field(
+        None,
+        gt=0.0,
+        lt=1.0,
+        description="share of each linear's weights that SparseGPT removes first, in one pass",
+    )
+    pattern: str | None = Field(None, description="the same as n:m, such as 2:4, in place of `sparsity`")
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> GptqConfig:
+        if self.sparsity is not None and self.pattern is not None:
+            raise ValueError("takes `sparsity` or `pattern`, not both")
+        if self.pattern is not None:
+            Sparsity.parse(self.pattern)
+        return self
+
+    def to_sparsity(self) -> Sparsity | None:
+        """What is removed before rounding; None: nothing."""
+        if self.pattern is not None:
+            return Sparsity.parse(self.pattern)
+        return None if self.sparsity is None else Sparsity(self.sparsity)
+
     summary: ClassVar[str] = "error feedback through the Hessian, layer by layer; best quality per bit"
     paper: ClassVar[str] = "arXiv:2210.17323, arXiv:2504.02692"
     calibrated: ClassVar[bool] = True
@@ -124,6 +146,8 @@ class GptqConfig(_Config):
         """Codes are found on integer grids, or in blocks of floats."""
         if isinstance(scheme, Fp8Scheme):
             return f"gptq rounds to integers and to blocks of floats, not to {scheme.name}: use rtn"
+        if self.to_sparsity() is not None and not isinstance(scheme, IntScheme):
+            return f"zeros and codes in one pass are integers, not {scheme.name}: prune first, then quantise"
         return None
 
 

@@ -113,26 +113,35 @@ class Correction:
 
 
 def transform(
-    weight: Tensor, shared: Preconditioner, scheme: IntScheme, config: GptqConfig, scale_dtype: torch.dtype
+    weight: Tensor,
+    shared: Preconditioner,
+    scheme: IntScheme,
+    config: GptqConfig,
+    scale_dtype: torch.dtype,
+    pruned: Tensor | None = None,
+    correct: bool = True,
 ) -> QuantizedTensor:
     """Quantises rows (out, in) float32 of a weight whose input statistics are in `shared`, which must be factored.
 
-    Rows do not depend on each other, so a weight may be handed over in tiles.
+    Rows do not depend on each other, so a weight may be handed over in tiles. What is `pruned` (out, in) bool becomes
+    exactly zero, and the other weights make up for it. `correct`: False where `weight` has been corrected already.
     """
     assert shared.factored is not None
     factored, order = shared.factored, shared.order
-    if shared.correction is not None:
+    if shared.correction is not None and correct:
         weight = shared.correction.corrected(weight)
     groups = scheme.groups(weight.shape[1])
+    stays = weight if pruned is None else weight.masked_fill(pruned, 0.0)
     if config.scale_search:
-        grid = search_grid(weight, scheme, scale_dtype, shared.inverse_blocks(groups))
+        grid = search_grid(stays, scheme, scale_dtype, shared.inverse_blocks(groups))
     else:
-        grid = min_max_grid(weight, scheme, scale_dtype)
+        grid = min_max_grid(stays, scheme, scale_dtype)
     codes, _ = dispatch.gptq_quantize(
         weight[:, order].contiguous(), factored.upper, grid.scale.float(), _float_zero(grid),
         (order // (weight.shape[1] // groups)).to(torch.int32), scheme.qmin, scheme.qmax, threads=1,
+        pruned=None if pruned is None else pruned[:, order],
     )  # fmt: skip
-    rows = _Rows(weight, grid, codes[:, torch.argsort(order)].contiguous(), shared.hessian)
+    rows = _Rows(weight, grid, codes[:, torch.argsort(order)].contiguous(), shared.hessian, pruned)
     if config.descent_sweeps:
         rows.descend(config.descent_sweeps)
         for _ in range(config.refit_rounds):
@@ -144,8 +153,8 @@ def transform(
 class _Rows:
     """Codes and scales of some rows while they are polished; columns are in stored order."""
 
-    def __init__(self, target: Tensor, grid: Grid, codes: Tensor, hessian: Tensor) -> None:
-        self.grid, self.codes, self.hessian = grid, codes, hessian
+    def __init__(self, target: Tensor, grid: Grid, codes: Tensor, hessian: Tensor, pruned: Tensor | None) -> None:
+        self.grid, self.codes, self.hessian, self.pruned = grid, codes, hessian, pruned
         self.target, self.scale, self.zero = target, grid.scale, _float_zero(grid)
         width, groups = target.shape[1], grid.scale.shape[1]
         self.group_of_column = torch.arange(width, dtype=torch.int32) // (width // groups)
@@ -155,7 +164,7 @@ class _Rows:
         """Coordinate descent from `gradient` = (target - dense) @ hessian, which it keeps."""
         dispatch.coordinate_descent(
             self.gradient, self.hessian, self.scale.float(), self.zero, self.group_of_column,
-            self.grid.scheme.qmin, self.grid.scheme.qmax, self.codes, sweeps, threads=1,
+            self.grid.scheme.qmin, self.grid.scheme.qmax, self.codes, sweeps, threads=1, pruned=self.pruned,
         )  # fmt: skip
         self.loss = (self.gradient * (self.target - self._dense(self.scale))).sum(1)
 

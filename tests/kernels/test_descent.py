@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ CASES = [
 ]
 
 
-def descend(call: Descend, problem: Problem, sweeps: int, **options: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+def descend(call: Descend, problem: Problem, sweeps: int, **options: Any) -> tuple[torch.Tensor, torch.Tensor, int]:
     """(codes, gradient, changes) after `sweeps` sweeps from round to nearest."""
     codes = problem.nearest()
     gradient = (problem.weight - problem.dequantised(codes)) @ problem.hessian
@@ -51,6 +52,19 @@ def test_native_matches_the_oracle(isa: str, out_features: int, in_features: int
 @pytest.mark.parametrize(("out_features", "in_features", "groups", "options"), CASES)
 def test_batched_matches_the_oracle(out_features: int, in_features: int, groups: int, options: dict) -> None:
     assert_as_good(batched.coordinate_descent, make(out_features, in_features, groups, **options))
+
+
+@pytest.mark.parametrize(("out_features", "in_features", "groups", "options"), CASES[1:4])
+def test_what_is_pruned_stays_at_zero(
+    isa: str, out_features: int, in_features: int, groups: int, options: dict
+) -> None:
+    problem = make(out_features, in_features, groups, **options)
+    marks = torch.rand(problem.weight.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    wanted, _, _ = descend(reference.coordinate_descent, problem.double(), 3, pruned=marks)
+    for call in (dispatch.coordinate_descent, batched.coordinate_descent):
+        codes, _, _ = descend(call, problem, 3, pruned=marks.to(torch.int8))
+        assert not problem.dequantised(codes)[marks].any()
+        torch.testing.assert_close(problem.objective(codes).sum(), problem.objective(wanted).sum(), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])

@@ -47,6 +47,21 @@ def test_batched_matches_the_oracle(out_features: int, in_features: int, groups:
     assert_as_good(problem, *batched.gptq_quantize(problem.weight, problem.upper, *problem.grid))
 
 
+@pytest.mark.parametrize(("out_features", "in_features", "groups", "options"), CASES[1:4])
+def test_what_is_pruned_gets_the_code_of_zero(
+    isa: str, out_features: int, in_features: int, groups: int, options: dict
+) -> None:
+    problem = make(out_features, in_features, groups, **options)
+    marks = torch.rand(problem.weight.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    exact = problem.double()
+    wanted, _ = reference.gptq_quantize(exact.weight, exact.upper, *exact.grid, marks)
+    for call in (dispatch.gptq_quantize, batched.gptq_quantize):
+        codes, loss = call(problem.weight, problem.upper, *problem.grid, pruned=marks.to(torch.int8))
+        assert not problem.dequantised(codes)[marks].any()
+        assert (codes == wanted).all(dim=1).double().mean() >= 0.9
+        torch.testing.assert_close(2 * loss.double(), problem.objective(codes), rtol=1e-3, atol=1e-9)
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     out_features=st.integers(1, 70),

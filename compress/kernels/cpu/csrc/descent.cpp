@@ -41,9 +41,9 @@ void apply_moves(const Moves& moves, float* gradient, int64_t begin, int64_t end
 }
 
 // One pass over columns begin..end. steps[column - begin][row] becomes the change of the dequantised value.
-// Returns whether any code moved.
+// What is pruned by `stays` [column - begin][row], where there is one, goes to zero. Returns whether any code moved.
 bool descend_chunk(const DescentArgs& a, const GridTile& grid, int64_t begin, int64_t end, float* gradient,
-                   float* codes, float* steps) {
+                   float* codes, float* steps, const float* stays) {
     bool any = false;
     for (int64_t j = begin; j < end; ++j) {
         const float* h = a.hessian + j * a.columns;
@@ -55,7 +55,8 @@ bool descend_chunk(const DescentArgs& a, const GridTile& grid, int64_t begin, in
                 const ColumnGrid column = column_grid(grid, j, v);
                 const vf old = load(codes + at + v * LANES) - column.zero_point;
                 const vf target = old * column.scale + load(gradient + at + v * LANES) / h[j];
-                const vf level = nearest_level(column, target);
+                vf level = nearest_level(column, target);
+                if (stays) level *= load(stays + at + v * LANES);
                 step = (level - old) * column.scale;
                 store(codes + at + v * LANES, level + column.zero_point);
                 moved |= any_nonzero(step);
@@ -75,14 +76,15 @@ bool descend_chunk(const DescentArgs& a, const GridTile& grid, int64_t begin, in
 
 }  // namespace
 
-int64_t descent_scratch(const DescentArgs& a) { return 3 * kColumnChunk * kTileRows + grid_scratch(a.grid); }
+int64_t descent_scratch(const DescentArgs& a) { return 4 * kColumnChunk * kTileRows + grid_scratch(a.grid); }
 
 int64_t descent_tile(const DescentArgs& a, int64_t first_row, float* scratch) {
     const int64_t rows = smaller(kTileRows, a.rows - first_row), n = a.columns;
     float* chunk_gradient = scratch;
     float* chunk_codes = chunk_gradient + kColumnChunk * kTileRows;
     float* steps = chunk_codes + kColumnChunk * kTileRows;
-    const GridTile grid = load_grid(a.grid, first_row, rows, steps + kColumnChunk * kTileRows);
+    float* stays = steps + kColumnChunk * kTileRows;
+    const GridTile grid = load_grid(a.grid, first_row, rows, stays + kColumnChunk * kTileRows);
     float* gradient = a.gradient + first_row * n;
     int8_t* codes = a.codes + first_row * n;
 
@@ -93,7 +95,9 @@ int64_t descent_tile(const DescentArgs& a, int64_t first_row, float* scratch) {
             const int64_t end = smaller(begin + kColumnChunk, n), width = end - begin;
             load_tile(chunk_gradient, gradient + begin, n, rows, width, 0.0f);
             load_tile(chunk_codes, codes + begin, n, rows, width, 0.0f);
-            if (!descend_chunk(a, grid, begin, end, chunk_gradient, chunk_codes, steps)) continue;
+            if (a.pruned) load_stays(stays, a.pruned + first_row * n + begin, n, rows, width);
+            const float* keep = a.pruned ? stays : nullptr;
+            if (!descend_chunk(a, grid, begin, end, chunk_gradient, chunk_codes, steps, keep)) continue;
             store_tile(gradient + begin, chunk_gradient, n, rows, width);
             store_tile(codes + begin, chunk_codes, n, rows, width);
             for (int64_t r = 0; r < rows; ++r) {

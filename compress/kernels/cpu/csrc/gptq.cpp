@@ -37,16 +37,18 @@ __attribute__((noinline)) void update_strip(float* columns, const float* errors,
         }
 }
 
-// Quantises columns begin..end of the tile; leaves their errors [column - begin][row], codes and loss.
+// Quantises columns begin..end of the tile; leaves their errors [column - begin][row], codes and loss. What is pruned
+// by `stays` [column - begin][row], where there is one, becomes zero.
 void quantise_chunk(const GptqArgs& a, const GridTile& grid, float* tile, int64_t begin, int64_t end, float* errors,
-                    float* codes, float* loss) {
+                    float* codes, float* loss, const float* stays) {
     for (int64_t i = begin; i < end; ++i) {
         const float* u = a.upper + i * a.columns;
         const int64_t row = (i - begin) * kTileRows;
         for (int v = 0; v < kVectors; ++v) {
             const ColumnGrid column = column_grid(grid, i, v);
             const vf w = load(tile + i * kTileRows + v * LANES);
-            const vf level = nearest_level(column, w);
+            vf level = nearest_level(column, w);
+            if (stays) level *= load(stays + row + v * LANES);
             const vf e = (w - level * column.scale) / u[i];
             store(codes + row + v * LANES, level + column.zero_point);
             store(errors + row + v * LANES, e);
@@ -65,7 +67,7 @@ void quantise_chunk(const GptqArgs& a, const GridTile& grid, float* tile, int64_
 }  // namespace
 
 int64_t gptq_scratch(const GptqArgs& a) {
-    return (a.columns + 2 * kColumnChunk) * kTileRows + grid_scratch(a.grid);
+    return (a.columns + 3 * kColumnChunk) * kTileRows + grid_scratch(a.grid);
 }
 
 void gptq_tile(const GptqArgs& a, int64_t first_row, float* scratch) {
@@ -73,14 +75,16 @@ void gptq_tile(const GptqArgs& a, int64_t first_row, float* scratch) {
     float* tile = scratch;  // the weights, corrected as the loop goes on
     float* errors = tile + n * kTileRows;
     float* codes = errors + kColumnChunk * kTileRows;
-    const GridTile grid = load_grid(a.grid, first_row, rows, codes + kColumnChunk * kTileRows);
+    float* stays = codes + kColumnChunk * kTileRows;
+    const GridTile grid = load_grid(a.grid, first_row, rows, stays + kColumnChunk * kTileRows);
     load_tile(tile, a.weight + first_row * n, n, rows, n, 0.0f);
 
     double loss[kTileRows] = {};
     for (int64_t begin = 0; begin < n; begin += kColumnChunk) {
         const int64_t end = smaller(begin + kColumnChunk, n);
         float chunk_loss[kTileRows] = {};
-        quantise_chunk(a, grid, tile, begin, end, errors, codes, chunk_loss);
+        if (a.pruned) load_stays(stays, a.pruned + first_row * n + begin, n, rows, end - begin);
+        quantise_chunk(a, grid, tile, begin, end, errors, codes, chunk_loss, a.pruned ? stays : nullptr);
         store_tile(a.codes + first_row * n + begin, codes, n, rows, end - begin);
         for (int r = 0; r < kTileRows; ++r) loss[r] += 0.5 * chunk_loss[r];
 

@@ -25,8 +25,9 @@ struct GptqArgs {
     const float* weight;  // (out, in)
     const float* upper;   // (in, in)
     Grid grid;
-    int8_t* codes;  // (out, in), written
-    double* loss;   // (out), written
+    const int8_t* pruned;  // (out, in), 1 where a weight is and stays zero; null where none is
+    int8_t* codes;         // (out, in), written
+    double* loss;          // (out), written
     int64_t rows, columns;
 };
 
@@ -34,7 +35,8 @@ struct DescentArgs {
     float* gradient;       // (out, in), updated
     const float* hessian;  // (in, in)
     Grid grid;
-    int8_t* codes;  // (out, in), updated
+    const int8_t* pruned;  // (out, in), 1 where a code stays at its zero point; null where none does
+    int8_t* codes;         // (out, in), updated
     int64_t rows, columns;
     int sweeps;
 };

@@ -37,12 +37,13 @@ Grid checked_grid(const Input& scale, const Input& zero_point, const Input& grou
 
 void gptq_quantize(const Input& weight, const Input& upper, const Input& scale, const Input& zero_point,
                    const Input& group_of_column, int qmin, int qmax, const Output& codes, const Output& loss,
-                   int threads) {
+                   int threads, const std::optional<Input>& pruned) {
     const auto [rows, columns] = extents(weight, "weight");
     std::vector<double> totals(rows);
     const GptqArgs args{input<float>(weight, "weight", {rows, columns}),
                         input<float>(upper, "upper", {columns, columns}),
                         checked_grid(scale, zero_point, group_of_column, qmin, qmax, rows, columns),
+                        pruned ? input<int8_t>(*pruned, "pruned", {rows, columns}) : nullptr,
                         output<int8_t>(codes, "codes", {rows, columns}),
                         totals.data(), rows, columns};
     float* loss_out = output<float>(loss, "loss", {rows});
@@ -72,11 +73,12 @@ void prune_columns(const Output& weight, const Input& upper, const Output& prune
 
 int64_t coordinate_descent(const Output& gradient, const Input& hessian, const Input& scale, const Input& zero_point,
                            const Input& group_of_column, int qmin, int qmax, const Output& codes, int sweeps,
-                           int threads) {
+                           int threads, const std::optional<Input>& pruned) {
     const auto [rows, columns] = extents(gradient, "gradient");
     const DescentArgs args{output<float>(gradient, "gradient", {rows, columns}),
                            input<float>(hessian, "hessian", {columns, columns}),
                            checked_grid(scale, zero_point, group_of_column, qmin, qmax, rows, columns),
+                           pruned ? input<int8_t>(*pruned, "pruned", {rows, columns}) : nullptr,
                            output<int8_t>(codes, "codes", {rows, columns}), rows, columns, sweeps};
     if (sweeps < 0) bad_value("sweeps", "at least 0");
     const int count = checked_threads(threads);
@@ -284,10 +286,11 @@ NB_MODULE(_native, m) {
     m.def("gptq_quantize", &gptq_quantize, nb::arg("weight").noconvert(), nb::arg("upper").noconvert(),
           nb::arg("scale").noconvert(), nb::arg("zero_point").noconvert(), nb::arg("group_of_column").noconvert(),
           nb::arg("qmin"), nb::arg("qmax"), nb::arg("codes").noconvert(), nb::arg("loss").noconvert(),
-          nb::arg("threads"));
+          nb::arg("threads"), nb::arg("pruned").noconvert().none() = nb::none());
     m.def("coordinate_descent", &coordinate_descent, nb::arg("gradient").noconvert(), nb::arg("hessian").noconvert(),
           nb::arg("scale").noconvert(), nb::arg("zero_point").noconvert(), nb::arg("group_of_column").noconvert(),
-          nb::arg("qmin"), nb::arg("qmax"), nb::arg("codes").noconvert(), nb::arg("sweeps"), nb::arg("threads"));
+          nb::arg("qmin"), nb::arg("qmax"), nb::arg("codes").noconvert(), nb::arg("sweeps"), nb::arg("threads"),
+          nb::arg("pruned").noconvert().none() = nb::none());
     m.def("prune_columns", &prune_columns, nb::arg("weight").noconvert(), nb::arg("upper").noconvert(),
           nb::arg("pruned").noconvert(), nb::arg("errors").noconvert(), nb::arg("group"), nb::arg("drop"),
           nb::arg("threads"));

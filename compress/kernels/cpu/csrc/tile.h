@@ -58,5 +58,11 @@ static inline vf nearest_level(const ColumnGrid& grid, vf values) {
     return round_even(clamp(values / grid.scale, grid.lowest, grid.highest));
 }
 
+// Columns begin..end of a tile of marks as [column - begin][row]: 0 where a weight is pruned, else 1.
+static inline void load_stays(float* stays, const int8_t* pruned, int64_t stride, int64_t rows, int64_t columns) {
+    load_tile(stays, pruned, stride, rows, columns, 0.0f);
+    for (int64_t i = 0; i < columns * kTileRows; ++i) stays[i] = stays[i] == 0.0f ? 1.0f : 0.0f;
+}
+
 }  // namespace ISA
 }  // namespace compress
