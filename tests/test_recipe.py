@@ -13,7 +13,7 @@ from compress.artifact.summary import recipe_summary
 from compress.distillation.configs import LOSS_NAMES
 from compress.errors import UserError
 from compress.pruning.configs import PRUNING_NAMES
-from compress.quantization.configs import METHOD_NAMES
+from compress.quantization.configs import METHOD_NAMES, GptqConfig
 from compress.recipe import CalibrationConfig, DistillStage, PruneStage, Recipe, load_recipe, parse_recipe
 from compress.recipe_build import Settings, build_recipe
 from compress.recipe_prune import PruneSettings, build_prune_recipe
@@ -272,7 +272,9 @@ def test_shipped_recipes_parse_explain_themselves_and_are_named_for_what_they_do
         assert recipe_summary(recipe.placeless()).scheme == made
     else:
         refined = "-refined" if stage.refine else ""
-        assert stage.scheme.to_scheme().label.replace("a16", "") + refined == made
+        sparsity = stage.method.to_sparsity() if isinstance(stage.method, GptqConfig) else None
+        sparse = "" if sparsity is None else f"-{sparsity.label}"
+        assert stage.scheme.to_scheme().label.replace("a16", "") + refined + sparse == made
     assert sum(line.lstrip().startswith("#") for line in path.read_text().splitlines()) >= 4
     assert recipe.model is None
 
