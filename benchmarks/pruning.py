@@ -117,13 +117,15 @@ def main() -> None:
     parser.add_argument("--peer-python", type=Path, default=os.environ.get("PEER_LLMC_PYTHON"))
     parser.add_argument("--model", choices=tuple(cases.MODELS), default="packaged")
     parser.add_argument("--seed", type=int, default=0)
+    amounts = sorted({variant.amount for variant in VARIANTS})
+    parser.add_argument("--amount", action="append", choices=amounts, help="leave out all others; repeatable")
     parser.add_argument("--eval-tokens", type=int, default=cases.EVAL_TOKENS)
     parser.add_argument("--json", type=Path, help="write the numbers here")
     arguments = parser.parse_args()
     workspace = Workspace(arguments.work, arguments.shared, arguments.peer_python, threads=1)
     candidates: dict[str, Path] = {}
     names: list[tuple[Variant, str, str | None]] = []
-    for variant in VARIANTS:
+    for variant in (each for each in VARIANTS if not arguments.amount or each.amount in arguments.amount):
         ours, peer = f"ours {variant.folder}", None
         candidates[ours] = _ours(workspace, arguments.model, variant, arguments.seed)
         if variant.peer is not None and arguments.peer_python is not None:
