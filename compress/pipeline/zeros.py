@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from compress.errors import WorkError
@@ -38,13 +39,11 @@ def held(name: str, quantized: QuantizedTensor, zeros: Tensor) -> tuple[Quantize
     count = int(strays.sum())
     if not count:
         return quantized, 0
-    codes = quantized.codes.clone()
-    if quantized.zero_point is None:
-        codes[strays] = 0
-    else:
-        group_size = codes.shape[1] // quantized.zero_point.shape[1]
-        of_weight = quantized.zero_point.repeat_interleave(group_size, dim=1)
-        codes[strays] = of_weight[strays].to(codes.dtype)
+    zero = torch.zeros(())
+    if quantized.zero_point is not None:
+        group_size = quantized.codes.shape[1] // quantized.zero_point.shape[1]
+        zero = quantized.zero_point.float().repeat_interleave(group_size, dim=1)
+    codes = torch.where(strays, zero, quantized.codes.float()).to(quantized.codes.dtype)  # 8-bit floats have no fill
     fixed = replace(quantized, codes=codes)
     if bool(((fixed.dequantize() != 0) & zeros).any()):
         raise WorkError(
