@@ -25,7 +25,7 @@ import torch
 from benchmarks import cases, machine
 from benchmarks.intervals import mean_per_token, ratio
 from benchmarks.scoring import BlockSums, score
-from benchmarks.workspace import Workspace
+from benchmarks.workspace import Workspace, file_digest
 from compress.types import IntScheme
 
 BUDGETS = (2.5, 3.0, 3.5, 4.25, 5.0)
@@ -108,6 +108,24 @@ def block_shares(model: Path) -> tuple[list[float], int]:
     return [weights / sum(blocks) for weights in blocks], min(spec.in_features for spec in linears)
 
 
+def scores(workspace: Workspace, model: str, artifacts: dict[str, Path], eval_tokens: int) -> dict[str, BlockSums]:
+    """The sums of every artifact by name; those of the same weights on the same text are scored once."""
+    base, folder = workspace.model_dir(model), workspace.path / "scores"
+    key = workspace.digest(base)[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = {
+        name: folder / f"{key}-{file_digest(sorted(path.glob('*.safetensors')))[:16]}-{eval_tokens}.json"
+        for name, path in artifacts.items()
+    }
+    missing = {name: artifacts[name] for name, file in kept.items() if not file.exists()}
+    if missing:
+        print(f"scoring {len(missing)} artifacts", file=sys.stderr)
+        found = score(base, missing, workspace.held_out(model, eval_tokens))
+        for name in missing:
+            found[name].save(kept[name])
+    return {name: BlockSums.load(file) for name, file in kept.items()}
+
+
 def rows(made: dict[tuple[float, Candidate], Row], sums: dict[str, BlockSums]) -> list[Row]:
     """One row per budget and candidate; `ratio` is the searched artifact's KL over this one's, paired over blocks."""
     table = []
@@ -126,7 +144,6 @@ def rows(made: dict[tuple[float, Candidate], Row], sums: dict[str, BlockSums]) -
         if candidate.kind == "budget":
             row["predicted_kl"] = document["budget"]["chosen"]["predicted_kl"]
             row["kl_on_calibration_text"] = document["budget"]["chosen"]["measured_kl"]
-            row["seconds"] = document["seconds"]
         else:
             row["ratio"] = asdict(ratio(sums[f"budget {ours.name}"].kl, mine.kl))
         table.append(row)
@@ -175,7 +192,7 @@ def main() -> None:
             print(f"{budget:g} bits: {candidate.kind} {candidate.name}", file=sys.stderr)
             made[budget, candidate] = make(candidate, model, folder, arguments.threads)
     artifacts = {f"{c.kind} {c.name}": Path(document["artifact"]) for (_, c), document in made.items()}
-    sums = score(model, artifacts, workspace.held_out(arguments.model, arguments.eval_tokens))
+    sums = scores(workspace, arguments.model, artifacts, arguments.eval_tokens)
     table = rows(made, sums)
     print(render(table))
     if arguments.json:

@@ -57,6 +57,11 @@ def load_dense(model_dir: Path) -> Any:
     from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
     config = json.loads((model_dir / "config.json").read_text())
+    if len(config.get("quantization_config", {}).get("config_groups", {})) > 1:
+        # transformers decodes all weights by the first of several schemes, so our runtime decodes these.
+        from compress.runtime import transformers_backend
+
+        return transformers_backend.load(model_dir, "cpu", "float32").model
     options: dict[str, Any] = {"dtype": "auto"}
     if "quantization_config" in config:
         options["quantization_config"] = CompressedTensorsConfig(dequantize=True)

@@ -79,11 +79,17 @@ def config(job: Job) -> dict[str, Any]:
 
 
 def transformers_can_load(job: Job) -> bool:
-    """Whether compressed-tensors carries this: not Conv1D weights, nor fused experts with zero points or as floats."""
+    """Whether compressed-tensors carries this: not Conv1D weights, nor fused experts with zero points or as floats.
+
+    Where transformers decodes weights as it loads them, which it does for zero points and for fused experts, it takes
+    one scheme for all, so those must not be mixed.
+    """
     specs = [spec for spec in job.skeleton.linears() if spec.name in job.schemes]
     conv1d = any(spec.layout == "conv1d" for spec in specs)
     experts = [job.schemes[spec.name] for spec in specs if spec.expert is not None]
-    return not conv1d and all(isinstance(scheme, IntScheme) and scheme.symmetric for scheme in experts)
+    zero_points = any(isinstance(scheme, IntScheme) and not scheme.symmetric for scheme in job.schemes.values())
+    mixed = len(set(experts)) > 1 or (zero_points and len(job.distinct_schemes) > 1)
+    return not conv1d and not mixed and all(isinstance(scheme, IntScheme) and scheme.symmetric for scheme in experts)
 
 
 def _high_precision(job: Job) -> Iterable[str]:

@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from compress import pipeline
+from compress.artifact.lock import FileLock
 from compress.artifact.verify import verify
 from compress.errors import UserError
 from compress.models.checkpoint import Checkpoint
 from compress.pipeline.run import deterministic
 from compress.progress import NullProgress
+from compress.quantization.configs import SmoothQuantConfig
 from compress.quantization.grid import quantize, search_grid
 from compress.recipe import Recipe, load_recipe
 from compress.workflows.budget import search as searching
@@ -24,6 +26,7 @@ from compress.workflows.budget.divergence import divergence
 from compress.workflows.budget.losses import anchors
 from compress.workflows.budget.measured import MEASURING_WINDOWS, Search, open_search
 from compress.workflows.budget.plan import plan_budget
+from compress.workflows.budget.recipes import open_stage
 from compress.workflows.budget.room import file_bytes
 from compress.workflows.budget.search import BudgetResult, Solver, quantize_to_budget
 from compress.workflows.budget.target import Target
@@ -229,3 +232,23 @@ def test_group_sizes_and_symmetry_limit_the_choice(source: Path, recipe: Callabl
     assert {(option.group_size, option.symmetric) for option in options} == {(64, False)}
     assert Checkpoint.open(source).digest() == found.fingerprint["source"]
     assert Solver(found, BITS).losses == []
+
+
+def test_a_method_that_rounds_no_plain_weights_is_refused(source: Path, recipe: Callable[..., Recipe]) -> None:
+    stage = open_stage(recipe())
+    smoothing = SmoothQuantConfig.model_validate({})
+    unchecked = stage.model_copy(update={"method": smoothing})
+    wanted = recipe().model_copy(update={"stages": [unchecked]})
+    with pytest.raises(UserError, match="smoothquant is for schemes that round inputs"):
+        opened(wanted, source)
+
+
+def test_two_searches_do_not_measure_the_same_at_once(source: Path, recipe: Callable[..., Recipe]) -> None:
+    found = opened(recipe(), source)
+    found.directory.parent.mkdir(parents=True)
+    lock = FileLock(found.directory.with_suffix(".lock"), found.directory)
+    try:
+        with deterministic() as workers, pytest.raises(UserError, match="is being written by pid"):
+            found.losses(workers, NullProgress())
+    finally:
+        lock.release()

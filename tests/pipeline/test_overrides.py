@@ -14,6 +14,7 @@ import yaml
 from compress import pipeline
 from compress.errors import UserError
 from compress.evaluation.scheme import scheme_of
+from compress.formats.compressed_tensors import is_for_own_reader
 from compress.recipe import Recipe, load_recipe, parse_recipe
 from compress.runtime.transformers_backend import load
 from compress.types import IntScheme
@@ -112,3 +113,32 @@ def test_overrides_are_part_of_the_recipe(text: Path) -> None:
         mixed("gptq", text, [{"linears": ["*.mlp.*"], "scheme": "FP8_DYNAMIC"}])
     with pytest.raises(UserError, match=r"overrides\.0\.linears: must be a list with at least one entry"):
         mixed("rtn", text, [{"linears": [], "scheme": "W8A16"}])
+
+
+ATTENTION = {"linears": ["*.self_attn.*"], "scheme": {"bits": 8, "group_size": 32}}
+ZERO_POINTS = {"linears": ["*.mlp.*"], "scheme": {"bits": 4, "group_size": 32, "symmetric": False}}
+FIRST_EXPERTS = {"linears": ["*.0.*.experts.*"], "scheme": {"bits": 8, "group_size": 32}}
+
+
+@pytest.mark.parametrize(
+    ("family", "override", "loads"),
+    [
+        ("mixtral", ATTENTION, True),
+        ("mixtral", FIRST_EXPERTS, False),
+        ("llama", ZERO_POINTS, False),
+    ],
+)
+def test_transformers_reads_a_mixture_or_is_told_not_to(
+    family: str, override: dict[str, Any], loads: bool, tiny: Callable[..., Path], text: Path, tmp_path: Path
+) -> None:
+    """It decodes zero points and fused experts by one scheme, whatever the config says of each."""
+    source, tokens = tiny(family), tiny_tokens(2, 12)
+    artifact = pipeline.run(mixed("rtn", text, [override]), model=source, output=tmp_path / "out").artifact
+    expected = harness.fake_quantized_logits(source, artifact, tokens)
+    torch.testing.assert_close(load(artifact.path, device="cpu").score(tokens), expected, rtol=1e-5, atol=1e-5)
+    assert is_for_own_reader(artifact.config["quantization_config"]) == (not loads)
+    if loads:
+        torch.testing.assert_close(harness.loaded_logits(artifact.path, tokens), expected, rtol=1e-5, atol=1e-5)
+    else:
+        with pytest.raises(ValueError, match="quant"):
+            harness.loaded_logits(artifact.path, tokens)

@@ -15,7 +15,7 @@ from torch import Tensor
 from compress.artifact import durable
 from compress.artifact.canonical import sha256_json
 from compress.artifact.journal import Journal
-from compress.artifact.lock import FileLock
+from compress.artifact.lock import FileLock, LockedError
 from compress.calibration.tokens import CalibrationSet, draw
 from compress.errors import UserError
 from compress.evaluation.resume import cache_home
@@ -121,7 +121,10 @@ def open_search(
     usual = CalibrationConfig()  # for methods that read no text, because a measurement does
     usual = usual.model_copy(update={"seq_len": min(usual.seq_len, job.skeleton.max_positions)})
     scale_bits = {spec.name: 8 * job.scale_dtype(spec).itemsize for spec in job.skeleton.linears()}
-    options = grid(stage.scheme.to_scheme().symmetric, group_sizes=group_sizes or GROUP_SIZES)
+    every = grid(stage.scheme.to_scheme().symmetric, group_sizes=group_sizes or GROUP_SIZES)
+    options = [option for option in every if stage.method.refusal(option) is None]
+    if not options:
+        raise UserError(str(stage.method.refusal(every[0])), "choose a method that rounds weights to integers")
     learning, measuring, held_out = _texts(job, stage.calibration or usual)
     return Search(recipe, job, units(job.skeleton, job.schemes, options, scale_bits), learning, measuring, held_out)
 
@@ -162,7 +165,10 @@ def _units(journal: Journal) -> dict[str, Measured]:
 def _alone(directory: Path) -> Iterator[None]:
     with durable.guarded("create", directory):
         directory.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory.with_suffix(".lock"), directory)
+    try:
+        lock = FileLock(directory.with_suffix(".lock"), directory)
+    except LockedError as error:
+        raise UserError(error.message, "wait for it to finish: it measures what this search needs") from None
     try:
         yield
     finally:
