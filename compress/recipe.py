@@ -30,6 +30,8 @@ from pydantic import (
 from compress.calibration.mix import parse_mix, spell
 from compress.distillation.configs import ForwardKlConfig, LossConfig
 from compress.errors import UserError
+from compress.formats.names import FormatName
+from compress.formats.names import refusal as not_carried_by
 from compress.pruning.configs import PruningConfig
 from compress.quantization.configs import METHODS, MethodConfig, RefineConfig, short_form
 from compress.recipe_problems import describe
@@ -156,6 +158,7 @@ class QuantizeStage(_Section):
     scheme: Annotated[AnyScheme, BeforeValidator(_spelled_out)] = SchemeConfig()
     overrides: list[Override] = Field(default_factory=list)
     ignore: list[StrictStr] = Field(default_factory=list)
+    format: FormatName = "compressed-tensors"
     kv_cache: Literal["fp8"] | None = None
     refine: Annotated[RefineConfig | None, BeforeValidator(_switch)] = None
     calibration: CalibrationConfig | None = None
@@ -177,11 +180,21 @@ class QuantizeStage(_Section):
             refusal = self.method.refusal(scheme) or (None if self.refine is None else self.refine.refusal(scheme))
             if refusal:
                 raise ValueError(refusal)
+            if not_carried := not_carried_by(self.format, scheme):
+                raise ValueError(f"{not_carried.reason}: {not_carried.hint}")
+        if self.format == "gptq" and not all(scheme.symmetric for scheme in self.schemes):
+            # Which zero points come out is known too late, when a run of hours has found one.
+            raise ValueError("gptq v1 cannot store a zero point of 0, which asymmetric weights may have: use gptq-v2")
+        if self.refine is not None and self.format != "compressed-tensors":
+            later = f"`compress export --to {self.format}` converts the result"
+            raise ValueError(f"refine tunes compressed-tensors: leave `format` out; {later}")
         if self.kv_cache is not None and self.schemes[0].inputs is None:
             said = f"scales of a cache go with a scheme that rounds inputs, not {self.schemes[0].name}"
             raise ValueError(f"kv_cache: {said}")
         if self.kv_cache is not None and self.refine is not None:
             raise ValueError("kv_cache: refine would move what its scales were calibrated on: leave one of the two out")
+        if self.kv_cache is not None and self.format != "compressed-tensors":
+            raise ValueError("kv_cache: its scales are written in compressed-tensors: leave `format` out")
         return _with_calibration(self, self.reads_text or self.refine is not None)
 
     @property
@@ -360,6 +373,8 @@ class Recipe(_Section):
                 stage |= {"cached": True} if stage.pop("cache") is not None else {}
             if stage.get("minutes") is not None:
                 del stage["steps"]
+            if stage.get("format") == "compressed-tensors":
+                del stage["format"]
             if stage["calibration"] is not None:
                 stage["calibration"]["source"] = spell(parse_mix(stage["calibration"]["source"]), placeless=True)
         return data

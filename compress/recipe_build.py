@@ -33,6 +33,7 @@ class Settings:
     kv_cache: str | None = None
     ignore: Sequence[str] = ()
     refine: bool | None = None
+    format: str | None = None
     calib: str | None = None
     samples: int | None = None
     seq_len: int | None = None
@@ -42,7 +43,7 @@ class Settings:
     def for_stage(self) -> bool:
         """Whether anything given belongs to a stage (rather than to the whole recipe)."""
         given = (self.method, self.bits, self.group_size, self.symmetric, self.scheme, self.calib, self.samples)
-        others = (self.seq_len, self.refine, self.kv_cache)
+        others = (self.seq_len, self.refine, self.kv_cache, self.format)
         return any(value is not None for value in (*given, *others)) or bool(self.ignore)
 
 
@@ -94,6 +95,8 @@ def _set_stage(stage: dict[str, Any], settings: Settings) -> list[str]:
     add_ignored(stage, settings.ignore)
     if settings.refine is not None:
         stage["refine"] = (stage.get("refine") or {}) if settings.refine else None
+    if settings.format is not None:
+        stage["format"] = settings.format
     return set_calibration(stage, settings, METHODS)
 
 

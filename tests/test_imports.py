@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "calibration": TENSORS,
     **{method: TENSORS - {"content"} | {"calibration"} for method in METHODS},
     "recipe_yaml": BASE,
-    "recipe": BASE | METHODS | {"schemes", "recipe_yaml", "calibration"},
+    "recipe": BASE | METHODS | {"formats", "schemes", "recipe_yaml", "calibration"},
     "recipe_build": BASE | METHODS | {"schemes", "recipe_yaml", "recipe"},
     "recipe_distill": BASE | METHODS | {"schemes", "recipe_yaml", "recipe", "recipe_build"},
     "recipe_prune": BASE | METHODS | {"schemes", "recipe_yaml", "recipe", "recipe_build"},

@@ -25,6 +25,7 @@ from compress.artifact.manifest import (
 )
 from compress.artifact.reader import Artifact
 from compress.errors import CompressError, IntegrityError, UserError, WorkError
+from compress.formats.names import CONFIG_FILES
 
 
 class Made(Protocol):
@@ -84,7 +85,7 @@ class Identity:
 
     def carries(self, manifest: Manifest) -> bool:
         """Whether an artifact's files besides config, weights and recipe are those that this run would carry over."""
-        written = {CONFIG_NAME, RECIPE_NAME, INDEX_NAME}
+        written = {CONFIG_NAME, RECIPE_NAME, INDEX_NAME, *CONFIG_FILES}
         carried = {name: record.sha256 for name, record in manifest.files.items() if name not in written}
         return self.files is None or self.files == {n: h for n, h in carried.items() if not n.endswith(".safetensors")}
 

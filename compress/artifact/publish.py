@@ -35,11 +35,13 @@ from compress.artifact.sizes import sizes
 from compress.artifact.token_sketch import SKETCH_NAME, TokenSketch
 from compress.artifact.training import TRAINING_NAME
 from compress.errors import IntegrityError
+from compress.formats.names import CONFIG_FILES
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 _RESERVED = {
     *(CONFIG_NAME, RECIPE_NAME, LAYERS_NAME, CARD_NAME, MANIFEST_NAME, INDEX_NAME),
     *(EVAL_NAME, SAMPLES_NAME, SKETCH_NAME, TRAINING_NAME),
+    *CONFIG_FILES,
 }
 
 
@@ -94,6 +96,8 @@ def build(
     weight_bytes = sum(record.bytes for name, record in files.items() if name.endswith(".safetensors"))
     config = json.dumps(contents.config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     files[CONFIG_NAME] = _write(directory / CONFIG_NAME, config.encode())
+    for name, data in _config_files(contents.config).items():
+        files[name] = _write(directory / name, data)
     files[RECIPE_NAME] = _write(directory / RECIPE_NAME, contents.recipe_yaml.encode())
     for source in contents.aux_files:
         sha256, size = durable.write_stream(directory / source.name, read_chunks(source))
@@ -138,6 +142,17 @@ def build(
 
 def _write(path: Path, data: bytes) -> FileRecord:
     return FileRecord(sha256=durable.write_bytes(path, data), bytes=len(data))
+
+
+def _config_files(config: Mapping[str, Any]) -> dict[str, bytes]:
+    """What the weights' format keeps beside config.json."""
+    quantization = config.get("quantization_config")
+    if not isinstance(quantization, Mapping):
+        return {}
+    from compress.formats.registry import format_of  # it brings torch
+
+    found = format_of(quantization)
+    return {} if found is None else {name: make(quantization) for name, make in found.files.items()}
 
 
 def _check_names(aux_files: Sequence[Path]) -> None:

@@ -11,6 +11,7 @@ import typer
 from compress.commands import _debug
 from compress.distillation.configs import LOSS_NAMES
 from compress.errors import UserError
+from compress.formats.names import FORMATS
 from compress.pruning.configs import PRUNING_NAMES
 from compress.quantization.configs import METHOD_NAMES
 from compress.recipe_build import Settings
@@ -33,7 +34,6 @@ OUTPUT = "Output"
 MODEL_HELP = "Model directory or hub id; the small packaged model if left out."
 MODEL_OR_ARTIFACT_HELP = "Model directory, hub id or artifact; the small packaged model if left out."
 DTYPE_HELP = "Compute dtype: auto, float32, bfloat16 or float16."
-FORMATS = ("compressed-tensors",)
 
 # Options that several commands have alike.
 SourceModel = Annotated[str | None, typer.Argument(help=MODEL_HELP, metavar="MODEL", show_default=False)]
@@ -223,9 +223,12 @@ class Quantize(Run):
     calib: CalibrationText = None
     samples: CalibrationSamples = None
     seq_len: CalibrationLength = None
-    format: Annotated[str, typer.Option(help=f"{', '.join(FORMATS)}.", metavar="NAME", rich_help_panel=OUTPUT)] = (
-        "compressed-tensors"
-    )
+    format: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{', '.join(FORMATS)}; compressed-tensors if left out.", metavar="NAME", rich_help_panel=OUTPUT
+        ),
+    ] = None
 
     def settings(self) -> Settings:
         """The flags that decide the recipe.
@@ -233,7 +236,7 @@ class Quantize(Run):
         Raises:
             UserError: a group size that is neither an integer nor `channel`, or a format this version cannot write.
         """
-        if self.format not in FORMATS:
+        if self.format is not None and self.format not in FORMATS:
             raise UserError(f"unknown format {self.format!r}", f"this version writes {', '.join(FORMATS)}")
         within = any(value is not None for value in (self.target_bits, self.target_size, self.max_kl))
         return Settings(
@@ -245,6 +248,7 @@ class Quantize(Run):
             kv_cache=self.kv_cache,
             ignore=self.ignore,
             refine=self.refine,
+            format=self.format,
             calib=self.calib,
             samples=self.samples,
             seq_len=self.seq_len,

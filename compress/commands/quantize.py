@@ -28,6 +28,7 @@ def quantize(options: Quantize, view: View) -> None:
       $ compress quantize ./model --scheme FP8_DYNAMIC
       $ compress quantize ./model --target-bits 4.25
       $ compress quantize ./model --max-kl 0.02
+      $ compress quantize ./model --method gptq --bits 4 --format gptq
     """
     target, recipe = _budget.wanted(options), build(options, view)
     if target is not None and options.dry_run:

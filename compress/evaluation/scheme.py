@@ -7,6 +7,7 @@ from typing import Any
 
 from compress.errors import IntegrityError
 from compress.formats.compressed_tensors import scheme_of_group
+from compress.formats.registry import format_of
 
 DENSE = "dense"
 
@@ -16,12 +17,19 @@ def scheme_of(config: Mapping[str, Any]) -> str:
 
     A group that this version does not read is spelled out, as in `w8a8-channel-asym`.
 
-    A quantisation that does not describe its groups is named by its method, such as `gptq`.
+    AWQ, GPTQ and ModelOpt describe one layout for all linears (GPTQ's exceptions are not looked at). A quantisation
+    that is not read here is named by its method.
     """
     quantization = config.get("quantization_config")
     if not isinstance(quantization, Mapping) or not quantization:
         return DENSE
     groups = quantization.get("config_groups")
+    found = format_of(quantization)
+    if found is not None and found.name != "compressed-tensors":
+        try:
+            return found.schemes(quantization, [""])[""].label
+        except IntegrityError:
+            return found.name
     if not isinstance(groups, Mapping):
         return str(quantization.get("quant_method") or "quantized")
     labels = {_label(group) for group in groups.values() if isinstance(group, Mapping)}

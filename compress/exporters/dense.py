@@ -28,12 +28,13 @@ from compress.artifact.verify import require_sound
 from compress.errors import UserError
 from compress.formats import bitmask
 from compress.formats.layouts import PACKED_SUFFIX, SCALE_SUFFIX, decoded_dtype
+from compress.formats.registry import Format
 from compress.formats.safetensors_header import TORCH_NAMES
 from compress.models.checkpoint import Checkpoint
 from compress.models.families import family_of
 from compress.models.meta import build
 from compress.progress import NullProgress, Progress
-from compress.runtime.native_reader import LazyWeight, conv1d_linears, dense_state, schemes_of
+from compress.runtime.native_reader import LazyWeight, conv1d_linears, dense_state, packed_linears, schemes_of
 from compress.types import Scheme
 
 PROVENANCE_NAME = "compress_export.json"
@@ -84,12 +85,14 @@ def export_dense(
     checkpoint = Checkpoint.open(source.path)
     config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
     weights: Mapping[str, LazyWeight]
+    format: Format | None = None
     if "quantization_config" in checkpoint.config:
+        format = packed_linears(checkpoint)[0]
         conv1d = conv1d_linears(build(config, family_of(config.get("model_type")), torch.float32))
         weights, schemes = dense_state(checkpoint, conv1d), schemes_of(checkpoint)
     else:
         conv1d, schemes, weights = set(), {}, {name: LazyWeight(checkpoint, name) for name in checkpoint.index}
-    rows = [_row(checkpoint, name, conv1d, schemes) for name in sorted(weights, key=natural_key)]
+    rows = [_row(checkpoint, name, conv1d, schemes, weights, format) for name in sorted(weights, key=natural_key)]
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(lock_path(target), target)
     try:
@@ -129,8 +132,20 @@ def _remove_unfinished(beside: Path, source: Artifact) -> None:
     durable.remove_tree(beside, last=PROVENANCE_NAME)
 
 
-def _row(checkpoint: Checkpoint, name: str, conv1d: Collection[str], schemes: Mapping[str, Scheme]) -> _Row:
-    """Layout of one dense tensor, known without decoding it."""
+def _row(
+    checkpoint: Checkpoint,
+    name: str,
+    conv1d: Collection[str],
+    schemes: Mapping[str, Scheme],
+    weights: Mapping[str, LazyWeight],
+    format: Format | None,
+) -> _Row:
+    """Layout of one dense tensor; of compressed-tensors it is known without decoding."""
+    if format is not None and format.layout is not None and weights[name].packed:
+        dense = weights[name][...]
+        # ModelOpt's float32 scales are wider than the weights that they stand for.
+        dtype = model_dtype(checkpoint) if dense.dtype == torch.float32 else dense.dtype
+        return _Row(name, dtype_name(torch.empty(0, dtype=dtype)), tuple(dense.shape), dense.numel() * dtype.itemsize)
     linear = name.removesuffix(".weight")
     scheme = schemes.get(linear) if name.endswith(".weight") else None
     if (values := checkpoint.index.get(f"{linear}.{bitmask.VALUES}")) is not None:
@@ -151,6 +166,12 @@ def _shape(checkpoint: Checkpoint, linear: str, scheme: Scheme) -> tuple[int, ..
     if (codes := checkpoint.index.get(linear + PACKED_SUFFIX)) is not None:
         return (codes.shape[0], codes.shape[1] * 8 // scheme.bits)
     return tuple(checkpoint.index[f"{linear}.weight"].shape)
+
+
+def model_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """What most of a checkpoint that is not packed is stored in: the dtype of its largest floating tensor."""
+    wide = [info for info in checkpoint.index.values() if info.dtype.is_floating_point and info.dtype.itemsize > 1]
+    return max(wide, key=lambda info: info.nbytes).dtype
 
 
 def _write_weights(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from compress.errors import UserError
+from compress.formats.registry import FORMATS, Format
 from compress.models.kv_cache import KEY_LINEARS
 from compress.models.skeleton import LinearSpec, Skeleton
 from compress.pipeline.prune_job import pattern_misfits
@@ -46,7 +47,10 @@ class Job(Work):
         return layout + ("-refined" if self.stage.refine is not None else "")
 
     def stored_bits(self, spec: LinearSpec) -> int:
-        """Bits that a quantised linear takes, as its scheme counts them."""
+        """Bits that a quantised linear takes, as its scheme counts them, or its format where that stores more."""
+        if self.format.layout is not None:
+            stored = self.format.layout(self.schemes[spec.name], spec.out_features, spec.in_features).values()
+            return sum(8 * math.prod(shape) * dtype.itemsize for shape, dtype in stored)
         scale_bits = 8 * self.scale_dtype(spec).itemsize
         per_weight = self.schemes[spec.name].bits_per_weight(spec.in_features, scale_bits, spec.out_features)
         return round(per_weight * spec.in_features * spec.out_features)
@@ -73,9 +77,14 @@ class Job(Work):
     def needs_original(self) -> bool:
         return isinstance(self.rounding, GptqConfig) and self.rounding.correction > 0
 
+    @property
+    def format(self) -> Format:
+        """What the linears are packed as."""
+        return FORMATS[self.stage.format]
+
     def scale_dtype(self, spec: LinearSpec) -> torch.dtype:
-        """Scales are stored in the dtype of the weight they replace, which is what engines read."""
-        return self.checkpoint.index[spec.weight].dtype
+        """Scales are stored in the dtype that the format has for them, or that of the weight they replace."""
+        return self.format.scale_dtype or self.checkpoint.index[spec.weight].dtype
 
 
 def nearest_group_size(widths: Sequence[int], wanted: int) -> int | None:
@@ -95,7 +104,8 @@ def assign(stage: QuantizeStage, skeleton: Skeleton) -> tuple[dict[str, Scheme],
     schemes, unmatched = _chosen(stage, wanted)
     problems += unmatched
     for scheme in dict.fromkeys(schemes.values()):
-        problems += _misfits(scheme, [spec for spec in wanted if schemes[spec.name] == scheme])
+        specs_of = [spec for spec in wanted if schemes[spec.name] == scheme]
+        problems += _misfits(scheme, specs_of) or _misplaced(FORMATS[stage.format], scheme, specs_of)
     if isinstance(stage.method, GptqConfig) and (sparsity := stage.method.to_sparsity()) is not None:
         problems += pattern_misfits(sparsity, wanted)
     for block in range(skeleton.num_blocks):
@@ -143,6 +153,22 @@ def _chosen(stage: QuantizeStage, wanted: Sequence[LinearSpec]) -> tuple[dict[st
                     Problem(said, f"names look like {wanted[0].name}; give one, a glob, or re: and a regex")
                 )
     return schemes, problems
+
+
+def _misplaced(format: Format, scheme: Scheme, wanted: Sequence[LinearSpec]) -> list[Problem]:
+    """What the format has no place for: one problem for every shape."""
+    if format.name == "compressed-tensors":
+        return []
+    if conv1d := [spec for spec in wanted if spec.layout == "conv1d"]:
+        said = f"{format.name} has no place for {conv1d[0].name}, which its model keeps transposed"
+        return [Problem(said, "use --format compressed-tensors")]
+    problems, seen = [], set()
+    for spec in wanted:
+        found = format.shape_refusal(scheme, spec.out_features, spec.in_features)
+        if found is not None and found.reason not in seen:
+            seen.add(found.reason)
+            problems.append(Problem(f"{spec.name}: {found.reason}", found.hint))
+    return problems
 
 
 def _misfits(scheme: Scheme, wanted: Sequence[LinearSpec]) -> list[Problem]:

@@ -74,7 +74,7 @@ def record(
     weight: Tensor,
     dequantized: Tensor,
     scheme: Scheme,
-    scale_bits: int,
+    bits_per_weight: float,
     sample: Tensor | None,
     reference: Tensor | None = None,
     fallback: str | None = None,
@@ -91,7 +91,7 @@ def record(
         block=spec.block,
         method=method,
         scheme=scheme.label,
-        bits_per_weight=scheme.bits_per_weight(spec.in_features, scale_bits, spec.out_features),
+        bits_per_weight=bits_per_weight,
         output_error=error,
         weight_sqnr_db=sqnr,
         fallback=fallback,
@@ -144,7 +144,7 @@ def finished(
         details = {**(details or {}), "sparsity": count / zeros.numel(), "zeros": count, "weights": zeros.numel()}
         details |= {"zeros_restored": moved} if moved else {}
     layer = record(
-        spec, job.method_name, weight, quantized.dequantize().float(), scheme, quantized.scale.element_size() * 8,
+        spec, job.method_name, weight, quantized.dequantize().float(), scheme, job.stored_bits(spec) / weight.numel(),
         sample, reference, fallback[0] if fallback else None, details,
     )  # fmt: skip
     found = (Fallback(name=spec.name, action=fallback[0], reason=fallback[1]),) if fallback else ()

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from compress.artifact.layers import LayerRecord
 from compress.artifact.ledger import Action, LedgerEntry
-from compress.formats import layouts
 from compress.formats.compressed_tensors import for_own_reader, quantization_config
 from compress.pipeline.block import BlockResult
 from compress.pipeline.job import Job
@@ -24,7 +23,7 @@ def block_tensors(job: Job, block: int, result: BlockResult, pool: Executor) -> 
     """The output tensors of one block, and the fate of each of its source tensors."""
     tensors: dict[str, Tensor] = {}
     fate: Fate = {}
-    packed = pool.map(lambda linear: layouts.pack(linear.quantized, linear.input_scale), result.linears)
+    packed = pool.map(lambda linear: job.format.pack(linear.quantized, linear.input_scale), result.linears)
     for linear, local_tensors in zip(result.linears, packed, strict=True):
         stored = {f"{linear.spec.name}.{local}": tensor for local, tensor in local_tensors.items()}
         tensors |= stored
@@ -72,7 +71,9 @@ def ledger(job: Work, fate: Fate, sha256: Mapping[str, str]) -> dict[str, Ledger
 
 def config(job: Job) -> dict[str, Any]:
     """config.json of the artifact: the source's, plus how its weights are stored."""
-    quantization = quantization_config(job.schemes, _high_precision(job), job.stage.kv_cache is not None)
+    quantization = job.format.config(job.schemes, high_precision(job))
+    if job.stage.kv_cache is not None:
+        quantization = quantization_config(job.schemes, high_precision(job), True)
     if not transformers_can_load(job):
         quantization = for_own_reader(quantization)
     return {**job.checkpoint.config, "quantization_config": quantization}
@@ -92,7 +93,7 @@ def transformers_can_load(job: Job) -> bool:
     return not conv1d and not mixed and all(isinstance(scheme, IntScheme) and scheme.symmetric for scheme in experts)
 
 
-def _high_precision(job: Job) -> Iterable[str]:
+def high_precision(job: Job) -> Iterable[str]:
     """Names of the linears that keep their precision: ignored ones, routers, the head, projections around blocks."""
     inside = {
         name.removesuffix(".weight")

@@ -156,9 +156,7 @@ def _planned(job: Job, spec: LinearSpec) -> PlannedLinear:
     if scheme is not None and not scheme.fits(spec.in_features):
         reason = f"group size {scheme.group_size or FP8_TILE} does not divide {spec.in_features}"
         scheme = None
-    bits = 8.0 * itemsize
-    if scheme is not None:
-        bits = scheme.bits_per_weight(spec.in_features, 8 * itemsize, spec.out_features)
+    bits = 8.0 * itemsize if scheme is None else job.stored_bits(spec) / (spec.in_features * spec.out_features)
     return PlannedLinear(spec.name, spec.block, spec.in_features, spec.out_features, scheme, bits, reason)
 
 

@@ -20,6 +20,7 @@ from compress.pipeline.depth_job import DepthJob
 from compress.pipeline.distill_job import DistillJob
 from compress.pipeline.experts_job import ExpertsJob
 from compress.pipeline.job import Job
+from compress.pipeline.output import high_precision
 from compress.pipeline.prune_job import PruneJob
 from compress.pipeline.width_job import WidthJob
 from compress.pipeline.work import Problem, Whole, Work, compute_dtype
@@ -88,7 +89,10 @@ def resolve(
         exact = [spec.weight for spec in skeleton.linears() if spec.name in schemes]
         view = rotated.rotated(stage.method, skeleton, recipe.seed, exact)
         shared |= {"checkpoint": view, "skeleton": Skeleton(view, skeleton.dtype)}
-    return Job(stage=stage, schemes=schemes, reasons=reasons, problems=problems, **shared)
+    made = Job(stage=stage, schemes=schemes, reasons=reasons, problems=problems, **shared)
+    if not problems and (found := made.format.config_refusal(schemes, list(high_precision(made)))) is not None:
+        problems.append(Problem(found.reason, found.hint))
+    return made
 
 
 def anchored(recipe: Recipe, source: str | Path) -> Recipe:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from compress.errors import IntegrityError
-from compress.formats.int_packed import unpack_bits
+from compress.formats.int_packed import pack_bits, unpack_bits
 from compress.kernels import packed_linear
 from compress.kernels.dispatch import native
 from compress.models.checkpoint import Checkpoint
+from compress.runtime.native_reader import stored_parts
 from compress.runtime.native_shape import ATTENTION, EMBEDDING, FINAL_NORM, HEAD, MLP, Shape
 from compress.runtime.pages import PagePool
 from compress.runtime.protocol import LayerUse
@@ -158,6 +159,11 @@ class NativeModel:
             self.linears[name] = packed_linear.pack_dense(weight, bias, eight_bit=self.eight_bit and name == HEAD)
             return self.linears[name]
         out, columns = self.shape.linears()[name]
+        if self.shape.format.layout is not None:
+            found = self.shape.format.unpack(stored_parts(self._checkpoint, name, self.shape.format), scheme)
+            words = pack_bits(found.codes, scheme.bits)
+            self.linears[name] = packed_linear.pack_codes(words, found.scale, found.zero_point, columns, scheme, bias)
+            return self.linears[name]
         if read(f"{name}.weight_shape").tolist() != [out, columns]:
             raise IntegrityError(
                 f"{name}.weight_shape is not {(out, columns)}", "run `compress verify` on the artifact"

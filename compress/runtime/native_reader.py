@@ -1,11 +1,11 @@
 """Quantised checkpoints as a dense state dict, one weight at a time, and how their linears round what enters them.
 
-Reads compressed-tensors' `pack-quantized`, `int-quantized`, `float-quantized`, `nvfp4-pack-quantized`,
-`mxfp4-pack-quantized` and `mxfp8-quantized`, and our own layouts for what compressed-tensors cannot carry, with
-`reader` set to `compress`: the same tensors under the same names for Conv1D linears and for fused experts with zero
-points or as blocks of floats, and `sparse-bitmask` for weights with many zeros. Every linear is decoded with the scheme
-of its own config group, so models of several bit widths come out right, and in the scale's dtype, so a weight has
-exactly the value that a kernel working in that dtype gives it.
+Reads every format of `formats/registry.py`: compressed-tensors' `pack-quantized`, `int-quantized`, `float-quantized`,
+`nvfp4-pack-quantized`, `mxfp4-pack-quantized` and `mxfp8-quantized`, AutoAWQ's, GPTQ's, ModelOpt's FP8, and our own
+layouts for what compressed-tensors cannot carry, with `reader` set to `compress`: the same tensors under the same names
+for Conv1D linears and for fused experts with zero points or as blocks of floats, and `sparse-bitmask` for weights with
+many zeros. Every linear is decoded with the scheme of its own config group, so models of several bit widths come out
+right, and in the scale's dtype, so a weight has exactly the value that a kernel working in that dtype gives it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from compress.errors import IntegrityError
-from compress.formats import bitmask, kv_cache
-from compress.formats.compressed_tensors import format_of, is_for_own_reader, scheme_of_group, schemes_from_config
-from compress.formats.layouts import PACKED_SUFFIX, PARTS, input_scale_name, quantized_linears, unpack
+from compress.formats import bitmask, kv_cache, registry
+from compress.formats.compressed_tensors import format_of, is_for_own_reader, scheme_of_group
+from compress.formats.layouts import PACKED_SUFFIX, input_scale_name
+from compress.formats.registry import Format
 from compress.models.checkpoint import Checkpoint
 from compress.types import InputScheme, Scheme
 
@@ -29,21 +30,24 @@ class LazyWeight:
     """A tensor that is read, and where quantised decoded, when `[...]` asks for it: what transformers' loader calls."""
 
     def __init__(
-        self, checkpoint: Checkpoint, name: str, scheme: Scheme | None = None, transposed: bool = False
+        self, checkpoint: Checkpoint, name: str, packed: tuple[Format, Scheme] | None = None, transposed: bool = False
     ) -> None:
         self._checkpoint = checkpoint
         self._name = name
-        self._scheme = scheme
+        self._packed = packed
         self._transposed = transposed
 
+    @property
+    def packed(self) -> bool:
+        """Whether it is decoded."""
+        return self._packed is not None
+
     def __getitem__(self, key: EllipsisType) -> Tensor:
-        if self._scheme is None:
+        if self._packed is None:
             return self._checkpoint.read(self._name)
-        linear = self._name.removesuffix(".weight")
-        names = {part: f"{linear}.{part}" for part in PARTS}
-        stored = {part: self._checkpoint.read(n) for part, n in names.items() if n in self._checkpoint.index}
+        linear, (format, scheme) = self._name.removesuffix(".weight"), self._packed
         try:
-            weight = unpack(stored, self._scheme).dequantize()
+            weight = format.weight(stored_parts(self._checkpoint, linear, format), scheme)
         except IntegrityError as error:
             raise IntegrityError(f"{linear}: {error.message}", error.hint) from error
         return weight.T.contiguous() if self._transposed else weight
@@ -62,6 +66,12 @@ class SparseWeight(LazyWeight):
             raise IntegrityError(f"{linear}: {error.message}", error.hint) from error
 
 
+def stored_parts(checkpoint: Checkpoint, linear: str, format: Format) -> dict[str, Tensor]:
+    """What a quantised linear stores, by local name."""
+    names = {part: f"{linear}.{part}" for part in format.parts}
+    return {part: checkpoint.read(name) for part, name in names.items() if name in checkpoint.index}
+
+
 def reads(config: Mapping[str, Any]) -> bool:
     """Whether this config.json describes a checkpoint that this module decodes."""
     quantization = config.get("quantization_config")
@@ -71,8 +81,15 @@ def reads(config: Mapping[str, Any]) -> bool:
         return False
     if quantization.get("kv_cache_scheme") is not None and not kv_cache.is_described(quantization):
         return False
+    found = registry.format_of(quantization)
+    if found is not None and found.name != "compressed-tensors":
+        try:
+            found.schemes(quantization, [""])
+        except (IntegrityError, TypeError):
+            return False
+        return True
     groups = quantization.get("config_groups")
-    if quantization.get("quant_method") != "compressed-tensors" or not isinstance(groups, Mapping) or not groups:
+    if found is None or not isinstance(groups, Mapping) or not groups:
         return False
     return all(_is_known(group, quantization.get("format")) for group in groups.values())
 
@@ -85,9 +102,10 @@ def dense_state(checkpoint: Checkpoint, conv1d: Collection[str] = ()) -> dict[st
     Raises:
         IntegrityError: a quantised linear that no group of the config describes.
     """
-    index, schemes = checkpoint.index, schemes_of(checkpoint)
+    index = checkpoint.index
+    format, schemes = packed_linears(checkpoint)
     sparse = [name.removesuffix(bitmask.MASK_SUFFIX) for name in index if name.endswith(bitmask.MASK_SUFFIX)]
-    stored = {f"{linear}.{part}" for linear in schemes for part in PARTS}
+    stored = {f"{linear}.{part}" for linear in schemes for part in format.parts}
     stored |= {f"{linear}.{part}" for linear in sparse for part in bitmask.PARTS}
     if kv_cache.is_described(checkpoint.config.get("quantization_config") or {}):
         stored |= {f"{attention}.{part}" for attention in kv_cache.attentions(index) for part in kv_cache.PARTS}
@@ -98,7 +116,7 @@ def dense_state(checkpoint: Checkpoint, conv1d: Collection[str] = ()) -> dict[st
         weight = f"{linear}.weight"
         if weight in index and linear + PACKED_SUFFIX in index:
             raise IntegrityError(f"{weight} is stored both packed and dense", "run `compress verify` on the artifact")
-        state[weight] = LazyWeight(checkpoint, weight, scheme, transposed=linear in conv1d)
+        state[weight] = LazyWeight(checkpoint, weight, (format, scheme), transposed=linear in conv1d)
     return state
 
 
@@ -122,16 +140,18 @@ def input_schemes(checkpoint: Checkpoint) -> dict[str, tuple[InputScheme, Tensor
     return found
 
 
+def packed_linears(checkpoint: Checkpoint) -> tuple[Format, dict[str, Scheme]]:
+    """The format, and the scheme of every quantised linear.
+
+    Raises:
+        IntegrityError: one that the config does not describe, or a scheme that is not read here.
+    """
+    return registry.schemes_of(checkpoint.config["quantization_config"], checkpoint.index)
+
+
 def schemes_of(checkpoint: Checkpoint) -> dict[str, Scheme]:
-    """The scheme of every quantised linear. IntegrityError for one that no group of the config describes."""
-    linears = quantized_linears(checkpoint.index)
-    schemes = schemes_from_config(checkpoint.config["quantization_config"], linears)
-    if unknown := [name for name in linears if name not in schemes]:
-        raise IntegrityError(
-            f"{unknown[0]} is packed, but no group of quantization_config describes it",
-            "config.json and the weights do not belong together: run `compress verify`",
-        )
-    return schemes
+    """The scheme of every quantised linear, as `packed_linears` finds it."""
+    return packed_linears(checkpoint)[1]
 
 
 def load_dense_state(path: str | Path, conv1d: Collection[str] = ()) -> dict[str, Tensor]:

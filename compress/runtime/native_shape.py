@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from compress.errors import CompressError
-from compress.formats.compressed_tensors import schemes_from_config
-from compress.formats.layouts import quantized_linears
+from compress.formats.registry import FORMATS, Format
 from compress.kernels.packed_linear import obstacle
 from compress.models.checkpoint import Checkpoint
 from compress.runtime import native_reader
@@ -48,6 +47,7 @@ class Shape:
     tied: bool
     head_norms: bool
     schemes: dict[str, IntScheme]
+    format: Format
 
     def linears(self) -> dict[str, tuple[int, int]]:
         """Name -> (out, in) of every linear, in the order of computation."""
@@ -87,6 +87,7 @@ def shape_of(checkpoint: Checkpoint, config: Any) -> Shape:
     layers, window = config.num_hidden_layers, getattr(config, "sliding_window", None) or _ALL
     kinds = getattr(config, "layer_types", None) or ["sliding_attention" if kind == "mistral" else "full"] * layers
     heads = config.num_attention_heads
+    format, schemes = _packed_linears(checkpoint)
     shape = Shape(
         config=config,
         hidden=config.hidden_size,
@@ -99,7 +100,8 @@ def shape_of(checkpoint: Checkpoint, config: Any) -> Shape:
         windows=tuple(window if kind == "sliding_attention" else _ALL for kind in kinds),
         tied=bool(config.tie_word_embeddings),
         head_norms=kind == "qwen3",
-        schemes=_schemes(checkpoint),
+        schemes=schemes,
+        format=format,
     )
     if shape.head_dim % 2 or shape.heads % shape.kv_heads:
         raise Unsupported(f"it has {heads} heads of {shape.head_dim} over {shape.kv_heads}")
@@ -107,17 +109,19 @@ def shape_of(checkpoint: Checkpoint, config: Any) -> Shape:
     return shape
 
 
-def _schemes(checkpoint: Checkpoint) -> dict[str, IntScheme]:
+def _packed_linears(checkpoint: Checkpoint) -> tuple[Format, dict[str, IntScheme]]:
     quantization = checkpoint.config.get("quantization_config")
     if not quantization:
-        return {}
+        return FORMATS["compressed-tensors"], {}
     if not native_reader.reads(checkpoint.config):
         raise Unsupported("its weights are not packed integers")
+    if quantization.get("desc_act"):
+        raise Unsupported("its groups of inputs follow the activation order")
     try:
-        schemes = schemes_from_config(quantization, quantized_linears(checkpoint.index))
+        format, schemes = native_reader.packed_linears(checkpoint)
     except (CompressError, KeyError, TypeError, ValueError) as error:
         raise Unsupported(f"its quantization_config cannot be read ({error})") from error
-    return {name: _packed(scheme) for name, scheme in schemes.items()}
+    return format, {name: _packed(scheme) for name, scheme in schemes.items()}
 
 
 def _packed(scheme: Scheme) -> IntScheme:
@@ -145,6 +149,10 @@ def _check_tensors(checkpoint: Checkpoint, shape: Shape) -> None:
             raise Unsupported(f"{name} is packed in {scheme.bits} bits and groups of {scheme.group_size}")
         if (reason := obstacle(scheme, width)) is not None:
             raise Unsupported(f"{name}: {reason}")
+        if shape.format.layout is not None:
+            stored = shape.format.layout(scheme, out, width)
+            expected |= {f"{name}.{part}": (size, (dtype,)) for part, (size, dtype) in stored.items()}
+            continue
         groups = scheme.groups(width)
         expected[f"{name}.weight_packed"] = ((out, -(-width * scheme.bits // 32)), (torch.int32,))
         expected[f"{name}.weight_scale"] = ((out, groups), _DENSE)

@@ -32,6 +32,7 @@ def quantize(
     kv_cache: str | None = None,
     ignore: Sequence[str] = (),
     refine: bool | None = None,
+    format: str | None = None,
     target_bits: float | None = None,
     target_size: str | None = None,
     max_kl: float | None = None,
@@ -62,6 +63,7 @@ def quantize(
         ignore: Names or patterns of linears to leave as they are.
         refine: Whether scales and norms are tuned afterwards on the KL to the original, with the whole model in memory;
             default False.
+        format: `compressed-tensors` (the default), `awq`, `gptq`, `gptq-v2` or `modelopt`.
         target_bits, target_size, max_kl: Mix schemes by measurement, in place of `bits` and `scheme`: within so many
             stored bits per weight, within a size of the weight files such as `3.2GiB`, or the fewest bits of at most
             so much KL; `method` is then `gptq` if None, and `group_size` the only one to choose from.
@@ -99,6 +101,7 @@ def quantize(
         kv_cache=kv_cache,
         ignore=ignore,
         refine=refine,
+        format=format,
         calib=calib,
         samples=samples,
         seq_len=seq_len,

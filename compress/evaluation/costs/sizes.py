@@ -16,6 +16,7 @@ from compress.evaluation.costs.record import ClassSize, SizeRecord, TensorClass
 from compress.models.checkpoint import Checkpoint
 from compress.models.families import family_of
 from compress.models.safetensors_header import TensorInfo
+from compress.runtime.native_reader import packed_linears, reads
 
 _CLASSES: tuple[TensorClass, ...] = (
     *("embedding", "head", "attention", "mlp", "experts", "router", "norms", "scales", "other"),
@@ -107,6 +108,8 @@ def _weights(checkpoint: Checkpoint, module: str, part: str, info: TensorInfo, p
         if "weight_shape" in parts:
             return math.prod(checkpoint.read(f"{module}.weight_shape").tolist())
         return 2 * math.prod(info.shape)
+    if part == "qweight" and reads(checkpoint.config):
+        return math.prod(info.shape) * 32 // packed_linears(checkpoint)[1][module].bits
     return math.prod(info.shape)
 
 
