@@ -1,0 +1,161 @@
+"""Whether an engine loads an artifact, and what would go wrong: rules kept as data (engines.yaml) over its facts.
+
+Nothing is loaded but headers and config.json, and no engine needs to be installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
+
+import yaml
+
+from compress.errors import IntegrityError, UserError
+from compress.formats.compressed_tensors import is_for_own_reader
+from compress.formats.gptq import QUANT_METHOD as GPTQ
+from compress.formats.registry import format_of, schemes_of
+from compress.models.checkpoint import Checkpoint
+from compress.types import Fp8Scheme, IntScheme, Scheme
+
+Facts = dict[str, str | int | bool]
+Answer = Literal["loads", "loads with warnings", "does not load"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A rule that holds: for which linear first (None: for the model), for how many, and what to do."""
+
+    rule: str
+    verdict: Literal["fails", "warns"]
+    why: str
+    hint: str
+    linear: str | None
+    linears: int
+    source: str
+    date: str
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What an engine does with an artifact; what keeps it from loading comes first."""
+
+    engine: str
+    format: str
+    answer: Answer
+    findings: list[Finding]
+
+
+def engines() -> list[str]:
+    """The engines that there are rules for."""
+    return list(_rules()["engines"])
+
+
+def diagnose(checkpoint: Checkpoint, engine: str) -> Diagnosis:
+    """Whether `engine` loads a model directory.
+
+    Raises:
+        UserError: an engine without rules.
+    """
+    if engine not in engines():
+        raise UserError(f"unknown engine {engine!r}", f"there are rules for {', '.join(engines())}")
+    model, linears = facts_of(checkpoint)
+    findings = []
+    for rule in [*_rules()["common"], *_rules()["engines"][engine]]:
+        hit = [name for name, facts in linears.items() if _holds(rule["when"], {**model, **facts})]
+        if hit or _holds(rule["when"], model):
+            about = hit[0] if hit and not rule["when"].keys() <= model.keys() else None
+            findings.append(
+                Finding(
+                    rule=rule["id"],
+                    verdict=rule["verdict"],
+                    why=rule["why"],
+                    hint=rule["hint"],
+                    linear=about,
+                    linears=len(hit) if about else 0,
+                    source=rule["source"],
+                    date=str(rule["date"]),
+                )
+            )
+    findings.sort(key=lambda finding: finding.verdict != "fails")
+    verdicts = {finding.verdict for finding in findings}
+    answer: Answer = (
+        "does not load" if "fails" in verdicts else "loads with warnings" if "warns" in verdicts else "loads"
+    )
+    return Diagnosis(engine, str(model["format"]), answer, findings)
+
+
+def facts_of(checkpoint: Checkpoint) -> tuple[Facts, dict[str, Facts]]:
+    """The facts of a model, and those of each of its quantised linears; engines.yaml says what they are."""
+    config = checkpoint.config
+    model: Facts = {"model_type": str(config.get("model_type")), "tied": bool(config.get("tie_word_embeddings"))}
+    quantization = config.get("quantization_config")
+    if not quantization:
+        return {**model, "format": "dense", "schemes": 0}, {}
+    if is_for_own_reader(quantization):
+        return {**model, "format": "own"}, {}
+    found = format_of(quantization) if isinstance(quantization, Mapping) else None
+    try:
+        schemes = {} if found is None else schemes_of(quantization, checkpoint.index)[1]
+    except (IntegrityError, KeyError, TypeError):
+        found, schemes = None, {}
+    if found is None:
+        return {**model, "format": "unknown"}, {}
+    model |= {
+        "format": found.name,
+        "schemes": len(set(schemes.values())),
+        "kv_cache": bool(quantization.get("kv_cache_scheme")),
+        "act_order": quantization.get("quant_method") == GPTQ and bool(quantization.get("desc_act")),
+        "experts": any(".experts." in name for name in schemes),
+    }
+    return model, {name: _linear(checkpoint, name, found.name, scheme) for name, scheme in schemes.items()}
+
+
+def _linear(checkpoint: Checkpoint, name: str, format: str, scheme: Scheme) -> Facts:
+    facts: Facts = {"expert": ".experts." in name, "bits": scheme.bits, "symmetric": scheme.symmetric}
+    facts["inputs"] = "none" if scheme.inputs is None else scheme.inputs.granularity
+    if isinstance(scheme, IntScheme):
+        facts |= {"kind": "int", "group_size": -1 if scheme.group_size is None else scheme.group_size}
+    if isinstance(scheme, Fp8Scheme):
+        facts |= {"kind": "fp8", "granularity": scheme.granularity}
+    out, width = _shape(checkpoint, name, format, scheme)
+    return facts | {"out_features": out, "in_features": width}
+
+
+def _shape(checkpoint: Checkpoint, name: str, format: str, scheme: Scheme) -> tuple[int, int]:
+    """(out, in) of a quantised linear, from the shapes of what it stores."""
+    index = checkpoint.index
+    if f"{name}.weight_shape" in index:
+        out, width = checkpoint.read(f"{name}.weight_shape").tolist()
+        return int(out), int(width)
+    if f"{name}.qweight" in index:
+        rows, columns = index[f"{name}.qweight"].shape
+        return (columns * 8, rows) if format == "awq" else (columns, rows * 32 // scheme.bits)
+    out, width = index[f"{name}.weight"].shape
+    return out, width
+
+
+def _holds(when: Mapping[str, Any], facts: Facts) -> bool:
+    return all(name in facts and _fits(wanted, facts[name]) for name, wanted in when.items())
+
+
+def _fits(wanted: Any, value: str | int | bool) -> bool:
+    if isinstance(wanted, list):
+        return value in wanted
+    ((kind, limit),) = wanted.items()
+    if kind == "not":
+        return value not in limit
+    if kind == "not_multiple_of":
+        return int(value) % int(limit) != 0
+    if kind == "over":
+        return int(value) > int(limit)
+    raise ValueError(f"engines.yaml has the unknown condition {kind}")
+
+
+@cache
+def _rules() -> dict[str, Any]:
+    text = resources.files("compress.workflows").joinpath("engines.yaml").read_text(encoding="utf-8")
+    rules: dict[str, Any] = yaml.safe_load(text)
+    return rules

@@ -1,0 +1,138 @@
+"""`compress doctor ARTIFACT --engine`: the rules against artifacts of every format, and the rules themselves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from compress.formats.registry import FORMATS
+from compress.models.checkpoint import Checkpoint
+from compress.types import IntScheme, QuantizedTensor, Scheme
+from compress.workflows import engines
+from compress.workflows.engines import diagnose
+
+LINEAR = "model.layers.0.mlp.down_proj"
+RULES: dict[str, Any] = yaml.safe_load(Path(engines.__file__).with_name("engines.yaml").read_text())
+FACTS = {"format", "model_type", "schemes", "kv_cache", "act_order", "tied", "experts"}
+FACTS |= {"kind", "bits", "group_size", "symmetric", "inputs", "granularity", "in_features", "out_features", "expert"}
+
+
+def directory(place: Path, format: str, scheme: IntScheme, out: int = 128, width: int = 256) -> Checkpoint:
+    """A model directory of one packed linear."""
+    groups = scheme.groups(width)
+    zero = None if scheme.symmetric else torch.ones(out, groups, dtype=torch.int8)
+    weight = QuantizedTensor(
+        torch.zeros(out, width, dtype=torch.int8), torch.ones(out, groups, dtype=torch.float16), zero, scheme
+    )
+    chosen = FORMATS[format]  # type: ignore[index]
+    place.mkdir()
+    schemes: dict[str, Scheme] = {LINEAR: scheme}
+    config = {"model_type": "llama", "quantization_config": chosen.config(schemes, ["lm_head"])}
+    (place / "config.json").write_text(json.dumps(config))
+    save_file({f"{LINEAR}.{name}": t for name, t in chosen.pack(weight, None).items()}, place / "model.safetensors")
+    return Checkpoint.open(place)
+
+
+CASES = [
+    ("gptq", IntScheme(4, 128), "vllm", "loads", []),
+    ("gptq", IntScheme(3, 128), "vllm", "does not load", ["gptq-bits"]),
+    ("gptq", IntScheme(4, 16), "vllm", "does not load", ["gptq-group"]),
+    ("gptq-v2", IntScheme(4, 128, False), "vllm", "does not load", ["gptq-asymmetric"]),
+    ("awq", IntScheme(4, 16), "vllm", "loads with warnings", ["awq-group"]),
+    ("awq", IntScheme(4, 128), "vllm", "loads", []),
+    ("compressed-tensors", IntScheme(4, 128), "vllm", "loads", []),
+    ("compressed-tensors", IntScheme(3, 16), "vllm", "loads with warnings", ["packed-group", "packed-bits"]),
+    (
+        "compressed-tensors",
+        IntScheme(3, 128, False),
+        "vllm",
+        "does not load",
+        ["packed-asymmetric", "packed-bits"],
+    ),
+    ("compressed-tensors", IntScheme(3, 128), "sglang", "does not load", ["packed-bits"]),
+    ("compressed-tensors", IntScheme(4, 128, False), "sglang", "loads with warnings", ["packed-asymmetric"]),
+    ("compressed-tensors", IntScheme(4, 128), "trtllm", "does not load", ["packed"]),
+    ("awq", IntScheme(4, 128), "trtllm", "does not load", ["awq-gptq"]),
+    ("gptq", IntScheme(4, 128), "transformers", "loads with warnings", ["gptq"]),
+    ("compressed-tensors", IntScheme(4, 128), "transformers", "loads", []),
+    ("gptq", IntScheme(4, 128), "llamacpp", "does not load", ["quantised"]),
+    ("gptq", IntScheme(4, 128), "tgi", "loads", []),
+]
+
+
+@pytest.mark.parametrize(("format", "scheme", "engine", "answer", "rules"), CASES)
+def test_what_an_engine_does(
+    format: str, scheme: IntScheme, engine: str, answer: str, rules: list[str], tmp_path: Path
+) -> None:
+    found = diagnose(directory(tmp_path / "model", format, scheme), engine)
+    assert (found.answer, [finding.rule for finding in found.findings]) == (answer, rules)
+    assert found.format == format
+
+
+@pytest.mark.parametrize(
+    ("format", "out", "width", "rules"),
+    [
+        ("gptq", 96, 256, ["marlin-outputs"]),
+        ("awq", 128, 64, ["marlin-inputs"]),
+        ("compressed-tensors", 96, 64, ["marlin-inputs", "marlin-outputs"]),
+    ],
+)
+def test_shapes_come_from_what_is_stored(format: str, out: int, width: int, rules: list[str], tmp_path: Path) -> None:
+    found = diagnose(directory(tmp_path / "model", format, IntScheme(4, 32), out, width), "vllm")
+    assert [finding.rule for finding in found.findings] == rules
+    assert {(finding.linear, finding.linears) for finding in found.findings} == {(LINEAR, 1)}
+
+
+def test_dense_models_and_layouts_without_a_name(tmp_path: Path) -> None:
+    checkpoint = directory(tmp_path / "model", "compressed-tensors", IntScheme(4, 32))
+    quantization = checkpoint.config.pop("quantization_config")
+    assert diagnose(checkpoint, "vllm").answer == "loads"
+    assert diagnose(checkpoint, "llamacpp").answer == "loads with warnings"
+    checkpoint.config["quantization_config"] = {"reader": "compress", **quantization, "quant_method": None}
+    assert [finding.rule for finding in diagnose(checkpoint, "vllm").findings] == ["own-reader"]
+    checkpoint.config["quantization_config"] = {"quant_method": "exl2"}
+    assert [finding.rule for finding in diagnose(checkpoint, "vllm").findings] == ["unknown"]
+
+
+def test_every_rule_is_whole_and_names_facts_that_there_are() -> None:
+    assert set(RULES["engines"]) == {"vllm", "sglang", "trtllm", "transformers", "llamacpp", "tgi"}
+    for rules in (RULES["common"], *RULES["engines"].values()):
+        assert len({rule["id"] for rule in rules}) == len(rules)
+        for rule in rules:
+            assert set(rule) == {"id", "when", "verdict", "why", "hint", "source", "date"}, rule["id"]
+            assert rule["verdict"] in ("fails", "warns")
+            assert rule["when"].keys() <= FACTS, rule["id"]
+            assert all(rule[key] for key in ("why", "hint", "source"))
+            for wanted in rule["when"].values():
+                assert isinstance(wanted, list) or set(wanted) <= {"not", "not_multiple_of", "over"}
+
+
+def test_the_command_answers_by_its_exit_code(run: Callable, tmp_path: Path) -> None:
+    directory(tmp_path / "good", "gptq", IntScheme(4, 128))
+    directory(tmp_path / "bad", "gptq", IntScheme(3, 128))
+    good = run("doctor", tmp_path / "good", "--engine", "vllm")
+    assert (good.code, good.out) == (0, "vllm: loads\n")
+    bad = run("doctor", tmp_path / "bad", "--engine", "vllm", "--json")
+    assert bad.code == 1
+    assert (bad.json["answer"], bad.json["format"]) == ("does not load", "gptq")
+    (finding,) = bad.json["findings"]
+    assert (finding["rule"], finding["linear"], finding["verdict"]) == ("gptq-bits", LINEAR, "fails")
+    assert "auto_gptq.py" in finding["source"]
+    text = run("doctor", tmp_path / "bad", "--engine", "vllm").out
+    assert "fails: vLLM's GPTQ reads 4 and 8 bits" in text
+    assert "quantise with --format compressed-tensors" in text
+
+
+def test_mistakes_are_named(run: Callable, tmp_path: Path) -> None:
+    directory(tmp_path / "model", "gptq", IntScheme(4, 128))
+    assert "unknown engine 'ollama'" in run("doctor", tmp_path / "model", "--engine", "ollama").refused(2)
+    assert "go together" in run("doctor", tmp_path / "model").refused(2)
+    assert "go together" in run("doctor", "--engine", "vllm").refused(2)
+    run("doctor", tmp_path / "nothing", "--engine", "vllm").refused(2)
