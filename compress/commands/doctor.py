@@ -1,4 +1,4 @@
-"""`compress doctor`: whether this installation is whole and what it will use; or whether an engine loads an artifact."""
+"""`compress doctor`: whether this installation is whole, and what it uses; or whether an engine loads an artifact."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def doctor(options: Doctor, view: View) -> Outcome | None:
     With ARTIFACT and --engine it says instead whether that engine loads the artifact, what would go wrong and what to
     change, from rules with their sources; the engine need not be installed.
 
-    Exit code 1 if the engine does not load the artifact, 4 if something does not work, 5 if packaged content is damaged.
+    Exit code 1 if the engine does not load the artifact, 4 if something does not work, 5 if packaged content is
+    damaged.
 
     Examples:
 
