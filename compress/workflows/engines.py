@@ -133,6 +133,9 @@ def _shape(checkpoint: Checkpoint, name: str, format: str, scheme: Scheme) -> tu
     if f"{name}.qweight" in index:
         rows, columns = index[f"{name}.qweight"].shape
         return (columns * 8, rows) if format == "awq" else (columns, rows * 32 // scheme.bits)
+    if f"{name}.weight_packed" in index:
+        out, stored = index[f"{name}.weight_packed"].shape
+        return out, stored * 8 // scheme.bits
     out, width = index[f"{name}.weight"].shape
     return out, width
 
