@@ -186,8 +186,7 @@ class QuantizeStage(_Section):
             # Which zero points come out is known too late, when a run of hours has found one.
             raise ValueError("gptq v1 cannot store a zero point of 0, which asymmetric weights may have: use gptq-v2")
         if self.refine is not None and self.format != "compressed-tensors":
-            later = f"`compress export --to {self.format}` converts the result"
-            raise ValueError(f"refine tunes compressed-tensors: leave `format` out; {later}")
+            raise ValueError("refine tunes compressed-tensors: leave one of `format` and `refine` out")
         if self.kv_cache is not None and self.schemes[0].inputs is None:
             said = f"scales of a cache go with a scheme that rounds inputs, not {self.schemes[0].name}"
             raise ValueError(f"kv_cache: {said}")
