@@ -174,6 +174,11 @@ class Loop:
         return min(1.0, (step + 1) / rise) * 0.5 * (1.0 + math.cos(math.pi * step / self.steps))
 
     def _refuse_if_not_finite(self, value: float, what: str) -> None:
+        if not math.isfinite(value) and self.progressed.step == 0:
+            raise WorkError(
+                f"the {what} is {value} before the first step: teacher or student gives logits that are not finite",
+                "score both with `compress eval`: one of them is damaged, or overflows in its own dtype",
+            )
         if not math.isfinite(value):
             raise WorkError(
                 f"the {what} is {value} at step {self.progressed.step}: training diverged",

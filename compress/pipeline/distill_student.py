@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.distillation import adapters
-from compress.errors import IntegrityError
+from compress.errors import IntegrityError, UserError
 from compress.pipeline.distill_job import DistillJob
 from compress.pipeline.source import read_finite
 
@@ -40,12 +40,24 @@ class Student:
 
 
 def load_plain(path: Path, dtype: torch.dtype) -> Any:
-    """A model directory as transformers loads it, every key accounted for."""
+    """A model directory as transformers loads it, every key accounted for.
+
+    Raises:
+        UserError: transformers cannot load it; IntegrityError: it lacks tensors, or has others.
+    """
     from transformers import AutoModelForCausalLM
 
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        path, dtype=dtype, output_loading_info=True, local_files_only=True, trust_remote_code=False
-    )
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, output_loading_info=True, local_files_only=True, trust_remote_code=False
+        )
+    except MemoryError:
+        raise
+    except Exception as error:  # transformers and what it calls raise many kinds, all about the directory
+        raise UserError(
+            f"transformers cannot load {path}: {' '.join(str(error).split())[:200]}",
+            "give a model directory that AutoModelForCausalLM.from_pretrained loads",
+        ) from error
     model, info = loaded
     strays = sorted(str(name) for names in info.values() for name in names)
     if strays:

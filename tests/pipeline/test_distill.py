@@ -266,6 +266,21 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_nothing_is_published(
     assert resumed.artifact.artifact_id == whole.artifact.artifact_id
 
 
+def test_a_teacher_that_says_nothing_finite_is_told_apart_from_divergence(
+    pair: tuple[Path, Path], text: Path, tmp_path: Path
+) -> None:
+    def broken(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: t * torch.nan if name.endswith("norm.weight") else t for name, t in state.items()}
+
+    teacher = harness.copy_with(pair[0], tmp_path / "broken", broken)
+    with pytest.raises(WorkError, match="before the first step"):
+        pipeline.run(recipe(teacher, text), model=pair[1], output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (teacher / "config.json").write_text('{"model_type": "llama", "hidden_size": "wide"}')
+    with pytest.raises(UserError, match="transformers cannot load"):
+        pipeline.run(recipe(teacher, text), model=pair[1], output=tmp_path / "out")
+
+
 def changed_tokenizer(source: Path, target: Path) -> Path:
     """The model with two tokens of its tokenizer exchanged."""
     shutil.copytree(source, target)
