@@ -40,6 +40,9 @@ from compress.schemes import FIXED_SCHEMES, NamedScheme, parse_scheme
 from compress.types import IntScheme, Scheme, Sparsity
 
 DEFAULT_MINUTES = 8.0
+ALL_TOKENS = ("gptq", "awq")
+"""Methods that can have experts learn from all tokens."""
+
 HINT = "correct the keys named above; `recipes/` holds a commented recipe per method"
 
 
@@ -114,12 +117,16 @@ class CalibrationConfig(_Section):
     """Which text the method learns from: `samples` windows of `seq_len` tokens of `source`.
 
     `source` is a packaged text's name, the path of a text, JSONL, JSON or Parquet file, a data set of the hub
-    (`org/name`), or a mix of them with the share of each (`tales:0.5,chats.jsonl:0.5`).
+    (`org/name`), or a mix of them with the share of each (`tales:0.5,chats.jsonl:0.5`). `experts`: whether those of a
+    mixture learn from the tokens that the router sends them or from all; where it sends one less than `starved_share`
+    of the tokens, that one learns from all, and a fallback says so.
     """
 
     source: StrictStr = Field(default="tales", min_length=1)
     samples: StrictInt = Field(default=128, ge=1)
     seq_len: StrictInt = Field(default=512, ge=2)
+    experts: Literal["routed", "all"] = "routed"
+    starved_share: float = Field(default=0.005, ge=0.0, lt=1.0)
 
     @field_validator("source")
     @classmethod
@@ -328,6 +335,9 @@ def _with_calibration(stage: _AnyStage, wanted: bool) -> _AnyStage:
         object.__setattr__(stage, "calibration", CalibrationConfig())
     if not wanted and stage.calibration is not None:
         raise ValueError(f"{stage.method.kind} reads no calibration text: remove `calibration`")
+    said = stage.calibration or CalibrationConfig()
+    if said.experts == "all" and stage.method.kind not in ALL_TOKENS:
+        raise ValueError(f"{stage.method.kind} calibrates experts on routed tokens alone: remove `calibration.experts`")
     return stage
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined, Template
 
+from compress.artifact.coverage import coverage
 from compress.artifact.manifest import Manifest
 from compress.artifact.scores import (
     further_texts,
@@ -47,6 +48,7 @@ def render(
         zeros=zeros(layers),
         pattern=any(str(layer.get("scheme") or "").endswith("of4") for layer in layers),
         removed=removed(layers),
+        coverage=coverage(layers),
         kept=[layer for layer in layers if layer.get("scheme") is None],
         scores=headline_scores(evaluation),
         against=scored_against(evaluation, manifest.parents),

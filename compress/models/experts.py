@@ -31,14 +31,36 @@ class Expert(nn.Module):
         return cast(torch.Tensor, down(self.act_fn(gate(x)) * up(x)))
 
 
+class Entry(nn.Module):
+    """Passed before the first expert: where a staged forward learns which tokens the router sends where.
+
+    everywhere: experts that are called with all tokens; of their outputs only those of their own tokens are used.
+    """
+
+    everywhere: frozenset[int] = frozenset()
+
+    def forward(self, top_k_index: torch.Tensor) -> torch.Tensor:
+        """top_k_index (tokens, k), as it is."""
+        return top_k_index
+
+
 class Experts(nn.ModuleList):
-    """Stand-in for a fused experts module: same call, one Expert per number; an expert without tokens is not called.
+    """Stand-in for a fused experts module: same call, one Expert per number; an expert without tokens is not called,
+    unless `entry` has it called with all.
 
     observe: called with an expert's number and what it adds to its tokens (tokens, hidden), router weight included, in
     the thread of the forward; None: nobody looks.
     """
 
     observe: Callable[[int, torch.Tensor], None] | None = None
+    _entries: tuple[Entry, ...] = ()  # in a tuple: it is no expert, and holds no weights
+
+    @property
+    def entry(self) -> Entry:
+        """What is passed before the first expert."""
+        if not self._entries:
+            self._entries = (Entry(),)
+        return self._entries[0]
 
     @classmethod
     def replacing(cls, fused: nn.Module, names: ExpertNames) -> Experts:
@@ -55,9 +77,12 @@ class Experts(nn.ModuleList):
         Experts are summed in the order of their numbers, so the result does not depend on routing order.
         """
         result = torch.zeros_like(hidden)
-        for number in torch.unique(top_k_index).tolist():
+        self.entry(top_k_index)
+        everywhere = self.entry.everywhere
+        for number in sorted({*torch.unique(top_k_index).tolist(), *everywhere}):
             token, slot = torch.where(top_k_index == number)
-            output = self[number](hidden[token]) * top_k_weights[token, slot, None]
+            found = self[number](hidden)[token] if number in everywhere else self[number](hidden[token])
+            output = found * top_k_weights[token, slot, None]
             if self.observe is not None:
                 self.observe(number, output)
             result.index_add_(0, token, output.to(result.dtype))

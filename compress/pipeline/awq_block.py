@@ -20,6 +20,7 @@ from compress.pipeline.inputs import Activations
 from compress.pipeline.job import Job
 from compress.pipeline.linears import UNSEEN, finished, in_tiles, live_weight, put, sample_of
 from compress.pipeline.linears import rounded as round_unseen
+from compress.pipeline.routing import Routing
 from compress.quantization import awq
 from compress.quantization.configs import AwqConfig
 from compress.types import IntScheme
@@ -48,6 +49,7 @@ class _Scaled:
     dtypes: dict[str, torch.dtype]
     stats: dict[str, GroupStats]
     samples: dict[str, Tensor]
+    routing: Routing
 
 
 def _scaled(
@@ -58,7 +60,8 @@ def _scaled(
     live, by_name = dict(opened.live), {spec.name: spec for spec in specs}
     edges = free_edges(job, block)
     watched = {name: live[name] for name in live if name in by_name or any(name in edge.consumers for edge in edges)}
-    stats, samples = _float_pass(job, entering, opened.module, watched, workers)
+    routing = Routing.of(job.stage.calibration, opened.module)
+    stats, samples = _float_pass(job, entering, opened.module, watched, routing, workers)
     dtypes = {name: tensor.dtype for name, tensor in opened.module.state_dict().items()}
     module = opened.module.float()  # exact: the compute dtype holds the stored weights without rounding
     probe = Probe(job, module, entering)
@@ -104,7 +107,7 @@ def _scaled(
     folded = Folded(OpenBlock(module, live, weights, scales), changed, fallbacks, details)
     if method.rounding is not None:
         recast(module, dtypes)
-    return _Scaled(folded, dtypes, stats, samples)
+    return _Scaled(folded, dtypes, stats, samples, routing)
 
 
 def _clipped(
@@ -129,7 +132,7 @@ def _clipped(
             quantized = in_tiles(weight, lambda rows: awq.round_clipped(rows, importance, scheme, dtype), workers.pool)  # noqa: B023
             linear = finished(job, spec, quantized, weight, scaled.samples[name], details=dict(folded.details[name]))
         put(live[name], linear.quantized)
-        result.linears.append(linear)
+        result.linears.append(scaled.routing.noted(linear))
     recast(module, scaled.dtypes)
     outputs = list(workers.pool.map(_without_gradients, entering.runs(job.skeleton, module)))
     result.activations = entering.advanced(outputs)
@@ -141,14 +144,15 @@ def _float_pass(
     entering: Activations,
     module: nn.Module,
     watched: dict[str, nn.Module],
+    routing: Routing,
     workers: Workers,
 ) -> tuple[dict[str, GroupStats], dict[str, Tensor]]:
     """Statistics and a sample of the inputs of every watched module, on the float block behind quantised ones."""
     stats: dict[str, GroupStats] = {}
     samples: dict[str, Tensor] = {}
-    forward = StagedForward(entering.runs(job.skeleton, module), watched, workers.count)
+    forward = StagedForward(entering.runs(job.skeleton, module), {**routing.watched, **watched}, workers.count)
     previous = None
-    with closing(stages(forward)) as reached:
+    with closing(stages(forward, routing)) as reached:
         for stage in reached:
             if stage.same_input and previous is not None:
                 stats[stage.name], samples[stage.name] = stats[previous], samples[previous]
@@ -160,6 +164,7 @@ def _float_pass(
                 stats[stage.name] = collect_groups(stage.inputs, groups, workers.pool)
                 samples[stage.name] = sample_of(stage.inputs)
             previous = stage.name if stage.name in stats else None
+    routing.close()
     return stats, samples
 
 

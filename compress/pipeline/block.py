@@ -14,6 +14,7 @@ from compress.models.skeleton import LinearSpec
 from compress.pipeline.inputs import Activations
 from compress.pipeline.job import Job
 from compress.pipeline.linears import QuantizedLinear
+from compress.pipeline.routing import ENTRY, Routing
 from compress.pipeline.source import read_weight
 
 
@@ -66,7 +67,11 @@ class Workers:
     count: int
 
 
-def stages(forward: StagedForward | None) -> Generator[Stage, None, None]:
-    """Its stages; none of no forward. Close it to end the forward early."""
-    if forward is not None:
-        yield from forward
+def stages(forward: StagedForward | None, routing: Routing | None = None) -> Generator[Stage, None, None]:
+    """Its stages; none of no forward. Close it to end the forward early. `routing` is settled where it pauses."""
+    for stage in forward or ():
+        if stage.name == ENTRY:
+            assert routing is not None
+            routing.settle(stage.inputs)
+        else:
+            yield stage

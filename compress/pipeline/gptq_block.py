@@ -29,6 +29,7 @@ from compress.pipeline.linears import (
 )
 from compress.pipeline.ranges import shared_ranges
 from compress.pipeline.rounded_inputs import RoundedInputs
+from compress.pipeline.routing import Routing
 from compress.pipeline.twin import Pair, pairs, twin_of
 from compress.pipeline.zeros import held
 from compress.pruning import magnitude
@@ -56,12 +57,13 @@ def through_block(
     highest = shared_ranges(job, specs, block, opened)
     rounding = RoundedInputs(job, live)
     cached = KvRanges(job, opened)
-    watched = {name: live[name] for name in by_name}
+    routing = Routing.of(job.stage.calibration, opened.module)
+    watched = {**routing.watched, **{name: live[name] for name in by_name}}
     forward = StagedForward(entering.runs(job.skeleton, opened.module), watched, workers.count)
     twin = twin_of(job, entering, specs, block, workers)
     shared: gptq.Preconditioner | None = None
     report: Future[QuantizedLinear] | None = None
-    with closing(pairs(forward, twin, entering, specs, opened.input_scales)) as reached:
+    with closing(pairs(forward, twin, entering, specs, opened.input_scales, routing)) as reached:
         for pair in reached:
             stage, spec = pair.stage, by_name.pop(pair.stage.name)
             reading = workers.pool.submit(opened.weight, job, spec)
@@ -95,6 +97,8 @@ def through_block(
         weight, sparsity = opened.weight(job, spec), method.to_sparsity()
         gone = None if sparsity is None else magnitude.mask(weight, sparsity)
         result.linears.append(rounded(job, spec, weight, UNSEEN, workers.pool, highest.get(spec.name), pruned=gone))
+    result.linears = [routing.noted(linear) for linear in result.linears]
+    routing.close()
     result.added = cached.scales()
     result.activations = entering.advanced(forward.outputs, [] if twin is None else twin.outputs)
     return result

@@ -13,6 +13,7 @@ from compress.models.skeleton import LinearSpec
 from compress.pipeline.block import Workers, stages
 from compress.pipeline.inputs import Activations
 from compress.pipeline.linears import sample_of
+from compress.pipeline.routing import Routing
 from compress.pipeline.work import Work
 
 
@@ -54,6 +55,7 @@ def pairs(
     entering: Activations,
     specs: Sequence[LinearSpec],
     divided: Mapping[str, Tensor] | None = None,
+    routing: Routing | None = None,
 ) -> Generator[Pair, None, None]:
     """The linears that `forward` reaches, each with its counterpart; then lets the original block run to its end.
 
@@ -61,7 +63,7 @@ def pairs(
     Close it to end both forwards early.
     """
     by_name = {spec.name: spec for spec in specs}
-    with closing(stages(forward)) as reached, closing(stages(twin)) as counterparts:
+    with closing(stages(forward, routing)) as reached, closing(stages(twin)) as counterparts:
         for stage in reached:
             counterpart = next(counterparts) if twin is not None and by_name[stage.name].expert is None else None
             if counterpart is None:

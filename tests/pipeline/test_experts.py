@@ -10,9 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from compress import pipeline
+from compress.artifact.coverage import coverage
 from compress.calibration.tokens import draw
-from compress.errors import WorkError
+from compress.errors import UserError, WorkError
 from compress.pipeline import inputs
+from compress.recipe import CalibrationConfig, Recipe, parse_recipe
 from tests.pipeline import harness
 from tests.pipeline.harness import CALIBRATED, recipe
 from tests.tiny_models import EXPERTS, POSITIONS, VOCABULARY, tiny_tokens
@@ -39,13 +41,87 @@ def unreached(source: Path, text: Path, block: int, path: str) -> set[int]:
     return set(range(EXPERTS)) - reached
 
 
+def calibrated(wanted: Recipe, **settings: object) -> Recipe:
+    """The recipe with settings of its calibration changed."""
+    stage = wanted.stages[0]
+    assert stage.calibration is not None
+    calibration = CalibrationConfig(**{**stage.calibration.model_dump(), **settings})
+    return wanted.model_copy(update={"stages": [stage.model_copy(update={"calibration": calibration})]})
+
+
+def sent(source: Path, text: Path, path: str, **drawn: int) -> list[int]:
+    """How many calibration tokens transformers' own model sends to each expert of its first mixture."""
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokens = draw(str(text), tokenizer, **drawn, seed=0, longest=POSITIONS, vocabulary=VOCABULARY).tokens
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    chosen: list[torch.Tensor] = []
+    model.get_submodule(path).register_forward_pre_hook(
+        lambda _, args, kwargs: chosen.append([*args, *kwargs.values()][1]), with_kwargs=True
+    )
+    harness.logits(model, tokens)
+    return torch.bincount(chosen[0].flatten(), minlength=EXPERTS).tolist()
+
+
+@pytest.mark.parametrize("method", CALIBRATED)
+@pytest.mark.parametrize("experts", ["routed", "all"])
+def test_what_experts_learn_from(
+    experts: str, method: str, tiny: Callable[..., Path], text: Path, tmp_path: Path
+) -> None:
+    """Starved experts learn from all tokens, and every expert's routed tokens are reported as transformers counts."""
+    source, drawn, share = tiny("mixtral"), {"samples": 4, "seq_len": 12}, 0.25
+    wanted = recipe(method, text, **drawn, ignore=["*.self_attn.*"])
+    wanted = calibrated(wanted, experts=experts, starved_share=share)
+    artifact = pipeline.run(wanted, model=source, output=tmp_path / "out").artifact
+    routed = sent(source, text, "model.layers.0.mlp.experts", **drawn)
+    starved = {number for number, count in enumerate(routed) if count < share * 48} if experts == "routed" else set()
+    assert len(starved) < EXPERTS
+    layers = [layer for layer in artifact.layers() if ".layers.0." in layer["name"] and "experts" in layer["name"]]
+    assert len(layers) == 3 * EXPERTS
+    for layer in layers:
+        number = int(layer["name"].split(".experts.")[1].split(".")[0])
+        assert layer["details"]["routed_tokens"] == routed[number]
+        assert (layer["fallback"] == "all tokens") == (number in starved)
+        assert layer["output_error"] is not None
+        if method == "gptq":
+            everything = experts == "all" or number in starved
+            assert layer["details"]["tokens"] == (48 if everything else routed[number])
+    named = {f.name: f for f in artifact.manifest.fallbacks if ".layers.0." in f.name and f.action == "all tokens"}
+    assert set(named) == {layer["name"] for layer in layers if layer["fallback"] == "all tokens"}
+    assert all("of 48 calibration tokens, fewer than 25%" in fallback.reason for fallback in named.values())
+    block = coverage(artifact.layers())[0]
+    assert (block.tokens, block.fallbacks) == (tuple(routed), len(starved))
+    card = (artifact.path / "README.md").read_text()
+    assert f"| 0 | {EXPERTS} | {min(routed)} |" in card
+    assert (experts == "routed") == bool(starved), "the test model must starve some"
+    before, after = harness.tensors(source), harness.tensors(artifact.path)
+    routers = [name for name in before if name.endswith("block_sparse_moe.gate.weight")]
+    assert len(routers) == 2
+    if method == "gptq":
+        assert all(torch.equal(before[name], after[name]) for name in routers)
+    tokens = tiny_tokens(2, 12)
+    fake = harness.fake_quantized_logits(source, artifact, tokens)
+    torch.testing.assert_close(harness.loaded_logits(artifact.path, tokens), fake, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [{"experts": "some"}, {"starved_share": 1.0}, {"starved_share": -0.1}])
+def test_settings_of_experts_out_of_range_are_refused(bad: dict[str, object]) -> None:
+    with pytest.raises(UserError, match=next(iter(bad))):
+        parse_recipe({"stages": [{"method": "gptq", "calibration": bad}]})
+
+
+def test_methods_that_cannot_send_all_tokens_say_so() -> None:
+    stage = {"kind": "prune", "method": "wanda", "sparsity": 0.5, "calibration": {"experts": "all"}}
+    with pytest.raises(UserError, match="wanda calibrates experts on routed tokens alone"):
+        parse_recipe({"stages": [stage]})
+
+
 @pytest.mark.parametrize("method", CALIBRATED)
 def test_experts_without_tokens_fall_back_and_are_named(
     method: str, tiny: Callable[..., Path], text: Path, tmp_path: Path
 ) -> None:
     source = tiny("mixtral")
     # Attention keeps its weights, so the tokens are routed exactly as in the original model.
-    wanted = recipe(method, text, **FEW, ignore=["*.self_attn.*"])
+    wanted = calibrated(recipe(method, text, **FEW, ignore=["*.self_attn.*"]), starved_share=0.0)
     artifact = pipeline.run(wanted, model=source, output=tmp_path / "out").artifact
     missing = unreached(source, text, 0, "model.layers.0.mlp.experts")
     expected = {

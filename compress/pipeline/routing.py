@@ -1,0 +1,82 @@
+"""Which calibration tokens the experts of a block learn from: those that the router sends them, or all.
+
+The forward pauses where the router has decided for every token, so that starved experts are known before the first of
+them is reached. What a starved expert learns from all tokens is less its own, but well conditioned; it is recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from compress.artifact.manifest import Fallback
+from compress.models.experts import Entry, Experts
+from compress.pipeline.linears import QuantizedLinear
+from compress.recipe import CalibrationConfig
+
+ENTRY = "experts: routed"
+"""Name of the pause; no linear is called so."""
+
+FALLBACK = "all tokens"
+
+
+@dataclass
+class Routing:
+    """The experts of one block in a staged forward; a block without experts has nothing to settle.
+
+    tokens: how many calibration tokens the router sent to each, once settled. starved: those with too few.
+    """
+
+    wanted: CalibrationConfig
+    experts: Experts | None
+    tokens: tuple[int, ...] = ()
+    total: int = 0
+    starved: frozenset[int] = field(default_factory=frozenset)
+
+    @classmethod
+    def of(cls, wanted: CalibrationConfig | None, module: nn.Module) -> Routing:
+        """The routing of a block's module."""
+        found = [part for part in module.modules() if isinstance(part, Experts)]
+        return cls(wanted or CalibrationConfig(), found[0] if found else None)
+
+    @property
+    def watched(self) -> dict[str, nn.Module]:
+        """What a staged forward has to pause at besides linears."""
+        return {} if self.experts is None else {ENTRY: self._entry}
+
+    def settle(self, chosen: Sequence[Tensor]) -> None:
+        """Decides which experts see all tokens, from the experts chosen (tokens, k) in every chunk."""
+        assert self.experts is not None
+        count = len(self.experts)
+        sums = sum((torch.bincount(chunk.flatten(), minlength=count) for chunk in chosen), torch.zeros(count).long())
+        self.tokens, self.total = tuple(int(number) for number in sums), sum(chunk.shape[0] for chunk in chosen)
+        least = self.wanted.starved_share * self.total
+        self.starved = frozenset(number for number, tokens in enumerate(self.tokens) if tokens < least)
+        self._entry.everywhere = frozenset(range(count)) if self.wanted.experts == "all" else self.starved
+
+    def close(self) -> None:
+        """Every expert sees its own tokens again."""
+        if self.experts is not None:
+            self._entry.everywhere = frozenset()
+
+    def noted(self, linear: QuantizedLinear) -> QuantizedLinear:
+        """The linear with what the router sent its expert in its report; of a starved one with a fallback."""
+        expert = linear.spec.expert
+        if expert is None or not self.tokens:
+            return linear
+        details = {**linear.record.details, "routed_tokens": self.tokens[expert]}
+        record, fallbacks = linear.record.model_copy(update={"details": details}), linear.fallbacks
+        if expert in self.starved and self.wanted.experts == "routed":
+            share = f"{100 * self.wanted.starved_share:g}%"
+            reason = f"the router sent it {self.tokens[expert]} of {self.total} calibration tokens, fewer than {share}"
+            fallbacks = (Fallback(name=linear.spec.name, action=FALLBACK, reason=reason), *fallbacks)
+            record = record.model_copy(update={"fallback": record.fallback or FALLBACK})
+        return replace(linear, record=record, fallbacks=fallbacks)
+
+    @property
+    def _entry(self) -> Entry:
+        assert self.experts is not None
+        return self.experts.entry
