@@ -34,7 +34,7 @@ def recipe(
     data = wanted.model_dump(mode="json")
     data["stages"][0] |= {"refine": refined, "overrides": overrides or []}
     data["stages"][0]["calibration"] = {"source": str(text), "samples": settings.get("samples", SAMPLES), "seq_len": 24}
-    if refined is None and method == "rtn":
+    if refined is None and method in ("rtn", "hqq"):
         data["stages"][0]["calibration"] = None
     return parse_recipe(data)
 
@@ -70,6 +70,7 @@ def calibration_tokens(wanted: Recipe, source: Path, output: Path) -> torch.Tens
     [
         ("gptq", "llama", {}),
         ("rtn", "qwen2", {"symmetric": False}),
+        ("hqq", "llama", {"symmetric": False}),
         ("awq", "gpt2", {}),
         ("gptq", "gemma2", {"symmetric": False}),
         ("smoothquant", "llama", {"scheme": "W8A8"}),

@@ -1,0 +1,61 @@
+"""Quantise one model with AutoRound; runs inside auto-round's own environment, imports nothing of ours.
+
+Settings are auto-round's defaults (200 iterations, batches of 8), on the token file that our side reads too. The output
+is the source's checkpoint with the weights as they are after rounding, in the source's dtype: any evaluator loads it.
+
+    PEER_PYTHON benchmarks/peer_autoround.py --model DIR --bits 4 --calib-tokens tokens.safetensors --output OUT
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--bits", type=int, required=True)
+    parser.add_argument("--group-size", type=int, default=128)
+    parser.add_argument("--iterations", type=int, default=200)
+    parser.add_argument(
+        "--calib-tokens", type=Path, required=True, help="safetensors file with `tokens` (samples, seq)"
+    )
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    import torch
+    from auto_round import AutoRound
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.set_num_threads(arguments.threads)
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype="auto")
+    tokens = load_file(arguments.calib_tokens)["tokens"]
+    tuner = AutoRound(
+        model, AutoTokenizer.from_pretrained(arguments.model), bits=arguments.bits, group_size=arguments.group_size,
+        sym=True, iters=arguments.iterations, nsamples=len(tokens), seqlen=tokens.shape[1], batch_size=8,
+        dataset=[row.unsqueeze(0) for row in tokens], device_map="cpu",
+    )  # fmt: skip
+    started, busy = time.perf_counter(), time.process_time()
+    tuned, _ = tuner.quantize()
+    result = {"wall_seconds": time.perf_counter() - started, "processor_seconds": time.process_time() - busy}
+    shutil.copytree(arguments.model, arguments.output)
+    rounded = tuned.state_dict()
+    for file in arguments.output.glob("*.safetensors"):
+        stored = load_file(file)
+        changed = {name: rounded[name].to(weight.dtype).contiguous() for name, weight in stored.items()}
+        save_file(changed, file, {"format": "pt"})
+    print(json.dumps({"tool": "auto-round", "version": version("auto-round"), **result}))
+
+
+if __name__ == "__main__":
+    main()
