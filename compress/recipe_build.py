@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Protocol
 
 from compress.errors import UserError
 from compress.quantization.configs import METHODS
-from compress.recipe import Recipe, needs_calibration, parse_recipe, scheme_settings
+from compress.recipe import Recipe, parse_recipe
+from compress.recipe_sections import needs_calibration, scheme_settings
 from compress.recipe_yaml import apply_override, find_recipe, read_yaml
 from compress.schemes import FIXED_SCHEMES, USUAL_METHODS, parse_scheme
 from compress.types import Scheme

@@ -14,9 +14,11 @@ from compress.distillation.configs import LOSS_NAMES
 from compress.errors import UserError
 from compress.pruning.configs import PRUNING_NAMES
 from compress.quantization.configs import METHOD_NAMES, GptqConfig
-from compress.recipe import CalibrationConfig, DistillStage, PruneStage, Recipe, load_recipe, parse_recipe
+from compress.recipe import Recipe, load_recipe, parse_recipe
 from compress.recipe_build import Settings, build_recipe
 from compress.recipe_prune import PruneSettings, build_prune_recipe
+from compress.recipe_sections import CalibrationConfig
+from compress.recipe_stages import DistillStage, PruneStage
 from compress.schemes import FIXED_SCHEMES
 from compress.types import IntScheme, Sparsity
 

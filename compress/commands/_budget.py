@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from compress.commands import _environment
 from compress.commands._make import show_made
-from compress.commands._options import Quantize, parse_group_size
 from compress.commands._output import View, duration, facts, number, numberless, relative, size
+from compress.commands._quantize_options import Quantize, parse_group_size
 
 if TYPE_CHECKING:
     from compress.recipe import Recipe

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from compress.artifact.scores import scored_against, task_scores
 from compress.commands import _environment
-from compress.commands._options import Distill, Prune, Quantize, RunRecipe
+from compress.commands._distill_options import Distill
 from compress.commands._output import View, duration, number, relative, size
+from compress.commands._prune_options import Prune
+from compress.commands._quantize_options import Quantize
+from compress.commands._run_options import RunRecipe
 from compress.commands._scores import score_rows
 
 if TYPE_CHECKING:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from compress.commands._command import command
+from compress.commands._distill_options import Distill
 from compress.commands._make import make
-from compress.commands._options import MAKE, Distill
+from compress.commands._options import MAKE
 from compress.commands._output import View
 from compress.commands.plan import build, show_plan
 

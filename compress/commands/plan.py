@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from compress.commands import _budget, _cut_plan, _distill_plan, _environment, _prune_plan, _width_plan
 from compress.commands._command import command
-from compress.commands._options import Distill, Prune, Quantize, Run, RunRecipe
+from compress.commands._distill_options import Distill
+from compress.commands._options import Run
 from compress.commands._output import View, facts, number, size
 from compress.commands._plan_parts import by_kind, cost_facts, costs
+from compress.commands._prune_options import Prune
+from compress.commands._quantize_options import Quantize
+from compress.commands._run_options import RunRecipe
 from compress.errors import UserError
 
 if TYPE_CHECKING:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from compress.commands._command import command
 from compress.commands._make import make
-from compress.commands._options import MAKE, Prune
+from compress.commands._options import MAKE
 from compress.commands._output import View
+from compress.commands._prune_options import Prune
 from compress.commands.plan import build, show_plan
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from compress.commands import _budget
 from compress.commands._command import command
 from compress.commands._make import make
-from compress.commands._options import MAKE, Quantize
+from compress.commands._options import MAKE
 from compress.commands._output import View
+from compress.commands._quantize_options import Quantize
 from compress.commands.plan import build, show_plan
 
 

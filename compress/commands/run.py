@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from compress.commands._command import command
 from compress.commands._make import make
-from compress.commands._options import MAKE, RunRecipe
+from compress.commands._options import MAKE
 from compress.commands._output import View
+from compress.commands._run_options import RunRecipe
 from compress.commands.plan import build, show_plan
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from compress.models.skeleton import Skeleton
 from compress.pipeline.work import Problem, Work
 from compress.pruning.configs import DepthConfig
-from compress.recipe import PruneStage
+from compress.recipe_stages import PruneStage
 
 DROPPED = "dropped"
 

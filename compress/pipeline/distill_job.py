@@ -17,7 +17,7 @@ from compress.models.checkpoint import Checkpoint
 from compress.models.hub import local_directory
 from compress.models.skeleton import Skeleton
 from compress.pipeline.work import Problem, Work, load_tokenizer
-from compress.recipe import DistillStage
+from compress.recipe_stages import DistillStage
 
 CHUNK = 2
 """Windows that go through a model together: the unit of parallel work, of shuffling, and of a batch."""

@@ -11,7 +11,7 @@ from compress.models.families import FAMILIES
 from compress.models.skeleton import Skeleton
 from compress.pipeline.work import Problem, Work
 from compress.pruning.configs import ExpertsConfig
-from compress.recipe import PruneStage
+from compress.recipe_stages import PruneStage
 
 COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 """What families call the number of experts in config.json."""

@@ -15,7 +15,7 @@ from compress.models.skeleton import LinearSpec, Skeleton
 from compress.pipeline.prune_job import pattern_misfits
 from compress.pipeline.work import Problem, Work, ignored, matches
 from compress.quantization.configs import GptqConfig, MethodConfig
-from compress.recipe import QuantizeStage
+from compress.recipe_stages import QuantizeStage
 from compress.types import FP8_TILE, IntScheme, Scheme
 
 NARROWEST_GROUP = 8

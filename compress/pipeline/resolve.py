@@ -26,7 +26,8 @@ from compress.pipeline.width_job import WidthJob
 from compress.pipeline.work import Problem, Whole, Work, compute_dtype
 from compress.pruning.configs import DepthConfig, ExpertsConfig, WidthConfig
 from compress.quantization.configs import HadamardConfig
-from compress.recipe import DistillStage, PruneStage, Recipe, Stage
+from compress.recipe import Recipe
+from compress.recipe_stages import DistillStage, PruneStage, Stage
 
 STRUCTURED: dict[
     type[BaseModel], tuple[Callable[..., Work], Callable[[PruneStage, Skeleton], tuple[Any, list[Problem]]]]

@@ -21,7 +21,7 @@ from compress.models.skeleton import LinearSpec, Skeleton
 from compress.pipeline.work import Problem
 from compress.quantization.configs import HadamardConfig
 from compress.quantization.hadamard import Rotation, Rows, Turn, order
-from compress.recipe import QuantizeStage
+from compress.recipe_stages import QuantizeStage
 
 if TYPE_CHECKING:
     from compress.progress import Progress

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from compress.artifact.manifest import Fallback
 from compress.models.experts import Entry, Experts
 from compress.pipeline.linears import QuantizedLinear
-from compress.recipe import CalibrationConfig
+from compress.recipe_sections import CalibrationConfig
 
 ENTRY = "experts: routed"
 """Name of the pause; no linear is called so."""

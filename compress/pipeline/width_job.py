@@ -10,7 +10,7 @@ from compress.errors import UserError
 from compress.models.skeleton import LinearSpec, Skeleton
 from compress.pipeline.work import Problem, Work
 from compress.pruning.configs import WidthConfig
-from compress.recipe import PruneStage
+from compress.recipe_stages import PruneStage
 
 # Families whose blocks are q, k, v, o and gate, up, down, one linear each, and whose config.json can say the cut.
 FAMILIES = ("gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3")

@@ -25,7 +25,8 @@ from compress.calibration.tokens import CalibrationSet, draw
 from compress.errors import UserError
 from compress.models.checkpoint import Checkpoint
 from compress.models.skeleton import LinearSpec, Skeleton
-from compress.recipe import Recipe, Stage
+from compress.recipe import Recipe
+from compress.recipe_stages import Stage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -83,7 +83,7 @@ def quantize(
 def teacher_of(recipe: Recipe) -> str | Path | None:
     """What a student is scored against; None for what is scored against its source."""
     from compress.content import default_model
-    from compress.recipe import DistillStage
+    from compress.recipe_stages import DistillStage
 
     *earlier, last = recipe.stages
     return (last.teacher or default_model()) if isinstance(last, DistillStage) and not earlier else None

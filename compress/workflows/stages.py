@@ -16,7 +16,8 @@ from compress.artifact import store
 from compress.artifact.summary import recipe_summary
 from compress.errors import UserError
 from compress.pipeline.work import Whole
-from compress.recipe import DistillStage, QuantizeStage, Recipe, Stage
+from compress.recipe import Recipe
+from compress.recipe_stages import DistillStage, QuantizeStage, Stage
 
 if TYPE_CHECKING:
     from compress.pipeline import RunResult

@@ -188,12 +188,13 @@ def test_a_reader_that_goes_away_is_no_failed_gate() -> None:
 
 
 def test_methods_is_one_json_document_with_every_method(run: Callable) -> None:
+    from compress.distillation.configs import LOSSES
     from compress.pruning.configs import PRUNING_NAMES
     from compress.quantization.configs import METHOD_NAMES
 
     result = run("methods", "--json")
     assert result.code == 0
-    assert set(result.json["methods"]) == {*METHOD_NAMES, *PRUNING_NAMES}
+    assert set(result.json["methods"]) == {*METHOD_NAMES, *PRUNING_NAMES, *LOSSES}
     assert {name for name, m in result.json["methods"].items() if m["stage"] == "prune"} == set(PRUNING_NAMES)
     assert result.json["schemes"]["W4A16"] == {"bits": 4, "symmetric": True}
     assert json.dumps(result.json)

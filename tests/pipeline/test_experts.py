@@ -14,7 +14,8 @@ from compress.artifact.coverage import coverage
 from compress.calibration.tokens import draw
 from compress.errors import UserError, WorkError
 from compress.pipeline import inputs
-from compress.recipe import CalibrationConfig, Recipe, parse_recipe
+from compress.recipe import Recipe, parse_recipe
+from compress.recipe_sections import CalibrationConfig
 from tests.pipeline import harness
 from tests.pipeline.harness import CALIBRATED, recipe
 from tests.tiny_models import EXPERTS, POSITIONS, VOCABULARY, tiny_tokens

@@ -19,7 +19,8 @@ from compress.models.checkpoint import Checkpoint
 from compress.models.skeleton import Skeleton
 from compress.pipeline import rotated
 from compress.quantization.configs import HadamardConfig
-from compress.recipe import QuantizeStage, Recipe
+from compress.recipe import Recipe
+from compress.recipe_stages import QuantizeStage
 from compress.runtime.transformers_backend import load
 from tests.pipeline import harness
 from tests.pipeline.harness import recipe, with_options

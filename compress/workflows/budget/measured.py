@@ -26,7 +26,8 @@ from compress.pipeline.resolve import resolve
 from compress.pipeline.work import environment
 from compress.progress import Progress
 from compress.quantization.configs import GptqConfig
-from compress.recipe import CalibrationConfig, Recipe
+from compress.recipe import Recipe
+from compress.recipe_sections import CalibrationConfig
 from compress.workflows.budget.losses import Measured, losses
 from compress.workflows.budget.recipes import neutral, open_stage
 from compress.workflows.budget.sensitivity import Signal, measure

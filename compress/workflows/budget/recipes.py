@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from compress.errors import UserError
-from compress.recipe import Override, QuantizeStage, Recipe, SchemeConfig
+from compress.recipe import Recipe
+from compress.recipe_sections import SchemeConfig
+from compress.recipe_stages import Override, QuantizeStage
 from compress.types import IntScheme
 from compress.workflows.budget.units import Unit
 

@@ -1,0 +1,103 @@
+"""Options of `compress prune`, and of its plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import typer
+
+from compress.commands._options import (
+    METHOD,
+    OUTPUT,
+    BaseRecipe,
+    CalibrationLength,
+    CalibrationSamples,
+    CalibrationText,
+    IgnoredLinears,
+    Run,
+    SourceModel,
+)
+from compress.pruning.configs import PRUNING_NAMES
+from compress.recipe_prune import PruneSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune(Run):
+    """`compress prune` and `compress plan prune`."""
+
+    model: SourceModel = None
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{', '.join(PRUNING_NAMES)}; sparsegpt if left out, with --keep width.",
+            metavar="NAME",
+            rich_help_panel=METHOD,
+        ),
+    ] = None
+    sparsity: Annotated[
+        float | None,
+        typer.Option(help="Share of each linear's weights that goes; 0.5 if left out.", rich_help_panel=METHOD),
+    ] = None
+    pattern: Annotated[
+        str | None,
+        typer.Option(
+            help="n:m, in place of --sparsity: of every m consecutive inputs n stay, as in 2:4.",
+            metavar="N:M",
+            rich_help_panel=METHOD,
+        ),
+    ] = None
+    keep: Annotated[
+        float | None,
+        typer.Option(
+            help="Of width, depth and experts: share of all parameters that stays; the nearest possible below is made.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None
+    repair: Annotated[
+        bool | None,
+        typer.Option(
+            "--repair/--no-repair",
+            help="Of width: repair the linears that lose inputs, or not; --repair if left out.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None
+    allocation: Annotated[
+        str | None,
+        typer.Option(
+            help="How blocks share a --sparsity: uniform, owl or alphapruning; uniform if left out.",
+            metavar="NAME",
+            rich_help_panel=METHOD,
+        ),
+    ] = None
+    ignore: IgnoredLinears = field(default_factory=list)
+    recipe: BaseRecipe = None
+    calib: CalibrationText = None
+    samples: CalibrationSamples = None
+    seq_len: CalibrationLength = None
+    format: Annotated[
+        str | None,
+        typer.Option(
+            help="dense, or sparse-bitmask: smaller on disk, for compress alone; dense if left out.",
+            metavar="NAME",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None
+
+    def settings(self) -> PruneSettings:
+        """The flags that decide the recipe."""
+        return PruneSettings(
+            method=self.method,
+            sparsity=self.sparsity,
+            pattern=self.pattern,
+            keep=self.keep,
+            repair=self.repair,
+            allocation=self.allocation,
+            format=self.format,
+            ignore=self.ignore,
+            calib=self.calib,
+            samples=self.samples,
+            seq_len=self.seq_len,
+            seed=self.seed,
+            model=self.model,
+        )
