@@ -18,6 +18,7 @@ PACKAGE = ROOT / "compress"
 BASE = {"types", "errors", "progress", "content", "recipe_problems"}
 TENSORS = BASE | {"formats", "kernels", "models"}
 METHODS = {"quantization", "pruning", "distillation"}
+RECIPE = {"recipe_yaml", "recipe_sections", "recipe_stages", "recipe"}
 ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "errors": set(),
@@ -31,15 +32,17 @@ ALLOWED: dict[str, set[str]] = {
     "calibration": TENSORS,
     **{method: TENSORS - {"content"} | {"calibration"} for method in METHODS},
     "recipe_yaml": BASE,
-    "recipe": BASE | METHODS | {"formats", "schemes", "recipe_yaml", "calibration"},
-    "recipe_build": BASE | METHODS | {"schemes", "recipe_yaml", "recipe"},
-    "recipe_distill": BASE | METHODS | {"schemes", "recipe_yaml", "recipe", "recipe_build"},
-    "recipe_prune": BASE | METHODS | {"schemes", "recipe_yaml", "recipe", "recipe_build"},
+    "recipe_sections": BASE | {"schemes", "calibration"},
+    "recipe_stages": BASE | METHODS | {"formats", "schemes", "recipe_sections"},
+    "recipe": BASE | {"recipe_yaml", "recipe_sections", "recipe_stages", "calibration"},
+    "recipe_build": BASE | METHODS | RECIPE | {"schemes"},
+    "recipe_distill": BASE | METHODS | RECIPE | {"schemes", "recipe_build"},
+    "recipe_prune": BASE | METHODS | RECIPE | {"schemes", "recipe_build"},
     "artifact": BASE | {"formats", "schemes"},
     "runtime": TENSORS | {"artifact"},
     "exporters": TENSORS | {"artifact", "runtime"},
     "evaluation": TENSORS | {"artifact", "runtime"},
-    "pipeline": TENSORS | METHODS | {"schemes", "recipe_yaml", "recipe", "recipe_build", "calibration", "artifact"},
+    "pipeline": TENSORS | METHODS | RECIPE | {"schemes", "recipe_build", "calibration", "artifact"},
 }
 ALLOWED["workflows"] = set(ALLOWED)
 ALLOWED["__init__"] = {"content", "errors", "artifact", "runtime", "workflows"}  # the lazy verbs

@@ -1,0 +1,43 @@
+"""Loading a model to run it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from compress.workflows.api._given import PathLike, model_or_packaged
+
+if TYPE_CHECKING:
+    from compress.runtime.protocol import Runtime
+
+
+def load(
+    model: PathLike | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    kernel: str = "auto",
+    kv_cache: str = "auto",
+) -> Runtime:
+    """Load a model directory, hub id or artifact for scoring and generation; the packaged model if None.
+
+    Args:
+        model: What to load.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        dtype: Compute dtype: `auto`, `float32`, `bfloat16` or `float16`.
+        kernel: `auto`, `cpu`, `cpu-int8` or `reference`, as `compress.runtime.loading.load` says.
+        kv_cache: `auto`, `float32`, `bfloat16`, `int8` or `int4`: how the native engine keeps keys and values.
+
+    Returns:
+        A runtime: `.score(token_ids)` gives logits, `.generate(prompts, SamplingParams(...))` texts.
+
+    Raises:
+        UserError: no model there, an unknown architecture, device, dtype or kernel.
+        IntegrityError: damaged files; an artifact is hashed whole first.
+        WorkError: out of memory.
+    """
+    from compress.runtime.loading import load as load_runtime
+    from compress.runtime.sound import check_artifact
+
+    found = model_or_packaged(model)
+    check_artifact(found, scores=False)
+    return load_runtime(found, device=device, dtype=dtype, kernel=kernel, kv_cache=kv_cache)

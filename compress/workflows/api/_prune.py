@@ -1,0 +1,91 @@
+"""Pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from compress.workflows.api._given import PathLike
+
+if TYPE_CHECKING:
+    from compress.artifact.reader import Artifact
+    from compress.progress import Progress
+
+
+def prune(
+    model: PathLike | None = None,
+    method: str | None = None,
+    sparsity: float | None = None,
+    *,
+    pattern: str | None = None,
+    keep: float | None = None,
+    repair: bool | None = None,
+    allocation: str | None = None,
+    format: str | None = None,
+    ignore: Sequence[str] = (),
+    recipe: PathLike | None = None,
+    calib: str | None = None,
+    samples: int | None = None,
+    seq_len: int | None = None,
+    seed: int | None = None,
+    output: PathLike | None = None,
+    device: str = "auto",
+    restart: bool = False,
+    evaluate: bool = True,
+    eval_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Remove weights, with `width`, `depth` or `experts` whole parts of it, and score the result against the model.
+
+    Single weights become zero, and the file stays dense; a model that loses whole parts is really smaller. Killed at
+    any moment, the same call resumes and makes the same bytes.
+
+    Args:
+        model: Model directory, hub id or artifact; the packaged model if None.
+        method: `magnitude`, `wanda`, `ria`, `sparsegpt`, `width`, `depth` or `experts`; default `sparsegpt`,
+            with `keep` `width`.
+        sparsity: Share of each linear's weights that goes; default 0.5.
+        pattern: n:m such as `2:4` in place of `sparsity`: of every m consecutive inputs n stay.
+        keep: Of the last three: share of all parameters that stays, embeddings counted; the nearest possible
+            below is made.
+        repair: Of `width`: whether the linears that lose inputs are repaired; default True.
+        allocation: How blocks share a `sparsity`: `uniform` (the default), `owl` or `alphapruning`.
+        format: `dense` (the default) or `sparse-bitmask`, smaller on disk, which `compress.load` reads.
+        ignore: Names or patterns of linears to leave as they are.
+        recipe: A recipe file to start from; the settings above override it.
+        calib, samples, seq_len, seed, output, device, restart, evaluate, eval_tokens, progress: As for `quantize`;
+            output defaults to `artifacts/<model>-<method>-<sparsity>/vN`.
+
+    Returns:
+        The finished artifact.
+
+    Raises:
+        UserError, WorkError, IntegrityError: as `quantize`.
+    """
+    from compress.recipe_prune import PruneSettings, build_prune_recipe
+    from compress.workflows import quantize as workflow
+
+    settings = PruneSettings(
+        method=method,
+        sparsity=sparsity,
+        pattern=pattern,
+        keep=keep,
+        repair=repair,
+        allocation=allocation,
+        format=format,
+        ignore=ignore,
+        calib=calib,
+        samples=samples,
+        seq_len=seq_len,
+        seed=seed,
+    )
+    return workflow.quantize(
+        build_prune_recipe(settings, base=recipe)[0],
+        model=model,
+        output=output,
+        device=device,
+        restart=restart,
+        evaluate=evaluate,
+        eval_tokens=eval_tokens,
+        progress=progress,
+    ).artifact
