@@ -38,7 +38,9 @@ def test_bench_of_an_artifact_names_kernel_and_bytes_of_every_layer(run: Callabl
     assert dense.read_bytes_per_token > 4 * cost.read_bytes_per_token
     assert (document["baseline"], document["cost_baseline"]) == (None, None)
     assert cost.workload.prompt_tokens == 8
-    assert [each.batch for each in cost.throughput] == [1, 2]
+    assert [(each.what, each.batch) for each in cost.throughput] == [
+        (what, batch) for what in ("batched forward", "batched decode") for batch in (1, 2)
+    ]
     assert cost.prices is not None
     assert cost.prices.table == default_prices().name
 
@@ -64,6 +66,8 @@ def test_bench_of_a_pair_holds_the_ratios(run: Callable) -> None:
         ("decode", 1),
         ("batched forward", 1),
         ("batched forward", 2),
+        ("batched decode", 1),
+        ("batched decode", 2),
     }
     assert all(len(x.ratios) == 10 for x in cost.speed_ratios)
     assert other.speed_ratios == []

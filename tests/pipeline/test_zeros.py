@@ -111,7 +111,7 @@ def test_zeros_and_codes_in_one_pass(
 
 def test_experts_without_tokens_lose_as_many(tiny: Callable[..., Path], text: Path, tmp_path: Path) -> None:
     stage = recipe("gptq", text, {"bits": 4, "group_size": 32}, sparsity=0.5).model_dump(mode="json")["stages"][0]
-    stage["calibration"] |= {"samples": 1, "seq_len": 2}
+    stage["calibration"] |= {"samples": 1, "seq_len": 2, "starved_share": 0.0}
     artifact = pipeline.run(parse_recipe({"stages": [stage]}), model=tiny("mixtral"), output=tmp_path / "out").artifact
     unseen = [layer for layer in artifact.layers() if layer["fallback"] == "rtn"]
     assert unseen
