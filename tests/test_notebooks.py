@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-EXPECTED = ("01_quantize_and_gate", "02_choosing_a_scheme", "04_reading_the_gate")
+EXPECTED = ("01_quantize_and_gate", "02_choosing_a_scheme", "03_prune_distil_recover", "04_reading_the_gate")
 _NUMBER = re.compile(r"[-+]?\d[\d,.]*(e[-+]?\d+)?")
 
 

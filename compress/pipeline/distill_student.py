@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from compress.distillation import adapters
 from compress.errors import IntegrityError, UserError
+from compress.models.quiet import quiet
 from compress.pipeline.distill_job import DistillJob
 from compress.pipeline.source import read_finite
 
@@ -48,9 +49,10 @@ def load_plain(path: Path, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, output_loading_info=True, local_files_only=True, trust_remote_code=False
-        )
+        with quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, output_loading_info=True, local_files_only=True, trust_remote_code=False
+            )
     except MemoryError:
         raise
     except Exception as error:  # transformers and what it calls raise many kinds, all about the directory

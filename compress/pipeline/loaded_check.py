@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from compress.errors import WorkError
+from compress.models.quiet import quiet
 from compress.pipeline.inputs import Activations
 from compress.pipeline.work import Work
 
@@ -25,9 +26,10 @@ def check_loaded(job: Work, directory: Path, leaving: Activations) -> None:
     assert job.calibration is not None
     tokens = job.calibration.tokens[:1]
     wanted = job.skeleton.head(leaving.quantized[0][:1])
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=job.skeleton.dtype, output_loading_info=True, local_files_only=True
-    )
+    with quiet():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=job.skeleton.dtype, output_loading_info=True, local_files_only=True
+        )
     model, info = loaded
     strays = [name for names in info.values() for name in names]
     with torch.inference_mode():

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from compress.errors import UserError
 from compress.models.checkpoint import Checkpoint
+from compress.models.quiet import quiet
 from compress.runtime import transformers_backend
 from compress.runtime.native_backend import NativeRuntime
 from compress.runtime.native_shape import Shape, Unsupported, shape_of
 from compress.runtime.protocol import Runtime
-from compress.runtime.transformers_loader import load_config, quiet
+from compress.runtime.transformers_loader import load_config
 
 KERNELS = ("auto", "cpu", "cpu-int8", "reference")
 KV_CACHES = ("auto", "float32", "bfloat16", "int8", "int4")

@@ -8,14 +8,13 @@ unpickled.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from compress.errors import CompressError, IntegrityError, UserError
 from compress.models.checkpoint import Checkpoint
+from compress.models.quiet import quiet
 from compress.runtime import native_reader
 from compress.runtime.kv_cache import round_cache_of, stored_scales
 from compress.runtime.memory import guarded
@@ -83,22 +82,6 @@ def end_tokens(checkpoint: Checkpoint, tokenizer: Any) -> frozenset[int]:
     ids = source.get("eos_token_id")
     found += ids if isinstance(ids, list) else [ids]
     return frozenset(int(i) for i in found if i is not None)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps transformers' progress bars and load reports off the terminal, and restores its settings."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def load_config(checkpoint: Checkpoint) -> Any:
