@@ -18,7 +18,7 @@ from compress.formats.compressed_tensors import is_for_own_reader
 from compress.formats.gptq import QUANT_METHOD as GPTQ
 from compress.formats.registry import format_of, schemes_of
 from compress.models.checkpoint import Checkpoint
-from compress.types import Fp8Scheme, IntScheme, Scheme
+from compress.types import BlockFloatScheme, Fp8Scheme, IntScheme, Scheme
 
 Facts = dict[str, str | int | bool]
 Answer = Literal["loads", "loads with warnings", "does not load"]
@@ -120,6 +120,8 @@ def _linear(checkpoint: Checkpoint, name: str, format: str, scheme: Scheme) -> F
         facts |= {"kind": "int", "group_size": -1 if scheme.group_size is None else scheme.group_size}
     if isinstance(scheme, Fp8Scheme):
         facts |= {"kind": "fp8", "granularity": scheme.granularity}
+    if isinstance(scheme, BlockFloatScheme):
+        facts |= {"kind": "block", "group_size": scheme.group_size}
     out, width = _shape(checkpoint, name, format, scheme)
     return facts | {"out_features": out, "in_features": width}
 

@@ -90,6 +90,16 @@ def test_shapes_come_from_what_is_stored(format: str, out: int, width: int, rule
     assert {(finding.linear, finding.linears) for finding in found.findings} == {(LINEAR, 1)}
 
 
+def test_what_no_rule_covers_is_not_called_loading(run: Callable, tmp_path: Path) -> None:
+    path = tmp_path / "nvfp4"
+    made = run("quantize", "--method", "rtn", "--scheme", "NVFP4A16", "--output", path, "--no-eval")
+    assert made.code == 0
+    for engine in ("vllm", "sglang", "trtllm", "tgi"):
+        found = diagnose(Checkpoint.open(path), engine)
+        assert found.answer != "loads"
+        assert "block-floats" in [finding.rule for finding in found.findings]
+
+
 def test_dense_models_and_layouts_without_a_name(tmp_path: Path) -> None:
     checkpoint = directory(tmp_path / "model", "compressed-tensors", IntScheme(4, 32))
     quantization = checkpoint.config.pop("quantization_config")
