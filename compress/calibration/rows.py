@@ -61,13 +61,18 @@ def fetch_rows(name: str) -> Rows:
     return _rows(enumerate(found, 1), name, hashlib.sha256(spelled.encode()).hexdigest())
 
 
-def _json(raw: bytes, path: Path) -> Iterable[tuple[int, Any]]:
+def decoded(raw: bytes, path: Path) -> str:
+    """The text of a file's bytes. UserError where it is not UTF-8."""
     try:
-        text = raw.decode("utf-8")
+        return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
             f"calibration text {path} is not UTF-8 (byte {error.start})", "convert it to UTF-8 first"
         ) from None
+
+
+def _json(raw: bytes, path: Path) -> Iterable[tuple[int, Any]]:
+    text = decoded(raw, path)
     if path.suffix == ".json":
         whole = _parsed(text, f"{path} is not JSON")
         if not isinstance(whole, list):

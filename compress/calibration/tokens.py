@@ -22,7 +22,7 @@ from compress.calibration.mix import (
     short_name,
     spell,
 )
-from compress.calibration.rows import fetch_rows, read_rows
+from compress.calibration.rows import decoded, fetch_rows, read_rows
 from compress.errors import IntegrityError, UserError
 
 if TYPE_CHECKING:
@@ -143,13 +143,7 @@ def _part(
     if path.suffix == ".safetensors":
         tokens = _read_tokens(path, samples, seq_len)
         return tokens, DrawnPart(name, "tokens", sha256, len(tokens))
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"calibration text {path} is not UTF-8 (byte {error.start})", "convert it to UTF-8 first"
-        ) from None
-    tokens = windows.of_text(text, str(path), tokenizer, samples, seq_len, seed)
+    tokens = windows.of_text(decoded(raw, path), str(path), tokenizer, samples, seq_len, seed)
     return tokens, DrawnPart(name, "text", sha256, len(tokens))
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from compress.models.skeleton import Skeleton
-from compress.pipeline.work import Problem, Work
+from compress.pipeline.cut_job import Cut, CutJob
+from compress.pipeline.work import Problem
 from compress.pruning.configs import DepthConfig
 from compress.recipe_stages import PruneStage
 
@@ -16,11 +17,8 @@ DROPPED = "dropped"
 
 
 @dataclass(frozen=True, slots=True)
-class DepthCut:
-    """`drop` of the blocks `candidates` go, of `blocks` in all; the candidates are equally large.
-
-    parameters: what the whole model then has, of all_parameters; embeddings counted, tied copies not.
-    """
+class DepthCut(Cut):
+    """`drop` of the blocks `candidates` go, of `blocks` in all; the candidates are equally large."""
 
     drop: int
     candidates: tuple[int, ...]
@@ -28,17 +26,11 @@ class DepthCut:
     parameters: int
     all_parameters: int
 
-    @property
-    def keep(self) -> float:
-        """The share of all parameters that stays."""
-        return self.parameters / self.all_parameters
-
 
 @dataclass(frozen=True, kw_only=True)
-class DepthJob(Work):
+class DepthJob(CutJob):
     """Everything a plan or a run of a depth cut needs. `decided` holds which blocks go once the run has chosen."""
 
-    stage: PruneStage
     cut: DepthCut
 
     @property
@@ -55,19 +47,6 @@ class DepthJob(Work):
     def kept(self) -> list[int]:
         """The blocks that stay, in order: the block of that number in the result is this one of the source."""
         return [block for block in range(self.cut.blocks) if block not in self.dropped]
-
-    @property
-    def label(self) -> str:
-        assert self.stage.keep is not None
-        return f"keep{100 * self.stage.keep:g}"
-
-    @property
-    def needs_blocks(self) -> bool:
-        return True
-
-    @property
-    def needs_original(self) -> bool:
-        return False
 
 
 def assign(stage: PruneStage, skeleton: Skeleton) -> tuple[DepthCut, list[Problem]]:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from compress.artifact.layers import LayerRecord
 from compress.pipeline import depth_choice
 from compress.pipeline.block import Workers
+from compress.pipeline.cut_stage import CutKind
 from compress.pipeline.depth_job import DepthJob, config_of
 from compress.pipeline.inputs import Activations
-from compress.pipeline.kinds import Fate, Kind, Written
-from compress.pipeline.loaded_check import check_loaded
+from compress.pipeline.kinds import Fate, Written
 from compress.pipeline.source import read_finite
 from compress.progress import Progress
 
 
-class DepthKind(Kind[DepthJob]):
+class DepthKind(CutKind[DepthJob]):
     """As `kinds.Kind` has it."""
-
-    keeps_last_state = True
 
     def doing(self, job: DepthJob) -> str:
         return f"keeping {len(job.kept)} of {job.cut.blocks} blocks"
@@ -43,11 +40,6 @@ class DepthKind(Kind[DepthJob]):
 
     def config(self, job: DepthJob) -> dict[str, Any]:
         return config_of(job)
-
-    def check(self, job: DepthJob, directory: Path, leaving: Activations | None) -> None:
-        """Refuses a directory that transformers does not load as the model that was cut. Raises WorkError."""
-        assert leaving is not None
-        check_loaded(job, directory, leaving)
 
 
 def _report(job: DepthJob, block: int) -> LayerRecord:

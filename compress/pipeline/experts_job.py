@@ -9,7 +9,8 @@ from typing import Any
 from compress.errors import UserError
 from compress.models.families import FAMILIES
 from compress.models.skeleton import Skeleton
-from compress.pipeline.work import Problem, Work
+from compress.pipeline.cut_job import Cut, CutJob
+from compress.pipeline.work import Problem
 from compress.pruning.configs import ExpertsConfig
 from compress.recipe_stages import PruneStage
 
@@ -19,11 +20,8 @@ SMALLEST_GROUP = 2  # routers that choose groups first rank them by their two be
 
 
 @dataclass(frozen=True, slots=True)
-class ExpertsCut:
-    """`kept` of the `experts` of every mixture stay, as many in each of `groups` equal runs of them.
-
-    parameters: what the whole model then has, of all_parameters; embeddings counted, tied copies not.
-    """
+class ExpertsCut(Cut):
+    """`kept` of the `experts` of every mixture stay, as many in each of `groups` equal runs of them."""
 
     kept: int
     experts: int
@@ -31,36 +29,17 @@ class ExpertsCut:
     parameters: int
     all_parameters: int
 
-    @property
-    def keep(self) -> float:
-        """The share of all parameters that stays."""
-        return self.parameters / self.all_parameters
-
 
 @dataclass(frozen=True, kw_only=True)
-class ExpertsJob(Work):
+class ExpertsJob(CutJob):
     """Everything a plan or a run of a cut in experts needs."""
 
-    stage: PruneStage
     cut: ExpertsCut
 
     @property
     def method(self) -> ExpertsConfig:
         assert isinstance(self.stage.method, ExpertsConfig)
         return self.stage.method
-
-    @property
-    def label(self) -> str:
-        assert self.stage.keep is not None
-        return f"keep{100 * self.stage.keep:g}"
-
-    @property
-    def needs_blocks(self) -> bool:
-        return True
-
-    @property
-    def needs_original(self) -> bool:
-        return False
 
 
 def assign(stage: PruneStage, skeleton: Skeleton) -> tuple[ExpertsCut, list[Problem]]:

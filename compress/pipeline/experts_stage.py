@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -15,18 +14,16 @@ from compress.models.experts import Experts
 from compress.models.skeleton import LinearSpec
 from compress.pipeline import output
 from compress.pipeline.block import Workers
+from compress.pipeline.cut_stage import CutKind
 from compress.pipeline.experts_job import ExpertsJob, config_of
 from compress.pipeline.inputs import Activations
-from compress.pipeline.kinds import Fate, Kind, Written
-from compress.pipeline.loaded_check import check_loaded
+from compress.pipeline.kinds import Fate, Written
 from compress.pipeline.source import read_finite
 from compress.pruning import experts
 
 
-class ExpertsKind(Kind[ExpertsJob]):
+class ExpertsKind(CutKind[ExpertsJob]):
     """As `kinds.Kind` has it."""
-
-    keeps_last_state = True
 
     def doing(self, job: ExpertsJob) -> str:
         return f"cutting experts ({job.cut.kept} of {job.cut.experts})"
@@ -51,11 +48,6 @@ class ExpertsKind(Kind[ExpertsJob]):
 
     def config(self, job: ExpertsJob) -> dict[str, Any]:
         return config_of(job)
-
-    def check(self, job: ExpertsJob, directory: Path, leaving: Activations | None) -> None:
-        """Refuses a directory that transformers does not load as the model that was cut. Raises WorkError."""
-        assert leaving is not None
-        check_loaded(job, directory, leaving)
 
 
 def _mixture(job: ExpertsJob, module: nn.Module) -> tuple[Experts, nn.Module]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from compress.errors import UserError
 from compress.models.skeleton import LinearSpec, Skeleton
-from compress.pipeline.work import Problem, Work
+from compress.pipeline.cut_job import Cut, CutJob
+from compress.pipeline.work import Problem
 from compress.pruning.configs import WidthConfig
 from compress.recipe_stages import PruneStage
 
@@ -19,11 +20,8 @@ FED_BY_HEADS, HEADS = "self_attn.o_proj", "self_attn.q_proj"
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
-    """neurons of all_neurons stay; of each of kv_heads groups of all_heads query heads, of head_dim each, heads stay.
-
-    parameters: what the whole model then has, of all_parameters; embeddings counted, tied copies not.
-    """
+class WidthCut(Cut):
+    """Neurons and, of each of kv_heads groups of all_heads query heads of head_dim each, heads that stay."""
 
     neurons: int
     all_neurons: int
@@ -34,18 +32,12 @@ class Cut:
     parameters: int
     all_parameters: int
 
-    @property
-    def keep(self) -> float:
-        """The share of all parameters that stays."""
-        return self.parameters / self.all_parameters
-
 
 @dataclass(frozen=True, kw_only=True)
-class WidthJob(Work):
+class WidthJob(CutJob):
     """Everything a plan or a run of a width cut needs."""
 
-    stage: PruneStage
-    cut: Cut
+    cut: WidthCut
 
     @property
     def method(self) -> WidthConfig:
@@ -53,20 +45,11 @@ class WidthJob(Work):
         return self.stage.method
 
     @property
-    def label(self) -> str:
-        assert self.stage.keep is not None
-        return f"keep{100 * self.stage.keep:g}"
-
-    @property
-    def needs_blocks(self) -> bool:
-        return True
-
-    @property
     def needs_original(self) -> bool:
         return True
 
 
-def assign(stage: PruneStage, skeleton: Skeleton) -> tuple[Cut, list[Problem]]:
+def assign(stage: PruneStage, skeleton: Skeleton) -> tuple[WidthCut, list[Problem]]:
     """The cut nearest below what the stage asks for, and what forbids it.
 
     Raises UserError for a family whose width cannot be cut.
@@ -97,7 +80,7 @@ def assign(stage: PruneStage, skeleton: Skeleton) -> tuple[Cut, list[Problem]]:
         problems.append(Problem(message, f"with these settings the smallest keep is {smallest:.3f}"))
         kept = method.multiple
     parameters = total - lost - (neurons - kept) * per_neuron
-    return Cut(kept, neurons, heads, all_heads, kv_heads, head_dim, parameters, total), problems
+    return WidthCut(kept, neurons, heads, all_heads, kv_heads, head_dim, parameters, total), problems
 
 
 def _parameters_per_unit(skeleton: Skeleton, specs: list[LinearSpec], consumer: str, producers: tuple[str, ...]) -> int:

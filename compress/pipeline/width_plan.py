@@ -10,7 +10,7 @@ from compress.models.skeleton import LinearSpec
 from compress.pipeline.duration import on_all_threads, product_rate
 from compress.pipeline.inputs import compared_tokens
 from compress.pipeline.memory import largest_block, largest_linear, streaming, widest_input
-from compress.pipeline.width_job import FED_BY_HEADS, FED_BY_NEURONS, HEADS, NEURONS, Cut, WidthJob
+from compress.pipeline.width_job import FED_BY_HEADS, FED_BY_NEURONS, HEADS, NEURONS, WidthCut, WidthJob
 from compress.pipeline.work import Problem
 from compress.pruning.width import ROUNDS
 
@@ -37,7 +37,7 @@ class WidthPlan:
     model: str
     method: str
     keep: float
-    cut: Cut
+    cut: WidthCut
     linears: list[NarrowShape]
     output_bytes: int
     source_bytes: int

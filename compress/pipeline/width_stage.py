@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from compress.pipeline import output, width_block
 from compress.pipeline.block import Workers
+from compress.pipeline.cut_stage import CutKind
 from compress.pipeline.inputs import Activations
-from compress.pipeline.kinds import Fate, Kind, Written
-from compress.pipeline.loaded_check import check_loaded
+from compress.pipeline.kinds import Fate, Written
 from compress.pipeline.source import read_finite
 from compress.pipeline.width_job import WidthJob, config_of
 
 
-class WidthKind(Kind[WidthJob]):
+class WidthKind(CutKind[WidthJob]):
     """As `kinds.Kind` has it."""
-
-    keeps_last_state = True
 
     def doing(self, job: WidthJob) -> str:
         return f"cutting blocks ({job.cut.neurons} of {job.cut.all_neurons} neurons)"
@@ -33,8 +30,3 @@ class WidthKind(Kind[WidthJob]):
 
     def config(self, job: WidthJob) -> dict[str, Any]:
         return config_of(job)
-
-    def check(self, job: WidthJob, directory: Path, leaving: Activations | None) -> None:
-        """Refuses a directory that transformers does not load as the model that was cut. Raises WorkError."""
-        assert leaving is not None
-        check_loaded(job, directory, leaving)

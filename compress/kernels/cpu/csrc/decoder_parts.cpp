@@ -1,4 +1,5 @@
 // What a decoder computes between its products, a row at a time: norms, rotation, activation, 8-bit inputs, the cache.
+#include "bfloat16.h"
 #include "kernels.h"
 #include "vector_math.h"
 
@@ -13,12 +14,6 @@ inline vf load_some(const float* p, int64_t count) {
 }
 inline void store_some(float* p, vf v, int64_t count) {
     std::memcpy(p, &v, (count < LANES ? count : LANES) * sizeof(float));
-}
-
-inline uint16_t narrowed(float value) {  // nearest bfloat16, ties to even
-    uint32_t word;
-    std::memcpy(&word, &value, sizeof word);
-    return uint16_t((word + 0x7fff + (word >> 16 & 1)) >> 16);
 }
 
 // One token and head of the keys or the values: `stride` elements between dimensions.
@@ -36,13 +31,6 @@ inline uint16_t upper_half(float value) {
     std::memcpy(&word, &value, sizeof word);
     return uint16_t(word >> 16);
 }
-inline float from_upper_half(uint16_t bits) {
-    const uint32_t word = uint32_t(bits) << 16;
-    float value;
-    std::memcpy(&value, &word, sizeof value);
-    return value;
-}
-
 struct Grid {
     uint16_t step, low;  // bfloat16 bits, rounded so that the grid covers the values
     float from, inverse;
@@ -58,12 +46,12 @@ inline Grid grid_of(const float* x, int64_t dim, float levels) {
     }
     Grid grid;
     grid.low = upper_half(low);
-    if (from_upper_half(grid.low) > low) ++grid.low;  // only of negative numbers: one further from zero
-    grid.from = from_upper_half(grid.low);
+    if (widened(grid.low) > low) ++grid.low;  // only of negative numbers: one further from zero
+    grid.from = widened(grid.low);
     const float step = (high - grid.from) / levels;
     grid.step = upper_half(step + poison);
-    if (from_upper_half(grid.step) < step) ++grid.step;
-    const float rounded = from_upper_half(grid.step);
+    if (widened(grid.step) < step) ++grid.step;
+    const float rounded = widened(grid.step);
     grid.inverse = rounded > 0 ? 1 / rounded : 0;
     return grid;
 }

@@ -4,6 +4,7 @@
 // meet float32 inputs. Eight-bit: codes stay bytes, meet 8-bit inputs in integer sums, and scales come in once a block.
 // What an output is summed from, and in which order, does not depend on how many tokens there are: a token computed
 // alone and one computed among others agree in every bit.
+#include "bfloat16.h"
 #include "kernels.h"
 #include "linear.h"
 #include "simd.h"
@@ -17,17 +18,9 @@ constexpr int kExactBlock = 64;               // columns of a float32 panel
 constexpr int kLongestBlock = 128;            // columns of an 8-bit panel
 constexpr int kRegisterTokens = LANES == 4 ? 2 : LANES == 8 ? 4 : 8;
 
-typedef uint16_t halves __attribute__((vector_size(LANES * 2)));
-
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline vf as_floats(vi v) { return (vf)v; }
 inline vi spread(int32_t x) { return x - vi{}; }
-
-inline vf load_bfloat16(const uint16_t* p) {
-    halves v;
-    std::memcpy(&v, p, sizeof v);
-    return as_floats(__builtin_convertvector(v, vi) << 16);
-}
 
 inline vf load_float16(const uint16_t* p) {
 #if defined(__AVX512F__)

@@ -2,6 +2,7 @@
 //
 // A tile is some queries that read the same keys: the heads that share a key head, of one token or of several. Pages
 // are taken in order, and what a query computes does not depend on the others of its tile.
+#include "bfloat16.h"
 #include "kernels.h"
 #include "vector_math.h"
 
@@ -12,20 +13,7 @@ namespace {
 constexpr int kTileQueries = 4;
 constexpr int kScoreVectors = kPageTokens / LANES;
 
-typedef uint16_t halves __attribute__((vector_size(LANES * 2)));
 typedef uint8_t bytes __attribute__((vector_size(LANES)));
-
-inline vf load_bfloat16(const uint16_t* p) {
-    halves v;
-    std::memcpy(&v, p, sizeof v);
-    return (vf)(__builtin_convertvector(v, vi) << 16);
-}
-inline float widened(uint16_t x) {
-    const uint32_t word = uint32_t(x) << 16;
-    float value;
-    std::memcpy(&value, &word, sizeof value);
-    return value;
-}
 
 // How elements are read: LANES of them from a position, or one. `part` tells which half of a head's dimensions.
 struct Floats {

@@ -5,6 +5,7 @@
 // two neighbouring bfloat16 values. Products of bfloat16 are exact in float32, so both ways differ only in the order
 // in which they are summed.
 #pragma once
+#include "bfloat16.h"
 #include "kernels.h"
 #include "simd.h"
 
@@ -14,20 +15,7 @@ namespace ISA {
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-static inline float widened(uint16_t bits) {
-    const uint32_t word = uint32_t(bits) << 16;
-    float value;
-    std::memcpy(&value, &word, sizeof value);
-    return value;
-}
 static inline float widened(float value) { return value; }
-
-// Nearest bfloat16, ties to even.
-static inline uint16_t narrowed(float value) {
-    uint32_t word;
-    std::memcpy(&word, &value, sizeof word);
-    return uint16_t((word + 0x7fff + (word >> 16 & 1)) >> 16);
-}
 
 struct Floats {
     typedef float Unit;
