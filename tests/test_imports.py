@@ -20,7 +20,8 @@ TENSORS = BASE | {"formats", "kernels", "models"}
 METHODS = {"quantization", "pruning", "distillation"}
 RECIPE = {"recipe_yaml", "recipe_sections", "recipe_stages", "recipe"}
 ALLOWED: dict[str, set[str]] = {
-    "types": set(),
+    "numerics": set(),
+    "types": {"numerics"},
     "errors": set(),
     "progress": set(),
     "recipe_problems": set(),
