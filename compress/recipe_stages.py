@@ -188,7 +188,7 @@ class DistillStage(Section):
     teacher: left out, the model that a run of several stages begins with, else the packaged model. minutes, or steps:
     how long; a run by minutes measures at its start how many steps they are, and its resolved recipe holds both.
     lora_rank: 0 trains all weights. learning_rate: left out, what suits adapters or all weights. batch_size: windows.
-    cache: a directory where what the teacher says is kept, for the loss `topk-kl`.
+    cache: a directory where what the teacher says is kept, for the losses `topk-kl` and `sampled-kl`.
     """
 
     kind: Literal["distill"] = "distill"
@@ -206,9 +206,9 @@ class DistillStage(Section):
     calibration: DistillText = DistillText()
 
     @model_validator(mode="after")
-    def _cache_of_top_tokens(self) -> DistillStage:
-        if self.cache is not None and self.method.kind != "topk-kl":
-            raise ValueError(f"a cache holds the teacher's top tokens, which {self.method.kind} is not content with")
+    def _cache_of_a_few_tokens(self) -> DistillStage:
+        if self.cache is not None and not self.method.cached:
+            raise ValueError(f"a cache holds a few tokens at each place, which {self.method.kind} is not content with")
         return self
 
     @model_validator(mode="after")

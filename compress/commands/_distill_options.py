@@ -61,7 +61,7 @@ class Distill(Run):
     teacher_cache: Annotated[
         str | None,
         typer.Option(
-            help="Keep the teacher's top tokens in this directory, and learn from them by topk-kl.",
+            help="Keep the teacher's tokens in this directory, to learn by topk-kl (the loss then) or sampled-kl.",
             metavar="DIR",
             rich_help_panel=METHOD,
         ),

@@ -18,6 +18,8 @@ class _Config(BaseModel):
     calibrated: ClassVar[bool] = True
     taught: ClassVar[bool] = True
     """Whether the loss looks at the teacher's logits at all."""
+    cached: ClassVar[bool] = False
+    """Whether a few tokens of the teacher at every place are all that the loss looks at, so that a cache holds them."""
 
 
 class _Tempered(_Config):
@@ -73,8 +75,37 @@ class TopKConfig(_Config):
     kind: Literal["topk-kl"] = "topk-kl"
     k: int = Field(64, ge=1, le=100_000, description="tokens that are looked at one by one")
 
+    cached: ClassVar[bool] = True
     summary: ClassVar[str] = "forward KL over the teacher's top tokens and one bucket for the rest"
     paper: ClassVar[str] = "arXiv:2503.16870"
+
+
+class SampledKlConfig(_Config):
+    """Forward KL estimated from `draws` tokens that are drawn from the teacher at every place, once and for all."""
+
+    kind: Literal["sampled-kl"] = "sampled-kl"
+    draws: int = Field(10, ge=1, le=10_000, description="tokens drawn at every place, with replacement")
+
+    cached: ClassVar[bool] = True
+    summary: ClassVar[str] = "forward KL from tokens drawn from the teacher: unbiased, in as few bytes as topk-kl"
+    paper: ClassVar[str] = "arXiv:2503.16870"
+
+
+class HiddenConfig(_Tempered):
+    """Forward KL, and how far the student's hidden states, through a learned projection, are from the teacher's.
+
+    A student block answers to the teacher's at the same share of the depth. mse is relative to the teacher's states.
+    """
+
+    kind: Literal["hidden"] = "hidden"
+    distance: Literal["cosine", "mse"] = Field("cosine", description="how far two states are apart")
+    weight: float = Field(1.0, gt=0.0, le=1e6, description="of the mean distance beside the KL")
+    layers: Literal["last", "all"] = Field(
+        "all", description="behind which of the student's blocks states are compared"
+    )
+
+    summary: ClassVar[str] = "forward KL and the distance of hidden states through a learned projection"
+    paper: ClassVar[str] = "arXiv:1910.01108, arXiv:1909.10351"
 
 
 class CrossEntropyConfig(_Config):
@@ -88,7 +119,14 @@ class CrossEntropyConfig(_Config):
 
 
 LossConfig = Annotated[
-    ForwardKlConfig | ReverseKlConfig | JsdConfig | SkewKlConfig | TopKConfig | CrossEntropyConfig,
+    ForwardKlConfig
+    | ReverseKlConfig
+    | JsdConfig
+    | SkewKlConfig
+    | TopKConfig
+    | SampledKlConfig
+    | HiddenConfig
+    | CrossEntropyConfig,
     Field(discriminator="kind"),
 ]
 

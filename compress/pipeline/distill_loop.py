@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from compress.distillation import losses
+from compress.distillation.configs import HiddenConfig
 from compress.distillation.divergences import forward_kl
-from compress.distillation.truncated import topk_kl
 from compress.errors import WorkError
 from compress.pipeline.block import Workers
+from compress.pipeline.distill_hidden import Projections
 from compress.pipeline.distill_job import CHUNK, DistillJob
 from compress.pipeline.distill_student import Student
 from compress.pipeline.distill_teacher import Teacher
-from compress.pipeline.teacher_cache import TeacherCache
+from compress.pipeline.teacher_cache import TeacherCache, drawing_seed
 
 EVALUATIONS = 20
 CLIP = 1.0
@@ -67,8 +68,13 @@ class Loop:
         self.chunks_per_step = job.stage.batch_size // CHUNK
         self._epoch: tuple[int, list[int]] = (-1, [])
         self.rate = learning_rate(job)
+        self.projections: Projections | None = None
+        if isinstance(job.stage.method, HiddenConfig):
+            blocks = job.skeleton.num_blocks
+            self.projections = Projections(job.stage.method, student.model, blocks, teacher, self.training[0])
+        self.learned = student.masters | (self.projections.masters if self.projections else {})
         self._optimizer = torch.optim.AdamW(
-            list(student.masters.values()), lr=self.rate, betas=BETAS, weight_decay=0.0, foreach=False
+            list(self.learned.values()), lr=self.rate, betas=BETAS, weight_decay=0.0, foreach=False
         )
 
     @property
@@ -113,7 +119,7 @@ class Loop:
         norm = math.sqrt(math.fsum(float(gradient.double().pow(2).sum()) for gradient in gradients))
         self._refuse_if_not_finite(norm, "gradient")
         scale = min(1.0, CLIP / (norm + 1e-12))
-        for (name, master), gradient in zip(self.student.masters.items(), gradients, strict=True):
+        for (name, master), gradient in zip(self.learned.items(), gradients, strict=True):
             kept = self.student.kept.get(name)
             master.grad = gradient.mul_(scale) if kept is None else gradient.mul_(scale).mul_(kept)
         self._optimizer.param_groups[0]["lr"] = self.rate * self._share(self.progressed.step)
@@ -124,7 +130,7 @@ class Loop:
         return loss
 
     def gradients(self, batch: list[int]) -> tuple[list[Tensor], float]:
-        """Gradients of the batch's mean loss in float32, in the order of the masters, and that loss."""
+        """Gradients of the batch's mean loss in float32, in the order of `learned`, and that loss."""
         found = self.workers.pool.map(self._chunk, batch)
         sums, total = next(found)
         for gradients, loss in found:
@@ -136,17 +142,25 @@ class Loop:
     def _chunk(self, number: int) -> tuple[list[Tensor], float]:
         ids = self.training[number]
         tokens = self.chunks_per_step * ids.shape[0] * (ids.shape[1] - 1)
-        teacher = None
-        if self.job.stage.method.taught and self.cache is None:
-            teacher = _predictions(self.teacher.logits(f"train-{number}", ids))
+        method, projections = self.job.stage.method, self.projections
+        teacher: Tensor | None = None
+        states: list[Tensor] = []
+        if method.taught and self.cache is None:
+            places = projections.teacher_places if projections else []
+            logits, states = self.teacher.said(f"train-{number}", ids, places)
+            teacher = _predictions(logits)
         with torch.enable_grad():
-            student = _predictions(self.student.model(input_ids=ids, use_cache=False).logits)
+            output = self.student.model(input_ids=ids, use_cache=False, output_hidden_states=projections is not None)
+            student = _predictions(output.logits)
             if self.cache is not None:
-                each = topk_kl(*self.cache.read(number), student[:, : self.cache.vocabulary])
+                each = losses.kept_loss(method, *self.cache.read(number), student[:, : self.cache.vocabulary])
             else:
-                each = losses.loss(self.job.stage.method, student, teacher, ids[:, 1:].reshape(-1))
+                seed = drawing_seed(self.job, number)
+                each = losses.loss(method, student, teacher, ids[:, 1:].reshape(-1), seed)
+            if projections is not None:
+                each = each + projections.loss(output.hidden_states, states)
             loss = each.sum() / tokens
-            parameters = list(self.student.parameters.values())
+            parameters = [*self.student.parameters.values(), *(projections.masters.values() if projections else ())]
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         dense = [p.new_zeros(p.shape) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
         return [gradient.float() for gradient in dense], float(loss.detach())
@@ -187,8 +201,8 @@ class Loop:
 
     def state(self) -> dict[str, Tensor]:
         """All that the next step needs besides `progressed`'s numbers."""
-        tensors = {f"master.{name}": master for name, master in self.student.masters.items()}
-        for name, master in self.student.masters.items():
+        tensors = {f"master.{name}": master.detach() for name, master in self.learned.items()}
+        for name, master in self.learned.items():
             kept = self._optimizer.state.get(master)
             if kept:
                 tensors |= {f"first.{name}": kept["exp_avg"], f"second.{name}": kept["exp_avg_sq"]}
@@ -199,7 +213,7 @@ class Loop:
         self.progressed = progressed
         best = {name: tensors[f"best.{name}"].clone() for name in self.student.masters if f"best.{name}" in tensors}
         progressed.best = best or None
-        for name, master in self.student.masters.items():
+        for name, master in self.learned.items():
             with torch.no_grad():
                 master.copy_(tensors[f"master.{name}"])
             if f"first.{name}" in tensors:

@@ -19,7 +19,7 @@ from compress.artifact.manifest import Parent
 from compress.artifact.publish import Contents
 from compress.artifact.staging import Staging
 from compress.artifact.training import TRAINING_NAME, HeldOut, TrainingRecord
-from compress.distillation.configs import TopKConfig
+from compress.distillation.configs import HiddenConfig
 from compress.pipeline import lineage, output
 from compress.pipeline.block import Workers
 from compress.pipeline.distill_job import DistillJob
@@ -41,11 +41,11 @@ def train(job: DistillJob, staging: Staging, workers: Workers, progress: Progres
     if any(entry["key"] == WEIGHTS for entry in entries):
         return entries[-1]["training"]["done"], 0
     student = open_student(job)
-    teacher = Teacher(load_plain(job.teacher.path, job.skeleton.dtype), job.calibration.tokens.numel())
+    teacher = Teacher(load_plain(job.teacher.path, job.skeleton.dtype), job.calibration.tokens.numel(), _states(job))
     steps = entries[0]["training"]["steps"] if entries else job.stage.steps
     loop = Loop(job, student, teacher, workers, steps or 1)
-    if isinstance(job.stage.method, TopKConfig) and job.stage.cache is not None:
-        loop.cache = TeacherCache(job, job.stage.method.k, teacher, progress)
+    if job.stage.cache is not None:
+        loop.cache = TeacherCache(job, teacher, progress)
     if len(entries) > 1:
         loop.restore(_progressed(entries), staging.read_state(entries[-1]["state"]))
     else:
@@ -76,6 +76,14 @@ def _affordable(loop: Loop) -> int:
     known = max(0.0, budget) / (step + extra)
     steps = known if known <= new_batches else (budget - new_batches * extra) / step
     return max(1, int(steps))
+
+
+def _states(job: DistillJob) -> int:
+    """How many hidden states of the teacher the loss compares at most."""
+    method = job.stage.method
+    if not isinstance(method, HiddenConfig):
+        return 0
+    return 1 if method.layers == "last" else job.skeleton.num_blocks
 
 
 def _seconds(work: Any) -> float:

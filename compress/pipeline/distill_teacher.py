@@ -19,14 +19,22 @@ MOST_KEPT = 1 << 30
 class Teacher:
     """Logits (windows, seq_len, vocabulary) of a frozen model for numbered chunks of token ids."""
 
-    def __init__(self, model: Any, tokens: int) -> None:
+    def __init__(self, model: Any, tokens: int, states: int = 0) -> None:
+        """tokens: of all chunks. states: how many hidden states of each will be asked for besides."""
         self._model = model.eval().requires_grad_(False)
         self._head = model.get_output_embeddings()
         self._entering = threading.local()
         self._kept: dict[str, Tensor] = {}
         weight = self._head.weight
-        self._keeps: bool | None = None if tokens * weight.shape[1] * weight.element_size() <= MOST_KEPT else False
+        self._states: dict[str, list[Tensor]] = {}
+        room = tokens * weight.shape[1] * weight.element_size() * (1 + states)
+        self._keeps: bool | None = None if room <= MOST_KEPT else False
         self._head.register_forward_pre_hook(lambda _, given: setattr(self._entering, "hidden", given[0]))
+
+    @property
+    def blocks(self) -> int:
+        """How many decoder blocks it has."""
+        return int(self._model.config.num_hidden_layers)
 
     @property
     def vocabulary(self) -> int:
@@ -39,10 +47,26 @@ class Teacher:
         hidden = self._kept.get(key)
         if hidden is not None:
             return self._head(hidden)
-        logits: Tensor = self._model(input_ids=ids, use_cache=False).logits
+        return self._run(key, ids).logits
+
+    @torch.no_grad()
+    def said(self, key: str, ids: Tensor, places: list[int]) -> tuple[Tensor, list[Tensor]]:
+        """The logits, and the hidden states (windows, seq_len, width) at these places of the model's list of them."""
+        if not places:
+            return self.logits(key, ids), []
+        if key in self._states:
+            return self._head(self._kept[key]), self._states[key]
+        output = self._run(key, ids, output_hidden_states=True)
+        states = [output.hidden_states[place] for place in places]
+        if self._keeps:
+            self._states[key] = states
+        return output.logits, states
+
+    def _run(self, key: str, ids: Tensor, **more: bool) -> Any:
+        output = self._model(input_ids=ids, use_cache=False, **more)
         hidden = self._entering.hidden
         if self._keeps is None:  # a model that does more behind its head (soft caps, scales) cannot be replayed
-            self._keeps = torch.equal(self._head(hidden), logits)
+            self._keeps = torch.equal(self._head(hidden), output.logits)
         if self._keeps:
             self._kept[key] = hidden
-        return logits
+        return output

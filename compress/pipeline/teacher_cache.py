@@ -1,11 +1,13 @@
-"""What a teacher says of a text, written once: its most likely tokens at every place, for any number of trainings.
+"""What a teacher says of a text, written once: a few of its tokens at every place, for any number of trainings.
+
+They are the most likely ones, or drawn from it, as the loss wants them.
 
     CACHE/<key>/shards.jsonl          one checksummed line per finished shard, the only authority on what is there
     CACHE/<key>/shard-00000.safetensors   ids (chunks, places, k) and log-probabilities (float16) of as many chunks
 
-The key is a hash over all that decides the content: format version, teacher, tokens, k, vocabulary, compute dtype. A
-killed writer goes on behind its last finished shard; a shard that is damaged is written again. Before a cache is used
-a few of its chunks are scored anew by the teacher.
+The key is a hash over all that decides the content: format version, teacher, tokens, k or the draws and their seed,
+vocabulary, compute dtype. A killed writer goes on behind its last finished shard; a shard that is damaged is written
+again. Before a cache is used a few of its chunks are scored anew by the teacher.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from compress.artifact.canonical import sha256_file, sha256_json
 from compress.artifact.journal import Journal
 from compress.artifact.lock import FileLock
 from compress.artifact.tensorfile import load_tensors, write_tensors
-from compress.distillation.truncated import top_k
+from compress.distillation import losses
+from compress.distillation.configs import TopKConfig
 from compress.errors import IntegrityError, UserError
 from compress.pipeline.distill_job import DistillJob
 from compress.pipeline.distill_teacher import Teacher
@@ -41,9 +44,9 @@ def bytes_per_token(k: int, vocabulary: int) -> int:
 
 
 class TeacherCache:
-    """The most likely tokens of every training chunk, by its number, among the ids below `vocabulary`."""
+    """A few tokens at every place of every training chunk, by its number, among the ids below `vocabulary`."""
 
-    def __init__(self, job: DistillJob, k: int, teacher: Teacher, progress: Progress) -> None:
+    def __init__(self, job: DistillJob, teacher: Teacher, progress: Progress) -> None:
         """Opens the cache of this job and writes what it lacks.
 
         Raises:
@@ -52,15 +55,17 @@ class TeacherCache:
             WorkError: it cannot be written.
         """
         assert job.stage.cache is not None
-        self._job, self._k, self._teacher = job, k, teacher
+        self._job, self._method, self._teacher = job, job.stage.method, teacher
+        self._k = k = losses.kept_width(self._method)
         self._chunks = job.training
         self.vocabulary = min(job.skeleton.vocabulary, teacher.vocabulary)
         need = bytes_per_token(k, self.vocabulary)
         if need > MOST_BYTES:
             most = MOST_BYTES // (need // k)
+            what = "k" if isinstance(self._method, TopKConfig) else "draws"
             raise UserError(
-                f"a teacher cache with k {k} takes {need} bytes per token, and at most {MOST_BYTES} are kept",
-                f"use k: {most} or less in the recipe's method",
+                f"a teacher cache of {k} tokens takes {need} bytes per token, and at most {MOST_BYTES} are kept",
+                f"use {what}: {most} or less in the recipe's method",
             )
         self.path = Path(job.stage.cache) / self._key()
         for directory in (*reversed(self.path.parents), self.path):
@@ -83,8 +88,10 @@ class TeacherCache:
 
     def _key(self) -> str:
         job = self._job
+        drawn = {} if isinstance(self._method, TopKConfig) else {"drawn_with": job.recipe.seed}
         return sha256_json(
             {
+                **drawn,
                 "version": VERSION,
                 "teacher": job.teacher.digest(),
                 "tokens": job.calibration.sha256,
@@ -129,22 +136,33 @@ class TeacherCache:
         return {"file": _name(shard), "sha256": sha256}
 
     def _live(self, number: int) -> tuple[Tensor, Tensor]:
+        return self._kept(number, self._logits(number))
+
+    def _kept(self, number: int, logits: Tensor) -> tuple[Tensor, Tensor]:
+        return losses.kept(self._method, logits, drawing_seed(self._job, number))
+
+    def _logits(self, number: int) -> Tensor:
         logits = self._teacher.logits(f"train-{number}", self._chunks[number])[:, :-1]
-        wide = logits.reshape(-1, logits.shape[-1])[:, : self.vocabulary]
-        return top_k(wide.float(), self._k)
+        return logits.reshape(-1, logits.shape[-1])[:, : self.vocabulary].float()
 
     def _check(self) -> None:
         """Scores a few chunks anew, the first and the last among them."""
         last = len(self._chunks) - 1
         for number in sorted({round(i * last / (CHECKED_CHUNKS - 1)) for i in range(CHECKED_CHUNKS)}):
             values, ids = self.read(number)
-            now, now_ids = self._live(number)
-            far = (values.exp() - now.exp()).abs().max()
-            if not float(far) <= CHECK_TOLERANCE or float((ids[:, 0] == now_ids[:, 0]).float().mean()) < 0.95:
+            logits = self._logits(number)
+            far = (values.exp() - logits.softmax(-1).gather(-1, ids)).abs().max()
+            same = (ids[:, 0] == self._kept(number, logits)[1][:, 0]).float().mean()
+            if not float(far) <= CHECK_TOLERANCE or float(same) < 0.95:
                 raise IntegrityError(
                     f"the teacher cache {self.path} does not hold what {self._job.teacher_name} says of this text",
                     "remove it: it is written again",
                 )
+
+
+def drawing_seed(job: DistillJob, number: int) -> int:
+    """What the draws at a training chunk are seeded with: the same in every epoch, as a cache has them."""
+    return job.recipe.seed * 1_000_003 + number
 
 
 def _name(shard: int) -> str:

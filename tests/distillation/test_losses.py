@@ -9,9 +9,11 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from compress.distillation.configs import LOSS_NAMES, LossConfig
+from compress.distillation import hidden
+from compress.distillation.configs import LOSS_NAMES, HiddenConfig, LossConfig
 from compress.distillation.divergences import forward_kl, jsd, reverse_kl, skew_kl
 from compress.distillation.losses import loss, shared_vocabulary
+from compress.distillation.sampled import draw, sampled_kl
 from compress.distillation.truncated import top_k, topk_kl
 
 CONFIG: TypeAdapter[LossConfig] = TypeAdapter(LossConfig)
@@ -66,6 +68,39 @@ def test_top_k_with_its_bucket_is_the_kl_of_the_coarser_distributions(logits: tu
     assert bool((found <= forward_kl(teacher, student) + 1e-12).all()), "it is a lower bound"
     whole = topk_kl(*top_k(teacher, 31), student)
     assert whole.tolist() == pytest.approx(forward_kl(teacher, student).tolist())
+
+
+def test_draws_from_the_teacher_give_the_kl_and_its_gradient_without_bias(logits: tuple[Tensor, Tensor]) -> None:
+    teacher, student = logits
+    exact, estimated = student.clone().requires_grad_(), student.clone().requires_grad_()
+    forward_kl(teacher, exact).sum().backward()
+    found = sampled_kl(*draw(teacher, 200_000, 0), estimated)
+    found.sum().backward()
+    assert found.tolist() == pytest.approx(forward_kl(teacher, student).tolist(), rel=0.02)
+    assert exact.grad is not None
+    assert estimated.grad is not None
+    assert float((exact.grad - estimated.grad).abs().max()) < 0.01
+    few = torch.stack([sampled_kl(*draw(teacher, 3, seed), student) for seed in range(4000)]).mean(0)
+    assert few.tolist() == pytest.approx(forward_kl(teacher, student).tolist(), rel=0.1)
+    assert torch.equal(draw(teacher, 3, 7)[1], draw(teacher, 3, 7)[1])
+    assert not torch.equal(draw(teacher, 3, 7)[1], draw(teacher, 3, 8)[1])
+
+
+def test_a_projection_begins_where_it_explains_the_teacher_and_states_are_matched_by_depth() -> None:
+    generator = torch.Generator().manual_seed(2)
+    states = torch.randn(500, 6, generator=generator)
+    wanted = states @ torch.randn(6, 9, generator=generator)
+    projection = hidden.fitted(states, wanted)
+    assert projection.shape == (9, 6)
+    for kind in ("cosine", "mse"):
+        near = hidden.distance(kind, [states], [wanted], [projection])  # type: ignore[arg-type]
+        far = hidden.distance(kind, [states.flip(0)], [wanted], [projection])  # type: ignore[arg-type]
+        assert near.shape == (500,)
+        assert float(near.mean()) < 0.01 < 0.5 < float(far.mean())
+    relative = hidden.distance("mse", [states], [100 * wanted], [projection])
+    assert relative.mean() == pytest.approx(0.98, abs=0.02), "of the teacher's own size"
+    assert hidden.pairs(HiddenConfig(), 2, 6) == [(1, 3), (2, 6)]
+    assert hidden.pairs(HiddenConfig(layers="last"), 4, 6) == [(4, 6)]
 
 
 @pytest.mark.parametrize("kind", LOSS_NAMES)

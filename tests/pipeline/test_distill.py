@@ -23,7 +23,7 @@ from compress.artifact.reader import Artifact
 from compress.artifact.verify import verify
 from compress.errors import CompressError, IntegrityError, UserError, WorkError
 from compress.pipeline import distill_loop, distill_stage
-from compress.recipe import Recipe, load_recipe
+from compress.recipe import Recipe, load_recipe, parse_recipe
 from compress.recipe_distill import DistillSettings, build_distill_recipe
 from compress.recipe_prune import PruneSettings, build_prune_recipe
 from tests.pipeline import harness
@@ -166,12 +166,12 @@ def test_the_bytes_depend_on_seed_and_text_and_not_on_threads(
     assert made("seed", seed=1) != first
 
 
-@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("settings", [{"full": True}, {"lora_rank": 4}, {"full": True, "loss": "hidden"}])
 def test_a_run_that_stops_anywhere_resumes_to_the_same_bytes(
-    rank: int, pair: tuple[Path, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], pair: tuple[Path, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher, student = pair
-    wanted = recipe(teacher, text, **({"full": True} if not rank else {"lora_rank": rank}))
+    wanted = recipe(teacher, text, **settings)
     whole = pipeline.run(wanted, model=student, output=tmp_path / "whole").artifact
     monkeypatch.setattr(distill_stage, "CHECKPOINT_SECONDS", 0.0)
     stops = (
@@ -347,7 +347,7 @@ def test_without_peft_adapters_are_refused_with_a_hint(
     assert "compress[distill]" in caught.value.hint
 
 
-@pytest.mark.parametrize("loss", ["jsd", "topk-kl", "ce"])
+@pytest.mark.parametrize("loss", ["jsd", "topk-kl", "sampled-kl", "hidden", "ce"])
 def test_every_loss_trains(loss: str, pair: tuple[Path, Path], text: Path, tmp_path: Path) -> None:
     teacher, student = pair
     wanted = recipe(teacher, text, loss=loss, full=True, learning_rate=2e-3, steps=8)
@@ -357,6 +357,23 @@ def test_every_loss_trains(loss: str, pair: tuple[Path, Path], text: Path, tmp_p
     assert learned["losses"][-1] < learned["losses"][0]
     assert artifact.method == loss
     assert Artifact.open(artifact.path).manifest.parents[0].stage == "teach"
+
+
+@pytest.mark.parametrize("distance", ["cosine", "mse"])
+def test_hidden_states_teach_a_student_of_another_width_and_depth(
+    distance: str, tiny: Callable[..., Path], text: Path, tmp_path: Path
+) -> None:
+    teacher = tiny("llama")
+    student = tiny("llama", hidden_size=48, num_hidden_layers=1)
+    wanted = recipe(teacher, text, full=True, learning_rate=5e-3, steps=10)
+    method = {"kind": "hidden", "distance": distance}
+    stage = {**wanted.stages[0].model_dump(), "method": method}
+    artifact = pipeline.run(parse_recipe({"stages": [stage]}), model=student, output=tmp_path / "out").artifact
+    learned = artifact.training()
+    assert learned is not None
+    assert learned["losses"][-1] < 0.98 * learned["losses"][0]
+    assert learned["written_kl"] < learned["held_out"][0]["kl"]
+    assert harness.tensors(artifact.path).keys() == harness.tensors(student).keys(), "projections are not written"
 
 
 def test_a_plan_says_what_would_be_trained_and_writes_nothing(

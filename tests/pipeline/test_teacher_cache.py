@@ -48,12 +48,13 @@ def shards(cache: Path) -> list[Path]:
     return sorted(cache.glob("*/shard-*.safetensors"))
 
 
+@pytest.mark.parametrize("method", [{"kind": "topk-kl", "k": 10}, {"kind": "sampled-kl"}])
 def test_cached_losses_are_the_live_ones_and_a_second_training_reads_them(
-    pair: tuple[Path, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: dict[str, Any], pair: tuple[Path, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "cache"
-    live = pipeline.run(recipe(pair, text, None), output=tmp_path / "live").artifact
-    cached = pipeline.run(recipe(pair, text, cache), output=tmp_path / "cached").artifact
+    live = pipeline.run(recipe(pair, text, None, method=method), output=tmp_path / "live").artifact
+    cached = pipeline.run(recipe(pair, text, cache, method=method), output=tmp_path / "cached").artifact
     first, second = live.training(), cached.training()
     assert first is not None
     assert second is not None
@@ -71,7 +72,7 @@ def test_cached_losses_are_the_live_ones_and_a_second_training_reads_them(
         return right(self, key, ids)
 
     monkeypatch.setattr(distill_teacher.Teacher, "logits", listening)
-    pipeline.run(recipe(pair, text, cache, learning_rate=1e-3), output=tmp_path / "other")
+    pipeline.run(recipe(pair, text, cache, method=method, learning_rate=1e-3), output=tmp_path / "other")
     assert {path: path.stat().st_mtime_ns for path in shards(cache)} == before
     assert sum(key.startswith("train") for key in said) == teacher_cache.CHECKED_CHUNKS
 
@@ -119,5 +120,5 @@ def test_too_many_bytes_per_token_and_other_losses_are_refused(
             recipe(pair, text, tmp_path / "cache", method={"kind": "topk-kl", "k": 64}), output=tmp_path / "out"
         )
     assert not (tmp_path / "cache").exists()
-    with pytest.raises(UserError, match="top tokens"):
+    with pytest.raises(UserError, match="a few tokens"):
         recipe(pair, text, tmp_path / "cache", method="jsd")

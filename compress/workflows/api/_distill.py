@@ -44,7 +44,7 @@ def distill(
     Args:
         student: Model directory, hub id or artifact that learns.
         teacher: What it learns from; the packaged model if None.
-        loss: `forward-kl` (the default), `reverse-kl`, `jsd`, `skew-kl`, `topk-kl` or `ce`.
+        loss: `forward-kl` (the default), `reverse-kl`, `jsd`, `skew-kl`, `topk-kl`, `sampled-kl`, `hidden` or `ce`.
         temperature: Flattens both distributions; default 1.
         minutes: How long to train, measured in steps at the start; default 8.
         steps: How many steps, in place of `minutes`.
@@ -52,7 +52,7 @@ def distill(
         full: Whether all weights learn, in place of adapters.
         learning_rate: Default 6e-3 for adapters, 1e-3 for all weights; in models wider than 256, less in proportion.
         batch_size: Windows per step; default 8.
-        teacher_cache: Directory where the teacher's top tokens are kept, to learn from by `topk-kl`.
+        teacher_cache: Directory where a few of the teacher's tokens are kept, for `topk-kl` and `sampled-kl`.
         recipe: A recipe file to start from; the settings above override it.
         data: Name of a packaged text or path of a UTF-8 file to learn on; default `tales`.
         samples: Windows of it, held-out ones too; default all.
