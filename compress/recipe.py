@@ -68,6 +68,8 @@ class Recipe(Section):
                 del stage["steps"]
             if stage.get("format") == "compressed-tensors":
                 del stage["format"]
+            if (stage["calibration"] or {}).get("answers", True) is None:
+                del stage["calibration"]["answers"]
             if stage["calibration"] is not None:
                 stage["calibration"]["source"] = spell(parse_mix(stage["calibration"]["source"]), placeless=True)
         return data
@@ -96,6 +98,8 @@ class Recipe(Section):
             ):
                 if key in stage and stage[key] in (None, []):
                     del stage[key]
+            if (stage.get("calibration") or {}).get("answers", True) is None:
+                del stage["calibration"]["answers"]
         if data["model"] is None:
             del data["model"]
         return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=1000)

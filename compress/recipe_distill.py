@@ -34,6 +34,7 @@ class DistillSettings:
     data: str | None = None
     samples: int | None = None
     seq_len: int | None = None
+    answers: int | None = None
     seed: int | None = None
 
 
@@ -73,7 +74,10 @@ def build_distill_recipe(settings: DistillSettings, *, base: str | Path | None =
         stage.pop("minutes", None)
         stage.pop("steps", None)
         stage |= time
-    text = {"source": settings.data, "samples": settings.samples, "seq_len": settings.seq_len}
+    text: dict[str, Any] = {"source": settings.data, "samples": settings.samples, "seq_len": settings.seq_len}
+    if settings.answers is not None:
+        known = (stage.get("calibration") or {}).get("answers")
+        text["answers"] = {**(known if isinstance(known, dict) else {}), "max_tokens": settings.answers}
     if text := {key: value for key, value in text.items() if value is not None}:
         stage["calibration"] = {**(stage.get("calibration") or {}), **text}
     if base is None:

@@ -170,16 +170,29 @@ class PruneStage(Section):
         return Sparsity(self.sparsity)
 
 
+class AnswersConfig(Section):
+    """How the teacher answers prompts: up to so many tokens each, drawn at this temperature (0: the likeliest).
+
+    prompt_tokens: what is left of a longer prompt; left out, prompts are not cut.
+    """
+
+    max_tokens: StrictInt = Field(default=64, ge=1)
+    temperature: float = Field(default=1.0, ge=0.0, le=100.0)
+    prompt_tokens: StrictInt | None = Field(default=None, ge=2)
+
+
 class DistillText(Section):
     """Which text the student learns on: `samples` windows of `seq_len` tokens of `source`, all it has if left out.
 
-    `held_out` of them are only measured on. `source` is as in CalibrationConfig.
+    `held_out` of them are only measured on. `source` is as in CalibrationConfig. With `answers` its lines or rows are
+    prompts: the teacher answers them first, and its answers are what the student learns.
     """
 
     source: StrictStr = Field(default="tales", min_length=1)
     samples: StrictInt | None = Field(default=None, ge=4)
     seq_len: StrictInt = Field(default=256, ge=2)
     held_out: StrictInt = Field(default=16, ge=2)
+    answers: Annotated[AnswersConfig | None, BeforeValidator(_switch)] = None
 
 
 class DistillStage(Section):

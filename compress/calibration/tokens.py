@@ -43,13 +43,17 @@ class DrawnPart:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class CalibrationSet:
-    """tokens (samples, seq_len) int64; `sha256` is over the tokens themselves, `name` that of the source or mix."""
+    """tokens (samples, seq_len) int64; `sha256` is over the tokens themselves, `name` that of the source or mix.
+
+    counted: which tokens are to be learned (samples, seq_len) bool, in `sha256` too; None for all.
+    """
 
     tokens: Tensor
     name: str
     sha256: str
     seed: int
     parts: tuple[DrawnPart, ...]
+    counted: Tensor | None = None
 
 
 def find(source: str) -> Path:

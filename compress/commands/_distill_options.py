@@ -75,6 +75,15 @@ class Distill(Run):
             rich_help_panel=CALIBRATION,
         ),
     ] = None
+    answers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Lines or rows of the text are prompts; learn the teacher's answers of at most so many tokens.",
+            metavar="TOKENS",
+            rich_help_panel=CALIBRATION,
+        ),
+    ] = None
     samples: Annotated[
         int | None,
         typer.Option(help="Windows of it, held-out ones too; all if left out.", rich_help_panel=CALIBRATION),
@@ -100,5 +109,6 @@ class Distill(Run):
             data=self.data,
             samples=self.samples,
             seq_len=self.seq_len,
+            answers=self.answers,
             seed=self.seed,
         )

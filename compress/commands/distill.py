@@ -28,6 +28,7 @@ def distill(options: Distill, view: View) -> None:
       $ compress distill --student ./tales-keep75
       $ compress distill --teacher ./model --student ./narrow --minutes 30 --full
       $ compress distill --student ./sparse --loss jsd --data my_text.txt
+      $ compress distill --student ./small --data prompts.jsonl --answers 128
       $ compress distill --teacher ./model --student ./small --dry-run
     """
     recipe = build(options, view)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,13 +12,16 @@ import torch
 
 from compress import content
 from compress.artifact.output import Identity
-from compress.calibration.tokens import CalibrationSet, draw
+from compress.calibration import answered
+from compress.calibration.prompts import Prompts, read_prompts
+from compress.calibration.tokens import CalibrationSet, DrawnPart, draw
 from compress.errors import IntegrityError, UserError
 from compress.models.checkpoint import Checkpoint
 from compress.models.hub import local_directory
 from compress.models.skeleton import Skeleton
+from compress.pipeline import teacher_answers
 from compress.pipeline.work import Problem, Work, load_tokenizer
-from compress.recipe_stages import DistillStage
+from compress.recipe_stages import AnswersConfig, DistillStage
 
 CHUNK = 2
 """Windows that go through a model together: the unit of parallel work, of shuffling, and of a batch."""
@@ -32,6 +36,8 @@ class DistillJob(Work):
 
     stage: DistillStage
     teacher: Checkpoint
+    answers: Path | None = None
+    """Where the teacher's answers are, of a stage that asks for them; a plan has none."""
 
     @property
     def label(self) -> str:
@@ -49,20 +55,22 @@ class DistillJob(Work):
     def teacher_name(self) -> str:
         return self.teacher.path.resolve().name
 
+    @property
+    def answers_config(self) -> AnswersConfig:
+        """How the teacher answers, where the stage asks for answers."""
+        assert self.stage.calibration.answers is not None
+        return self.stage.calibration.answers
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        """What the teacher is to answer."""
+        return read_prompts(self.stage.calibration.source, self.tokenizer, self.answers_config.prompt_tokens)
+
     @cached_property
     def calibration(self) -> CalibrationSet:
         """All windows, those held out first."""
+        found = self._drawn() if self.stage.calibration.answers is None else self._answered()
         wanted = self.stage.calibration
-        rows = int(self.teacher.config.get("vocab_size") or self.skeleton.vocabulary)
-        found = draw(
-            wanted.source,
-            self.tokenizer,
-            samples=wanted.samples,
-            seq_len=wanted.seq_len,
-            seed=self.recipe.seed,
-            longest=min(self.skeleton.max_positions, _positions(self.teacher)),
-            vocabulary=min(self.skeleton.vocabulary, rows),
-        )
         if found.tokens.shape[0] < wanted.held_out + self.stage.batch_size:
             raise UserError(
                 f"{found.name} has {found.tokens.shape[0]} windows of {wanted.seq_len} tokens: too few for "
@@ -71,15 +79,71 @@ class DistillJob(Work):
             )
         return found
 
+    def refuse_long_windows(self) -> None:
+        """Raises UserError where a window is longer than what both models were made for."""
+        wanted, longest = self.stage.calibration.seq_len, min(self.skeleton.max_positions, _positions(self.teacher))
+        if wanted > longest:
+            raise UserError(
+                f"windows of {wanted} tokens exceed the models' context of {longest}",
+                f"use --seq-len {longest} or less",
+            )
+
+    def _drawn(self) -> CalibrationSet:
+        wanted = self.stage.calibration
+        rows = int(self.teacher.config.get("vocab_size") or self.skeleton.vocabulary)
+        return draw(
+            wanted.source,
+            self.tokenizer,
+            samples=wanted.samples,
+            seq_len=wanted.seq_len,
+            seed=self.recipe.seed,
+            longest=min(self.skeleton.max_positions, _positions(self.teacher)),
+            vocabulary=min(self.skeleton.vocabulary, rows),
+        )
+
+    def _answered(self) -> CalibrationSet:
+        """Windows of prompts and answers; in a plan, of the longest answers that may come."""
+        self.refuse_long_windows()
+        asked, wanted = self.prompts, self.stage.calibration
+        longest = [[0] * self.answers_config.max_tokens] * len(asked.ids)
+        answers = longest if self.answers is None else teacher_answers.read(self.answers, asked)
+        tokens, counted = answered.windows(asked.ids, answers, wanted.seq_len, self.recipe.seed)
+        tokens, counted = tokens[: wanted.samples], counted[: wanted.samples]
+        digest = hashlib.sha256(tokens.numpy().tobytes() + counted.numpy().tobytes()).hexdigest()
+        part = DrawnPart(asked.name, asked.kind, asked.sha256, len(tokens))
+        name = f"{asked.name}, answered by {self.teacher_name}"
+        return CalibrationSet(tokens, name, digest, self.recipe.seed, (part,), counted)
+
     @property
     def held_out(self) -> list[torch.Tensor]:
         """Chunks (windows, seq_len) that are only measured on."""
-        return list(self.calibration.tokens[: self.stage.calibration.held_out].split(CHUNK))
+        return self._held_out(self.calibration.tokens)
 
     @property
     def training(self) -> list[torch.Tensor]:
         """Chunks (CHUNK, seq_len) that the student learns on."""
-        chunks = self.calibration.tokens[self.stage.calibration.held_out :].split(CHUNK)
+        return self._training(self.calibration.tokens)
+
+    @property
+    def held_out_counts(self) -> list[torch.Tensor]:
+        """Of each chunk, which predictions count (windows, seq_len - 1), bool."""
+        return [mask[:, 1:] for mask in self._held_out(self._counted)]
+
+    @property
+    def training_counts(self) -> list[torch.Tensor]:
+        """Of each chunk, which predictions count (CHUNK, seq_len - 1), bool."""
+        return [mask[:, 1:] for mask in self._training(self._counted)]
+
+    @property
+    def _counted(self) -> torch.Tensor:
+        found = self.calibration
+        return torch.ones_like(found.tokens, dtype=torch.bool) if found.counted is None else found.counted
+
+    def _held_out(self, windows: torch.Tensor) -> list[torch.Tensor]:
+        return list(windows[: self.stage.calibration.held_out].split(CHUNK))
+
+    def _training(self, windows: torch.Tensor) -> list[torch.Tensor]:
+        chunks = windows[self.stage.calibration.held_out :].split(CHUNK)
         return [chunk for chunk in chunks if chunk.shape[0] == CHUNK]
 
     def identity(self, *, hashed: bool = True) -> Identity:

@@ -65,6 +65,7 @@ class Loop:
         self.cache: TeacherCache | None = None
         self.progressed = Progressed()
         self.training, self.held_out = job.training, job.held_out
+        self._counts, self._held_counts = job.training_counts, job.held_out_counts
         self.chunks_per_step = job.stage.batch_size // CHUNK
         self._epoch: tuple[int, list[int]] = (-1, [])
         self.rate = learning_rate(job)
@@ -83,6 +84,11 @@ class Loop:
         return max(1, math.ceil(self.steps / EVALUATIONS))
 
     @property
+    def held_out_tokens(self) -> int:
+        """Predictions that the held-out KL is the mean of."""
+        return sum(int(counted.sum()) for counted in self._held_counts)
+
+    @property
     def finished(self) -> bool:
         """Whether no step is left, or nothing gets better; a high learning rate may cost something at first."""
         done = self.progressed.step >= self.steps
@@ -99,18 +105,19 @@ class Loop:
 
     def held_out_kl(self) -> float:
         """KL(teacher || student) per token of the held-out windows."""
-        jobs = [(f"held-{i}", chunk) for i, chunk in enumerate(self.held_out)]
+        jobs = [(f"held-{i}", *both) for i, both in enumerate(zip(self.held_out, self._held_counts, strict=True))]
         with torch.no_grad():
             sums = list(self.workers.pool.map(lambda each: self._kl(*each), jobs))
-        kl = math.fsum(sums) / sum(chunk.shape[0] * (chunk.shape[1] - 1) for chunk in self.held_out)
+        kl = math.fsum(sums) / self.held_out_tokens
         self._refuse_if_not_finite(kl, "held-out KL")
         return kl
 
     @torch.no_grad()
-    def _kl(self, key: str, ids: Tensor) -> float:
+    def _kl(self, key: str, ids: Tensor, counted: Tensor) -> float:
         student = _predictions(self.student.model(input_ids=ids, use_cache=False).logits)
         teacher = _predictions(self.teacher.logits(key, ids))
-        return float(forward_kl(*losses.shared_vocabulary(teacher, student)).double().sum())
+        each = forward_kl(*losses.shared_vocabulary(teacher, student))
+        return float(each[counted.reshape(-1)].double().sum())
 
     def step(self) -> float:
         """One step of AdamW; returns the batch's mean loss. WorkError if it is not finite."""
@@ -131,7 +138,8 @@ class Loop:
 
     def gradients(self, batch: list[int]) -> tuple[list[Tensor], float]:
         """Gradients of the batch's mean loss in float32, in the order of `learned`, and that loss."""
-        found = self.workers.pool.map(self._chunk, batch)
+        tokens = max(1, sum(int(self._counts[number].sum()) for number in batch))
+        found = self.workers.pool.map(lambda number: self._chunk(number, tokens), batch)
         sums, total = next(found)
         for gradients, loss in found:
             total += loss
@@ -139,9 +147,9 @@ class Loop:
                 whole.add_(part)
         return sums, total
 
-    def _chunk(self, number: int) -> tuple[list[Tensor], float]:
+    def _chunk(self, number: int, tokens: int) -> tuple[list[Tensor], float]:
+        """Gradients and loss of one chunk, as shares of a batch of so many counted tokens."""
         ids = self.training[number]
-        tokens = self.chunks_per_step * ids.shape[0] * (ids.shape[1] - 1)
         method, projections = self.job.stage.method, self.projections
         teacher: Tensor | None = None
         states: list[Tensor] = []
@@ -159,7 +167,7 @@ class Loop:
                 each = losses.loss(method, student, teacher, ids[:, 1:].reshape(-1), seed)
             if projections is not None:
                 each = each + projections.loss(output.hidden_states, states)
-            loss = each.sum() / tokens
+            loss = each[self._counts[number].reshape(-1)].sum() / tokens
             parameters = [*self.student.parameters.values(), *(projections.masters.values() if projections else ())]
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         dense = [p.new_zeros(p.shape) if g is None else g for p, g in zip(parameters, gradients, strict=True)]

@@ -152,7 +152,7 @@ def _hand_over(job: DistillJob, loop: Loop, staging: Staging, workers: Workers) 
         done=now.step,
         best_step=now.best_step,
         tokens_per_step=loop.chunks_per_step * loop.training[0].numel(),
-        held_out_tokens=sum(chunk.shape[0] * (chunk.shape[1] - 1) for chunk in loop.held_out),
+        held_out_tokens=loop.held_out_tokens,
         stopped_early=now.step < loop.steps,
         written_kl=kl,
         zeros=sum(int((~kept).sum()) for kept in loop.student.kept.values()),

@@ -40,7 +40,13 @@ STRUCTURED: dict[
 
 
 def resolve(
-    recipe: Recipe, *, model: str | Path | None, output: str | Path | None, device: str, whole: Whole | None = None
+    recipe: Recipe,
+    *,
+    model: str | Path | None,
+    output: str | Path | None,
+    device: str,
+    whole: Whole | None = None,
+    answers: Path | None = None,
 ) -> Work:
     """Opens the source and lays out the work.
 
@@ -82,7 +88,7 @@ def resolve(
         teacher, problems = distill_job.assign(stage, checkpoint, skeleton, stage.teacher)
         if teacher.is_artifact:
             _refuse_damaged(teacher)
-        return DistillJob(stage=stage, teacher=teacher, reasons={}, problems=problems, **shared)
+        return DistillJob(stage=stage, teacher=teacher, reasons={}, problems=problems, answers=answers, **shared)
     schemes, reasons, problems = job.assign(stage, skeleton)
     if isinstance(stage.method, HadamardConfig):
         problems = problems or rotated.problems(stage, stage.method, skeleton)

@@ -84,6 +84,7 @@ def run(
     scored: bool = False,
     progress: Progress | None = None,
     whole: Whole | None = None,
+    answers: Path | None = None,
 ) -> RunResult:
     """Carries out a recipe and publishes the artifact.
 
@@ -94,6 +95,7 @@ def run(
         scored: whether the caller will score the artifact; without `output`, a complete version that was not scored
             is then taken up instead of making the next.
         whole: the run of several stages whose last one this is; the artifact tells of that.
+        answers: where the teacher's answers are, for a distillation that asks for them.
 
     Raises:
         UserError, WorkError, IntegrityError: nothing is published, and what was there stays. Work that was journalled
@@ -101,7 +103,7 @@ def run(
     """
     progress = progress or NullProgress()
     with deterministic() as workers:
-        job = resolve(recipe, model=model, output=output, device=device, whole=whole)
+        job = resolve(recipe, model=model, output=output, device=device, whole=whole, answers=answers)
         job.refuse_problems()
         with _staging(job, restart, scored) as staging:
             done = staging.completed()

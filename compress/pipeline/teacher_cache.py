@@ -17,14 +17,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from compress.artifact import durable
-from compress.artifact.canonical import sha256_file, sha256_json
-from compress.artifact.journal import Journal
-from compress.artifact.lock import FileLock
-from compress.artifact.tensorfile import load_tensors, write_tensors
+from compress.artifact.canonical import sha256_json
 from compress.distillation import losses
 from compress.distillation.configs import TopKConfig
 from compress.errors import IntegrityError, UserError
+from compress.pipeline import shards
 from compress.pipeline.distill_job import DistillJob
 from compress.pipeline.distill_teacher import Teacher
 from compress.progress import Progress
@@ -68,13 +65,8 @@ class TeacherCache:
                 f"use {what}: {most} or less in the recipe's method",
             )
         self.path = Path(job.stage.cache) / self._key()
-        for directory in (*reversed(self.path.parents), self.path):
-            durable.make_directory(directory)
-        lock = FileLock(self.path / ".lock", self.path)
-        try:
-            self._complete(progress)
-        finally:
-            lock.release()
+        count = -(-len(self._chunks) // SHARD_CHUNKS)
+        shards.complete(self.path, count, self._made, progress, "writing down what the teacher says")
         self._shards: dict[int, dict[str, Tensor]] = {}
         self._check()
 
@@ -82,7 +74,7 @@ class TeacherCache:
         """Log-probabilities (tokens, k) float32 and ids (tokens, k) int64 of one training chunk."""
         shard, place = divmod(number, SHARD_CHUNKS)
         if shard not in self._shards:
-            self._shards[shard] = load_tensors(self.path / _name(shard))
+            self._shards[shard] = shards.read(self.path, shard)
         stored = self._shards[shard]
         return stored["log_probabilities"][place].float(), stored["ids"][place].to(torch.int64)
 
@@ -102,38 +94,14 @@ class TeacherCache:
             }
         )[:32]
 
-    def _complete(self, progress: Progress) -> None:
-        journal = Journal(self.path / "shards.jsonl")
-        sound = 0
-        while sound < len(journal.entries) and self._intact(journal.entries[sound]):
-            sound += 1
-        journal.keep(sound)
-        count = -(-len(self._chunks) // SHARD_CHUNKS)
-        if sound == count:
-            return
-        progress.begin("writing down what the teacher says", count)
-        for shard in range(count):
-            if shard >= sound:
-                journal.append(self._write(shard))
-            progress.advance(f"shard {shard}")
-        progress.end()
-
-    def _intact(self, entry: dict[str, str]) -> bool:
-        file = self.path / entry["file"]
-        return file.is_file() and sha256_file(file) == entry["sha256"]
-
-    def _write(self, shard: int) -> dict[str, str]:
+    def _made(self, shard: int) -> dict[str, Tensor]:
         first = shard * SHARD_CHUNKS
         found = [self._live(number) for number in range(first, min(first + SHARD_CHUNKS, len(self._chunks)))]
         short = torch.uint16 if self.vocabulary <= SHORT_IDS else torch.int32
-        tensors = {
+        return {
             "log_probabilities": torch.stack([values.to(torch.float16) for values, _ in found]),
             "ids": torch.stack([ids.to(short) for _, ids in found]),
         }
-        durable.unlink(self.path / _name(shard))  # a damaged one may be mapped by another process, which keeps it so
-        _, sha256 = write_tensors(self.path / _name(shard), tensors)
-        durable.fsync_dir(self.path)
-        return {"file": _name(shard), "sha256": sha256}
 
     def _live(self, number: int) -> tuple[Tensor, Tensor]:
         return self._kept(number, self._logits(number))
@@ -163,7 +131,3 @@ class TeacherCache:
 def drawing_seed(job: DistillJob, number: int) -> int:
     """What the draws at a training chunk are seeded with: the same in every epoch, as a cache has them."""
     return job.recipe.seed * 1_000_003 + number
-
-
-def _name(shard: int) -> str:
-    return f"shard-{shard:05d}.safetensors"

@@ -55,10 +55,9 @@ def quantize(
     Raises:
         UserError, WorkError, IntegrityError: as `pipeline.run` and `evaluation.evaluate` do.
     """
-    from compress import pipeline
-    from compress.workflows import stages
+    from compress.workflows import answers, stages
 
-    carry_out = pipeline.run if len(recipe.stages) == 1 else stages.run
+    carry_out = answers.run if len(recipe.stages) == 1 else stages.run
     run = carry_out(
         recipe, model=model, output=output, device=device, restart=restart, scored=evaluate, progress=progress
     )

@@ -51,9 +51,9 @@ def run(
 
     A distillation without a teacher learns from the model that the run begins with.
     """
-    from compress import pipeline
     from compress.models.hub import local_directory
     from compress.pipeline.resolve import anchored
+    from compress.workflows import answers
 
     refuse_order(recipe)
     source = model or recipe.model or content.default_model()
@@ -64,10 +64,10 @@ def run(
     for number, stage in enumerate(recipe.stages[:-1], start=1):
         alone = _alone(recipe, stage, root)
         place = folder / f"{number}-{stage.method.kind}-{alone.hash()[:8]}"
-        done = pipeline.run(alone, model=before, output=place, device=device, restart=restart, progress=progress)
+        done = answers.run(alone, model=before, output=place, device=device, restart=restart, progress=progress)
         before, whole = done.artifact.path, _with_steps(whole, number - 1, done)
     last = _alone(recipe, recipe.stages[-1], root)
-    return pipeline.run(
+    return answers.run(
         last,
         model=before,
         output=output,

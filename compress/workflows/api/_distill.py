@@ -29,6 +29,7 @@ def distill(
     data: str | None = None,
     samples: int | None = None,
     seq_len: int | None = None,
+    answers: int | None = None,
     seed: int | None = None,
     output: PathLike | None = None,
     device: str = "auto",
@@ -57,6 +58,8 @@ def distill(
         data: Name of a packaged text or path of a UTF-8 file to learn on; default `tales`.
         samples: Windows of it, held-out ones too; default all.
         seq_len: Tokens per window; default 256.
+        answers: Lines or rows of the text are prompts, and the student learns the teacher's answers of at most so many
+            tokens; default None, the text itself is learned on.
         seed: Seed of the run; default 0.
         output: The artifact directory; default `artifacts/<student>-<loss>-<lora16|full>/vN`, the next N.
         device: `auto` or `cpu`.
@@ -91,6 +94,7 @@ def distill(
         data=data,
         samples=samples,
         seq_len=seq_len,
+        answers=answers,
         seed=seed,
     )
     return workflow.quantize(
