@@ -10,6 +10,7 @@ from compress.distillation.configs import ForwardKlConfig, LossConfig
 from compress.errors import UserError
 from compress.formats.names import FormatName
 from compress.formats.names import refusal as not_carried_by
+from compress.formats.names import usual as usual_format
 from compress.pruning.configs import PruningConfig
 from compress.quantization.configs import METHODS, MethodConfig, RefineConfig, short_form
 from compress.recipe_sections import (
@@ -73,6 +74,13 @@ class QuantizeStage(Section):
         config = METHODS.get(str(method.get("kind") if isinstance(method, dict) else method))
         usual = None if config is None else config.usual_scheme
         return data if usual is None else {**data, "scheme": usual}
+
+    @model_validator(mode="after")
+    def _usual_format(self) -> QuantizeStage:
+        """What engines load the scheme from, where the recipe names no format."""
+        if "format" not in self.model_fields_set:
+            object.__setattr__(self, "format", usual_format(self.scheme.to_scheme()))
+        return self
 
     @model_validator(mode="after")
     def _parts_go_together(self) -> QuantizeStage:

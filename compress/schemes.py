@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 
 from compress.errors import UserError
-from compress.types import FP8_TILE, BlockFloatScheme, Fp8Scheme, InputScheme, IntScheme, Scheme
+from compress.types import FP8_TILE, BlockFloatScheme, Fp8Scheme, InputScheme, IntScheme, NormalFloatScheme, Scheme
 
 BITS = tuple(range(2, 9))
 INTEGER_SCHEMES: tuple[str, ...] = tuple(f"W{bits}A16{suffix}" for bits in BITS for suffix in ("", "_ASYM"))
@@ -26,6 +26,7 @@ FIXED_SCHEMES: dict[str, Scheme] = {
     "MXFP4A16": BlockFloatScheme(4, "e8m0"),
     "MXFP8": BlockFloatScheme(8, "e8m0", InputScheme("float", "group", 32, 8, "e8m0")),
     "MXFP8A16": BlockFloatScheme(8, "e8m0"),
+    "NF4": NormalFloatScheme(),
 }
 """Layouts that are complete by their names."""
 
@@ -41,6 +42,7 @@ MEANINGS: dict[str, str] = {
     "MXFP4A16": "FP4 E2M1 weights in blocks of 32, powers of two as scales",
     "MXFP8": "FP8 E4M3 weights and inputs in blocks of 32, powers of two as scales",
     "MXFP8A16": "FP8 E4M3 weights in blocks of 32, powers of two as scales",
+    "NF4": "4-bit normal floats in blocks of 64, 8-bit scales; for bitsandbytes",
 }
 
 

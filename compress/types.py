@@ -3,10 +3,11 @@
 Shape legend
     weight       (out, in)       float, the orientation of `torch.nn.Linear`
     codes        (out, in)       int8, signed: symmetric and asymmetric codes both lie in [-2^(b-1), 2^(b-1)-1];
-                                 float8_e4m3fn for FP8; uint8 for 4-bit floats, sign << 3 | index in `E2M1`
+                                 float8_e4m3fn for FP8; uint8 for 4-bit floats, sign << 3 | index in `E2M1`,
+                                 and for NF4, index in `NF4`
     scale        (out, groups)   in its stored dtype; groups = in / group_size, or 1 per channel; FP8 also (1,) per
                                  tensor and (out / 128, in / 128) per tile, rounded up; float8_e4m3fn or the uint8
-                                 exponents of E8M0 for blocks of floats
+                                 exponents of E8M0 for blocks of floats, uint8 codes of `NestedScales` for NF4
     divisor      (1,)            float32, of all scales of a matrix: NVFP4's global scale, else absent (None)
     zero_point   (out, groups)   int8, signed, absent (None) for symmetric schemes
     x            (tokens, in)    inputs of a linear
@@ -24,16 +25,21 @@ from dataclasses import dataclass
 from compress.numerics.floats import BlockFloatScheme, Fp8Scheme
 from compress.numerics.inputs import E2M1, FP8_HIGHEST, FP8_TILE, InputScheme, ScaleType
 from compress.numerics.integers import IntScheme
+from compress.numerics.normal_floats import NF4, SCALES_PER_RANGE, NestedScales, NormalFloatScheme
 from compress.numerics.quantized import QuantizedTensor, Scheme
 
 __all__ = [
     "E2M1",
     "FP8_HIGHEST",
     "FP8_TILE",
+    "NF4",
+    "SCALES_PER_RANGE",
     "BlockFloatScheme",
     "Fp8Scheme",
     "InputScheme",
     "IntScheme",
+    "NestedScales",
+    "NormalFloatScheme",
     "QuantizedTensor",
     "ScaleType",
     "Scheme",

@@ -111,7 +111,9 @@ class Quantize(Run):
     format: Annotated[
         str | None,
         typer.Option(
-            help=f"{', '.join(FORMATS)}; compressed-tensors if left out.", metavar="NAME", rich_help_panel=OUTPUT
+            help=f"{', '.join(FORMATS)}; compressed-tensors if left out, or what --scheme is for.",
+            metavar="NAME",
+            rich_help_panel=OUTPUT,
         ),
     ] = None
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from compress.types import Fp8Scheme, IntScheme, Scheme
+from compress.types import Fp8Scheme, IntScheme, NormalFloatScheme, Scheme
 
-FormatName = Literal["compressed-tensors", "awq", "gptq", "gptq-v2", "modelopt"]
+FormatName = Literal["compressed-tensors", "awq", "gptq", "gptq-v2", "modelopt", "bitsandbytes"]
 FORMATS: tuple[FormatName, ...] = get_args(FormatName)
 GPTQ_BITS = (2, 3, 4, 8)
 CONFIG_FILES = ("hf_quant_config.json",)
@@ -31,8 +31,21 @@ def refusal(name: FormatName, scheme: Scheme) -> Refusal | None:
     return _REFUSALS[name](scheme)
 
 
+def usual(scheme: Scheme) -> FormatName:
+    """The format that is meant where none is named."""
+    return "bitsandbytes" if isinstance(scheme, NormalFloatScheme) else "compressed-tensors"
+
+
 def _compressed_tensors(scheme: Scheme) -> Refusal | None:
+    if isinstance(scheme, NormalFloatScheme):
+        return Refusal(f"compressed-tensors has no layout for {scheme.name}", "use bitsandbytes, or leave `format` out")
     return None
+
+
+def _bitsandbytes(scheme: Scheme) -> Refusal | None:
+    if isinstance(scheme, NormalFloatScheme):
+        return None
+    return Refusal(f"bitsandbytes is written for NF4, not for {scheme.name}", "leave `format` out")
 
 
 def _awq(scheme: Scheme) -> Refusal | None:
@@ -70,4 +83,5 @@ _REFUSALS: dict[FormatName, Callable[[Scheme], Refusal | None]] = {
     "gptq": _gptq_v2,
     "gptq-v2": _gptq_v2,
     "modelopt": _modelopt,
+    "bitsandbytes": _bitsandbytes,
 }

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from compress.errors import IntegrityError
-from compress.formats import awq, compressed_tensors, gptq, layouts, modelopt
+from compress.formats import awq, bitsandbytes, compressed_tensors, gptq, layouts, modelopt
 from compress.formats.names import FormatName, Refusal
 from compress.formats.tensors import Layout
 from compress.types import QuantizedTensor, Scheme
@@ -41,6 +41,7 @@ class Format:
     marker: suffix of a stored name that only a quantised linear has. parts: local names of all that it stores.
     scale_dtype: what scales are stored in; None: the dtype of the weight they replace.
     files: what stands beside config.json, by name, from the quantisation part of the config.
+    experts: whether loaders of the format know experts of a mixture, which models keep fused.
     """
 
     name: FormatName
@@ -57,6 +58,7 @@ class Format:
     value_refusal: Callable[[QuantizedTensor], Refusal | None] = _any_values
     config_refusal: Callable[[Schemes, Iterable[str]], Refusal | None] = _any_config
     files: dict[str, Callable[[Mapping[str, Any]], bytes]] = field(default_factory=dict)
+    experts: bool = True
 
     def linears(self, names: Mapping[str, object]) -> list[str]:
         """The linears among stored tensors (by name) that are quantised."""
@@ -132,6 +134,19 @@ FORMATS: dict[FormatName, Format] = {
             config_refusal=modelopt.config_refusal,
             files={modelopt.CONFIG_FILE: modelopt.config_file},
         ),
+        Format(
+            name="bitsandbytes",
+            marker=f".{bitsandbytes.SCALE}",
+            parts=bitsandbytes.PARTS,
+            scale_dtype=None,
+            pack=lambda quantized, _: bitsandbytes.pack(quantized),
+            unpack=bitsandbytes.unpack,
+            config=bitsandbytes.quantization_config,
+            schemes=bitsandbytes.schemes,
+            layout=bitsandbytes.layout,
+            config_refusal=bitsandbytes.config_refusal,
+            experts=False,
+        ),
     )
 }
 
@@ -148,6 +163,7 @@ def format_of(quantization: Mapping[str, Any]) -> Format | None:
         "compressed-tensors": "compressed-tensors",
         awq.QUANT_METHOD: "awq",
         modelopt.QUANT_METHOD: "modelopt",
+        bitsandbytes.QUANT_METHOD: "bitsandbytes",
     }
     return FORMATS[names[method]] if method in names else None
 

@@ -35,7 +35,7 @@ from compress.pipeline.zeros import held
 from compress.pruning import magnitude
 from compress.quantization import gptq, gptq_floats
 from compress.quantization.configs import GptqConfig
-from compress.types import BlockFloatScheme, Fp8Scheme, QuantizedTensor
+from compress.types import BlockFloatScheme, Fp8Scheme, NormalFloatScheme, QuantizedTensor
 
 
 def through_block(
@@ -118,7 +118,7 @@ def _quantized(
     if shared.factored is None:
         stays = weight if pruned is None else weight.masked_fill(pruned.zeros, 0.0)
         return round_searched(job, spec, stays, pool, highest)
-    assert not isinstance(scheme, Fp8Scheme)  # recipes refuse it
+    assert not isinstance(scheme, Fp8Scheme | NormalFloatScheme)  # recipes refuse it
     shared.prepare(spec.out_features, scheme.groups(spec.in_features), pool)
     if isinstance(scheme, BlockFloatScheme):
         tall = gptq_floats.ROWS_PER_TILE

@@ -162,6 +162,9 @@ def _misplaced(format: Format, scheme: Scheme, wanted: Sequence[LinearSpec]) -> 
     if conv1d := [spec for spec in wanted if spec.layout == "conv1d"]:
         said = f"{format.name} has no place for {conv1d[0].name}, which its model keeps transposed"
         return [Problem(said, "use --format compressed-tensors")]
+    if not format.experts and (experts := [spec for spec in wanted if spec.expert is not None]):
+        said = f"{format.name} has no place for {experts[0].name}, which its model keeps fused with others"
+        return [Problem(said, "leave experts out with --ignore '*.experts.*', or use another scheme")]
     problems, seen = [], set()
     for spec in wanted:
         found = format.shape_refusal(scheme, spec.out_features, spec.in_features)

@@ -74,7 +74,7 @@ def config(job: Job) -> dict[str, Any]:
     quantization = job.format.config(job.schemes, high_precision(job))
     if job.stage.kv_cache is not None:
         quantization = quantization_config(job.schemes, high_precision(job), True)
-    if not transformers_can_load(job):
+    if job.format.name == "compressed-tensors" and not transformers_can_load(job):
         quantization = for_own_reader(quantization)
     return {**job.checkpoint.config, "quantization_config": quantization}
 

@@ -23,7 +23,7 @@ from compress.pipeline.rounded_inputs import RoundedInputs
 from compress.pipeline.source import read_weight
 from compress.quantization import hqq, rtn, ternary
 from compress.quantization.configs import HqqConfig, RtnConfig, TernaryConfig
-from compress.types import Fp8Scheme, QuantizedTensor
+from compress.types import Fp8Scheme, NormalFloatScheme, QuantizedTensor
 
 DataFree = RtnConfig | HqqConfig | TernaryConfig
 
@@ -91,6 +91,8 @@ def _rounded(
         return ternary.transform(weight, job.integers(spec), dtype)
     if isinstance(method, HqqConfig):
         return in_tiles(weight, lambda rows: hqq.transform(rows, job.integers(spec), method, dtype), pool)
-    if isinstance(scheme, Fp8Scheme):  # scales may be shared between rows, so it is not cut into tiles of them
+    if isinstance(
+        scheme, Fp8Scheme | NormalFloatScheme
+    ):  # scales may be shared between rows, so it is not cut into tiles of them
         return rtn.transform(weight, scheme, method, dtype, highest)
     return in_tiles(weight, lambda rows: rtn.transform(rows, scheme, method, dtype, highest), pool)

@@ -19,7 +19,7 @@ from compress.pipeline.ranges import shared_ranges
 from compress.pipeline.rounded_inputs import RoundedInputs
 from compress.quantization import sweep
 from compress.quantization.configs import SweepConfig
-from compress.types import Fp8Scheme, QuantizedTensor
+from compress.types import Fp8Scheme, NormalFloatScheme, QuantizedTensor
 
 
 def through_block(
@@ -38,7 +38,7 @@ def through_block(
         for stage in reached:
             spec = by_name.pop(stage.name)
             scheme, dtype = job.schemes[spec.name], job.scale_dtype(spec)
-            assert not isinstance(scheme, Fp8Scheme)  # recipes refuse it
+            assert not isinstance(scheme, Fp8Scheme | NormalFloatScheme)  # recipes refuse it
             rounding.calibrate(spec, stage.inputs)
             if stats is None or not stage.same_input:
                 multiplied = rounding.rounded_chunks(spec.name, stage.inputs, workers.pool)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from compress.types import Fp8Scheme, IntScheme, Scheme, Sparsity
+from compress.types import BlockFloatScheme, Fp8Scheme, IntScheme, Scheme, Sparsity
 
 
 def short_form(value: object) -> object:
@@ -91,8 +91,8 @@ class SweepConfig(_Config):
 
     def refusal(self, scheme: Scheme) -> str | None:
         """Scales must belong to groups of inputs."""
-        if isinstance(scheme, Fp8Scheme):
-            return f"sweep is for scales of groups, and {scheme.name} gains nothing from others: use rtn"
+        if not isinstance(scheme, IntScheme | BlockFloatScheme):
+            return f"sweep is for scales of groups of integers and for blocks of floats, not for {scheme.name}: use rtn"
         return None
 
 
@@ -144,7 +144,7 @@ class GptqConfig(_Config):
 
     def refusal(self, scheme: Scheme) -> str | None:
         """Codes are found on integer grids, or in blocks of floats."""
-        if isinstance(scheme, Fp8Scheme):
+        if not isinstance(scheme, IntScheme | BlockFloatScheme):
             return f"gptq rounds to integers and to blocks of floats, not to {scheme.name}: use rtn"
         if self.to_sparsity() is not None and not isinstance(scheme, IntScheme):
             return f"zeros and codes in one pass are integers, not {scheme.name}: prune first, then quantise"

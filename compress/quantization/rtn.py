@@ -9,16 +9,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from compress.quantization import block_floats, fp8
+from compress.quantization import block_floats, fp8, normal_floats
 from compress.quantization.configs import RtnConfig
 from compress.quantization.grid import min_max_grid, quantize, search_grid
-from compress.types import BlockFloatScheme, Fp8Scheme, QuantizedTensor, Scheme
+from compress.types import BlockFloatScheme, Fp8Scheme, NormalFloatScheme, QuantizedTensor, Scheme
 
 
 def transform(
     weight: Tensor, scheme: Scheme, config: RtnConfig, scale_dtype: torch.dtype, highest: float | None = None
 ) -> QuantizedTensor:
-    """Quantises one weight (out, in) float32; scales are stored in `scale_dtype`.
+    """Quantises one weight (out, in) float32; scales are stored in `scale_dtype`, into which NF4 decodes.
 
     highest: as `fp8.transform` and `block_floats.transform` take it, where a number covers the whole matrix.
     """
@@ -26,5 +26,7 @@ def transform(
         return block_floats.transform(weight, scheme, config.scale_search, highest)
     if isinstance(scheme, Fp8Scheme):
         return fp8.transform(weight, scheme, scale_dtype, highest)
+    if isinstance(scheme, NormalFloatScheme):
+        return normal_floats.transform(weight, scheme, scale_dtype, config.scale_search)
     build = search_grid if config.scale_search else min_max_grid
     return quantize(weight, build(weight, scheme, scale_dtype))

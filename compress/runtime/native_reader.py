@@ -1,11 +1,12 @@
 """Quantised checkpoints as a dense state dict, one weight at a time, and how their linears round what enters them.
 
 Reads every format of `formats/registry.py`: compressed-tensors' `pack-quantized`, `int-quantized`, `float-quantized`,
-`nvfp4-pack-quantized`, `mxfp4-pack-quantized` and `mxfp8-quantized`, AutoAWQ's, GPTQ's, ModelOpt's FP8, and our own
-layouts for what compressed-tensors cannot carry, with `reader` set to `compress`: the same tensors under the same names
-for Conv1D linears and for fused experts with zero points or as blocks of floats, and `sparse-bitmask` for weights with
-many zeros. Every linear is decoded with the scheme of its own config group, so models of several bit widths come out
-right, and in the scale's dtype, so a weight has exactly the value that a kernel working in that dtype gives it.
+`nvfp4-pack-quantized`, `mxfp4-pack-quantized` and `mxfp8-quantized`, AutoAWQ's, GPTQ's, ModelOpt's, bitsandbytes' NF4,
+and our own layouts for what compressed-tensors cannot carry, with `reader` set to `compress`: the same tensors under
+the same names for Conv1D linears and for fused experts with zero points or as blocks of floats, and `sparse-bitmask`
+for weights with many zeros. Every linear is decoded with the scheme of its own config group, so models of several bit
+widths come out right, and in the scale's dtype, so a weight has exactly the value that a kernel working in that dtype
+gives it.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("gptq", {"bits": 3, "group_size": 128}, "w3a16-g128"),
     ("gptq-v2", {"bits": 2, "group_size": 32, "symmetric": False}, "w2a16-g32-asym"),
     ("gptq-v2", {"bits": 8, "group_size": "channel"}, "w8a16-channel"),
+    ("bitsandbytes", {"scheme": "NF4"}, "nf4"),
     ("modelopt", {"scheme": "FP8_STATIC"}, "fp8-static"),
     ("modelopt", {"scheme": "FP8_DYNAMIC"}, "fp8-dynamic"),
     ("modelopt", {"scheme": "FP8_BLOCK", "ignore": ["*k_proj", "*v_proj", "*q_proj"]}, "fp8-block"),
@@ -119,6 +120,9 @@ def test_layers_left_out_are_left_out_by_every_format(tiny: Callable[..., Path],
         ({"format": "gptq-v2", "scheme": "FP8_DYNAMIC"}, "gptq holds integer weights alone"),
         ({"format": "modelopt"}, "modelopt is written for FP8 schemes, not for W4A16"),
         ({"format": "gguf"}, "format"),
+        ({"format": "compressed-tensors", "scheme": "NF4"}, "compressed-tensors has no layout for NF4"),
+        ({"format": "bitsandbytes"}, "bitsandbytes is written for NF4, not for W4A16"),
+        ({"method": "gptq", "scheme": "NF4"}, "gptq rounds to integers and to blocks of floats, not to NF4"),
     ],
 )
 def test_recipes_of_what_a_format_cannot_hold_are_refused(stage: dict[str, Any], match: str) -> None:
@@ -134,6 +138,8 @@ def test_recipes_of_what_a_format_cannot_hold_are_refused(stage: dict[str, Any],
         ("llama", {"intermediate_size": 164}, {"format": "gptq", "bits": 3, "group_size": 4}, "164 outputs of 3 bits"),
         ("llama", {}, {"format": "modelopt", "scheme": "FP8_BLOCK"}, "does not divide"),
         ("llama", WIDE, {"format": "modelopt", "scheme": "FP8_BLOCK"}, "whole tiles of 128 x 128"),
+        ("llama", {"intermediate_size": 164}, {"scheme": "NF4"}, "the tile of NF4, 64, does not divide the width 164"),
+        ("mixtral", WIDE | {"num_key_value_heads": 8}, {"scheme": "NF4"}, "its model keeps fused"),
     ],
 )
 def test_shapes_that_a_format_cannot_hold_are_planned_as_problems(
