@@ -9,12 +9,12 @@ import torch
 
 from compress.kernels import dispatch
 from compress.models.skeleton import LinearSpec
-from compress.pipeline.inputs import compared_tokens
 from compress.pipeline.job import Job
 from compress.pipeline.linears import SAMPLE_TOKENS
 from compress.pipeline.refine_plan import refine_operations
 from compress.quantization import awq, hqq, rtn, ternary
 from compress.quantization.configs import (
+    AutoRoundConfig,
     AwqConfig,
     HqqConfig,
     RtnConfig,
@@ -66,11 +66,24 @@ def _single_threaded(job: Job) -> float:
         smoothing = tokens * forward * product + tried * _over_schemes(job, specs, _candidate_rate)
     if isinstance(method, RtnConfig | SweepConfig | HqqConfig | TernaryConfig | AwqConfig):
         return tokens * forward * product + rounding + smoothing
+    if isinstance(method, AutoRoundConfig):
+        return autoround_operations(job, forward) * product + rounding
     squares = sum(spec.in_features**2 for spec in specs if not spec.name.endswith(SHARING))
     cubes = sum(float(spec.out_features) * spec.in_features**2 for spec in specs)
-    compared = compared_tokens(tokens) if job.needs_original else 0
+    compared = job.followed(tokens)
     per_token = (tokens + compared) * forward + (tokens + 2.0 * compared) * squares
     return (per_token + 12 * cubes) * product + rounding + smoothing
+
+
+def autoround_operations(job: Job, forward: float) -> float:
+    """Floating-point operations of matrix products, at so many per token of a forward pass through all blocks."""
+    method, wanted = job.rounding, job.stage.calibration
+    assert isinstance(method, AutoRoundConfig)
+    assert wanted is not None
+    tokens = wanted.samples * wanted.seq_len
+    learnt = 3.0 * method.steps * method.windows * wanted.seq_len  # a forward and a backward pass
+    checked = (min(method.checks, method.steps) + 1) * max(1.0, wanted.samples * method.held_out) * wanted.seq_len
+    return forward * (4.0 * tokens + learnt + checked)
 
 
 def _over_schemes(job: Job, specs: Sequence[LinearSpec], rate: Callable[[Job, Scheme], float]) -> float:

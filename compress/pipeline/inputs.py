@@ -36,9 +36,9 @@ def _compared(chunks: int, tokens: int) -> range:
 class Activations:
     """Hidden states entering `block`: each chunk (samples, seq, hidden) in the compute dtype.
 
-    quantized: through the blocks as quantised so far. original: some of the chunks, by their place, through the model
-    as it was; none if no method asks. calls: for each chunk, how every block is called; single: the same for the first
-    window alone.
+    quantized: through the blocks as quantised so far. original: some or all of the chunks, by their place, through the
+    model as it was; none if no method asks. calls: for each chunk, how every block is called; single: the same for the
+    first window alone.
     """
 
     block: int
@@ -82,15 +82,20 @@ class Activations:
         return replace(self, block=self.block + 1, quantized=quantized, original=kept)
 
 
-def enter(skeleton: Skeleton, tokens: Tensor, with_original: bool) -> Activations:
-    """Embeds the calibration tokens (samples, seq): the activations entering block 0."""
+def enter(skeleton: Skeleton, tokens: Tensor, with_original: bool, throughout: bool = False) -> Activations:
+    """Embeds the calibration tokens (samples, seq): the activations entering block 0.
+
+    with_original: whether some of them run through the original model too; throughout: whether all do.
+    """
     hidden, calls = [], []
     for batch in tokens.split(max(1, CHUNK_TOKENS // tokens.shape[1])):
         states, block_calls = skeleton.embed(batch)
         hidden.append(states)
         calls.append(block_calls)
     _, single = skeleton.embed(tokens[:1])
-    places = _compared(len(hidden), tokens.numel()) if with_original else range(0)
+    places = range(0)
+    if with_original:
+        places = range(len(hidden)) if throughout else _compared(len(hidden), tokens.numel())
     original = {place: hidden[place] for place in places}
     return Activations(0, hidden, original, calls, single)
 

@@ -14,7 +14,7 @@ from compress.models.kv_cache import KEY_LINEARS
 from compress.models.skeleton import LinearSpec, Skeleton
 from compress.pipeline.prune_job import pattern_misfits
 from compress.pipeline.work import Problem, Work, ignored, matches
-from compress.quantization.configs import GptqConfig, MethodConfig
+from compress.quantization.configs import AutoRoundConfig, GptqConfig, MethodConfig
 from compress.recipe_stages import QuantizeStage
 from compress.types import FP8_TILE, IntScheme, Scheme
 
@@ -75,7 +75,11 @@ class Job(Work):
 
     @property
     def needs_original(self) -> bool:
-        return isinstance(self.rounding, GptqConfig) and self.rounding.correction > 0
+        return self.follows_all or (isinstance(self.rounding, GptqConfig) and self.rounding.correction > 0)
+
+    @property
+    def follows_all(self) -> bool:
+        return isinstance(self.rounding, AutoRoundConfig)
 
     @property
     def format(self) -> Format:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
-from compress.pipeline.inputs import CHUNK_TOKENS, compared_tokens
+import torch
+
+from compress.pipeline.inputs import CHUNK_TOKENS
 from compress.pipeline.work import Work
 
 
@@ -25,6 +27,17 @@ def largest_block(work: Work) -> int:
     return max(sum(math.prod(index[name].shape) for name in skeleton.block_tensors(block)) for block in blocks)
 
 
+def tuning(work: Work) -> int:
+    """Bytes of a block whose rounding is learnt, besides the block itself and the activations between blocks."""
+    wanted, workers = work.stage.calibration, torch.get_num_threads()
+    assert wanted is not None
+    hidden = int(work.checkpoint.config.get("hidden_size") or widest_input(work))
+    graph = wanted.seq_len * (10 * hidden + 5 * widest_input(work)) * 4
+    weight, offset, kept, gradient = 4, 4, 4, 4
+    per_weight = weight + offset + kept + gradient + workers * (work.skeleton.dtype.itemsize + 3 * 4)
+    return largest_block(work) * per_weight + workers * graph
+
+
 def streaming(work: Work) -> int:
     """Bytes of the activations between and inside blocks, and of the chunk that statistics are taken from."""
     widest, itemsize = widest_input(work), work.skeleton.dtype.itemsize
@@ -32,5 +45,5 @@ def streaming(work: Work) -> int:
     tokens = 0 if wanted is None or wanted.samples is None else wanted.samples * wanted.seq_len
     hidden = int(work.checkpoint.config.get("hidden_size") or work.skeleton.linears()[0].in_features)
     inside = widest + 4 * hidden  # what a paused forward holds per token
-    streamed = tokens + (compared_tokens(tokens) if work.needs_original else 0)
+    streamed = tokens + work.followed(tokens)
     return streamed * itemsize * (2 * hidden + inside) + CHUNK_TOKENS * widest * 8

@@ -18,7 +18,7 @@ from compress.pipeline.distill_plan import DistillPlan, distill_plan
 from compress.pipeline.duration import seconds_estimate
 from compress.pipeline.experts_job import ExpertsJob
 from compress.pipeline.job import Job
-from compress.pipeline.memory import largest_block, largest_linear, streaming, widest_input
+from compress.pipeline.memory import largest_block, largest_linear, streaming, tuning, widest_input
 from compress.pipeline.prune_job import PruneJob
 from compress.pipeline.prune_plan import PrunePlan, prune_plan
 from compress.pipeline.refine_plan import refine_memory
@@ -26,7 +26,7 @@ from compress.pipeline.resolve import resolve
 from compress.pipeline.width_job import WidthJob
 from compress.pipeline.width_plan import WidthPlan, width_plan
 from compress.pipeline.work import Problem, Work
-from compress.quantization.configs import AwqConfig, GptqConfig, HadamardConfig, SmoothQuantConfig
+from compress.quantization.configs import AutoRoundConfig, AwqConfig, GptqConfig, HadamardConfig, SmoothQuantConfig
 from compress.recipe import Recipe
 from compress.types import FP8_TILE, Scheme
 
@@ -170,4 +170,6 @@ def _peak_memory(job: Job) -> int:
     rotated = isinstance(job.stage.method, HadamardConfig)  # checked in float32; turned tensors are made, not mapped
     itemsize, copies = job.skeleton.dtype.itemsize, 2 if job.needs_original else 1
     weights = largest_block(job) * (itemsize * copies + (4 if folded or rotated else 0))
+    if isinstance(job.stage.method, AutoRoundConfig):
+        weights += tuning(job)
     return one_linear + streaming(job) + weights + widest_input(job) ** 2 * 4 * (5 if by_gptq else 1)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from compress.pipeline import (
+    autoround_block,
     awq_block,
     gptq_block,
     hadamard_block,
@@ -20,6 +21,7 @@ from compress.pipeline.job import Job
 from compress.pipeline.kinds import Kind, Written
 from compress.pipeline.source import read_finite
 from compress.quantization.configs import (
+    AutoRoundConfig,
     AwqConfig,
     GptqConfig,
     HadamardConfig,
@@ -36,6 +38,7 @@ THROUGH: dict[type[Any], Callable[..., BlockResult]] = {
     SweepConfig: sweep_block.through_block,
     TernaryConfig: rtn_block.through_block,
     GptqConfig: gptq_block.through_block,
+    AutoRoundConfig: autoround_block.through_block,
     AwqConfig: awq_block.through_block,
     SmoothQuantConfig: smoothquant_block.through_block,
     HadamardConfig: hadamard_block.through_block,

@@ -200,7 +200,7 @@ def _activations(job: Work, staging: Staging, done: int) -> Activations | None:
     if not job.needs_blocks or done == job.skeleton.num_blocks:
         return None
     assert job.calibration is not None
-    start = inputs.enter(job.skeleton, job.calibration.tokens, job.needs_original)
+    start = inputs.enter(job.skeleton, job.calibration.tokens, job.needs_original, job.follows_all)
     if not done:
         return start
     return inputs.resume(start, done, staging.read_state(staging.journal()[-1]["state"]))

@@ -25,6 +25,7 @@ from compress.calibration.tokens import CalibrationSet, draw
 from compress.errors import UserError
 from compress.models.checkpoint import Checkpoint
 from compress.models.skeleton import LinearSpec, Skeleton
+from compress.pipeline.inputs import compared_tokens
 from compress.recipe import Recipe
 from compress.recipe_stages import Stage
 
@@ -81,6 +82,17 @@ class Work(ABC):
     @abstractmethod
     def needs_original(self) -> bool:
         """Whether the method also follows what the original model computes."""
+
+    @property
+    def follows_all(self) -> bool:
+        """Whether it does so for all tokens, and not for a part that tells how far the two models drift apart."""
+        return False
+
+    def followed(self, tokens: int) -> int:
+        """How many of so many calibration tokens run through the original model too."""
+        if not self.needs_original:
+            return 0
+        return tokens if self.follows_all else compared_tokens(tokens)
 
     @property
     def method_name(self) -> str:

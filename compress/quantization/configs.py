@@ -151,6 +151,32 @@ class GptqConfig(_Config):
         return None
 
 
+class AutoRoundConfig(_Config):
+    """AutoRound: learns, block by block and by signs of gradients, which way each weight is rounded, and the ranges."""
+
+    kind: Literal["autoround"] = "autoround"
+    steps: int = Field(200, ge=1, le=100_000, description="steps in each block")
+    windows: int = Field(8, ge=1, le=4096, description="calibration windows per step")
+    reach: float = Field(
+        0.5, ge=0.0, le=1.0, description="how far all steps together can move a weight before it is rounded, in codes"
+    )
+    range_reach: float = Field(
+        0.1, ge=0.0, le=0.5, description="how far they can move the range of a group, as a share of it"
+    )
+    held_out: float = Field(0.125, gt=0.0, lt=1.0, description="share of the windows that only choose the best state")
+    checks: int = Field(8, ge=1, description="how often the held-out windows are looked at in each block")
+
+    summary: ClassVar[str] = "learns each weight's rounding by sign steps on the output of its block"
+    paper: ClassVar[str] = "arXiv:2309.05516"
+    calibrated: ClassVar[bool] = True
+
+    def refusal(self, scheme: Scheme) -> str | None:
+        """Codes are learnt on integer grids, with inputs as they are."""
+        if scheme.inputs is None and isinstance(scheme, IntScheme):
+            return None
+        return f"autoround is for integer weights alone, not {scheme.name}: use gptq"
+
+
 class AwqConfig(_Config):
     """Activation-aware scaling of salient channels, folded into the layer before, then a search of the clip."""
 
@@ -276,7 +302,15 @@ class TernaryConfig(_Config):
 
 
 MethodConfig = Annotated[
-    RtnConfig | HqqConfig | TernaryConfig | SweepConfig | GptqConfig | AwqConfig | SmoothQuantConfig | HadamardConfig,
+    RtnConfig
+    | HqqConfig
+    | TernaryConfig
+    | SweepConfig
+    | GptqConfig
+    | AutoRoundConfig
+    | AwqConfig
+    | SmoothQuantConfig
+    | HadamardConfig,
     Field(discriminator="kind"),
 ]
 

@@ -47,7 +47,7 @@ def recipe(method: str, text: Path | None = None, **settings: Any) -> Recipe:
     """A recipe for a tiny model: 4 bits in groups of 32, calibrated on 8 windows of 24 tokens unless said otherwise."""
     layout = {} if "scheme" in settings else {"bits": 4, "group_size": 32}
     given: dict[str, Any] = {"method": method, **layout, **settings}
-    reads = method in (*CALIBRATED, "smoothquant", "hadamard", "sweep")
+    reads = method in (*CALIBRATED, "smoothquant", "hadamard", "sweep", "autoround")
     if reads or str(settings.get("scheme")).endswith(("_STATIC", "NVFP4")):
         given = {"calib": str(text), "samples": 8, "seq_len": 24, **given}
     else:
