@@ -13,10 +13,11 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks import cases
+from benchmarks.intervals import Estimate, mean_per_token, ratio
 from benchmarks.scoring import BlockSums, score
 from benchmarks.workspace import ROOT, Workspace
 
@@ -41,7 +42,9 @@ def _masks() -> list[Variant]:
         rows += [
             Variant("magnitude", amount, {"kind": "magnitude"}),
             Variant("wanda", amount, {"kind": "wanda"}, "wanda"),
+            Variant("wanda, norms linear by linear", amount, {"kind": "wanda", "norms": "linear"}),
             Variant("ria", amount, {"kind": "ria"}),
+            Variant("ria, norms linear by linear", amount, {"kind": "ria", "norms": "linear"}),
             Variant("sparsegpt, the paper's", amount, {"kind": "sparsegpt", "refit_steps": 0, "correction": 0.0}),
             Variant("sparsegpt", amount, {"kind": "sparsegpt"}, "sparsegpt"),
         ]
@@ -97,6 +100,10 @@ def _peer(workspace: Workspace, model: str, variant: Variant, seed: int) -> Path
     return output
 
 
+def _kl(sums: BlockSums) -> Estimate:
+    return mean_per_token(sums.kl, sums.tokens)
+
+
 def _table(sums: dict[str, BlockSums], names: list[tuple[Variant, str, str | None]]) -> str:
     lines = [
         "| amount | method | perplexity | KL to base | llm-compressor's KL | ours / theirs |",
@@ -105,9 +112,14 @@ def _table(sums: dict[str, BlockSums], names: list[tuple[Variant, str, str | Non
     lines.append(f"| dense | | {sums['base'].perplexity:.3f} | 0 | | |")
     for variant, ours, peer in names:
         mine = sums[ours]
-        theirs = f"{sums[peer].mean_kl:.5f} | {mine.mean_kl / sums[peer].mean_kl:.3f}" if peer else " | "
-        lines.append(f"| {variant.amount} | {variant.name} | {mine.perplexity:.3f} | {mine.mean_kl:.5f} | {theirs} |")
+        theirs = f"{_kl(sums[peer]).text(4)} | {ratio(mine.kl, sums[peer].kl).text(3)}" if peer else " | "
+        lines.append(f"| {variant.amount} | {variant.name} | {mine.perplexity:.3f} | {_kl(mine).text(4)} | {theirs} |")
     return "\n".join(lines)
+
+
+def _row(sums: BlockSums) -> dict[str, float]:
+    kl = _kl(sums)
+    return {"kl": kl.value, "kl_low": kl.low, "kl_high": kl.high, "perplexity": sums.perplexity}
 
 
 def main() -> None:
@@ -136,8 +148,16 @@ def main() -> None:
     sums = score(workspace.model_dir(arguments.model), candidates, windows)
     print(_table(sums, names))
     if arguments.json is not None:
-        rows = {name: {"kl": each.mean_kl, "perplexity": each.perplexity} for name, each in sums.items()}
-        record = {"model": arguments.model, "seed": arguments.seed, "tokens": arguments.eval_tokens, "scores": rows}
+        rows = {name: _row(each) for name, each in sums.items()}
+        record: dict[str, object] = {
+            "model": arguments.model,
+            "seed": arguments.seed,
+            "tokens": arguments.eval_tokens,
+            "scores": rows,
+        }
+        record["ratios"] = {
+            ours: asdict(ratio(sums[ours].kl, sums[peer].kl)) for _, ours, peer in names if peer is not None
+        }
         arguments.json.write_text(json.dumps(record, indent=1) + "\n")
 
 

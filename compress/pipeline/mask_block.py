@@ -1,4 +1,8 @@
-"""Zeros in one block: one pass, pausing at each linear, so that each is judged behind pruned predecessors."""
+"""Zeros in one block: one pass, pausing at each linear, so that each is judged behind pruned predecessors.
+
+Methods that update nothing may ask for what the linears get before any of the block is pruned, as the papers' code and
+llm-compressor take it; then a second pass runs the pruned block.
+"""
 
 from __future__ import annotations
 
@@ -42,6 +46,7 @@ def through_block(
     by_name = {spec.name: spec for spec in specs}
     forward = StagedForward(entering.runs(skeleton, module), {name: live[name] for name in by_name}, workers.count)
     twin = twin_of(job, entering, specs, block, workers)
+    at_once = not isinstance(method, SparseGptConfig) and method.norms == "block"
     linears: list[PrunedLinear] = []
     pruner: _Pruner | None = None
     with closing(pairs(forward, twin, entering, specs)) as reached:
@@ -53,10 +58,16 @@ def through_block(
             sample, reference = pair.samples()
             pruned = pruner.pruned(weight)
             linear = finished(job, spec, weight, pruned, sample, reference, pruner.fallback, pruner.details)
-            put_dense(live[spec.name], linear.weight)
+            if not at_once:
+                put_dense(live[spec.name], linear.weight)
             linears.append(linear)
     linears += [_by_magnitude(job, spec, UNSEEN) for spec in by_name.values()]
-    return linears, entering.advanced(forward.outputs, [] if twin is None else twin.outputs)
+    leaving = forward.outputs
+    if at_once:
+        for linear in linears:
+            put_dense(live[linear.spec.name], linear.weight)
+        leaving = list(pool.map(lambda run: run(), entering.runs(skeleton, module)))
+    return linears, entering.advanced(leaving, [] if twin is None else twin.outputs)
 
 
 class _Pruner:

@@ -30,6 +30,14 @@ class MagnitudeConfig(_Config):
     calibrated: ClassVar[bool] = False
 
 
+Norms = Literal["block", "linear"]
+_NORMS = Field(
+    "block",
+    description="input norms of all linears of a block before any of it is pruned (block), or of each behind the "
+    "pruned ones before it (linear)",
+)
+
+
 class WandaConfig(_Config):
     """Weights times the norm of their inputs, compared within each output row; no weight is updated."""
 
@@ -37,6 +45,7 @@ class WandaConfig(_Config):
     scope: Literal["row", "matrix"] = Field(
         "row", description="among which weights scores are compared where there is no pattern"
     )
+    norms: Norms = _NORMS
 
     summary: ClassVar[str] = "smallest weight times input norm goes, row by row; no update of what stays"
     paper: ClassVar[str] = "arXiv:2306.11695"
@@ -48,6 +57,7 @@ class RiaConfig(_Config):
 
     kind: Literal["ria"] = "ria"
     exponent: float = Field(0.5, ge=0.0, le=2.0, description="power of the input norm")
+    norms: Norms = _NORMS
 
     summary: ClassVar[str] = "weights relative to their row and column, times input norm; no update of what stays"
     paper: ClassVar[str] = "arXiv:2310.06694"
