@@ -39,6 +39,7 @@ def _lines(plan: WidthPlan) -> list[str]:
             ("method", plan.method),
             ("neurons", f"{cut.neurons} of {cut.all_neurons} in every block"),
             ("query heads", f"{cut.heads * cut.kv_heads} of {cut.all_heads * cut.kv_heads} in every block"),
+            *((("channels of the stream", f"{cut.hidden} of {cut.all_hidden}"),) if cut.narrows else ()),
             ("parameters", f"{cut.all_parameters} -> {cut.parameters} (keep {cut.keep:.4f}, asked {plan.keep:g})"),
             *cost_facts(plan),
         )

@@ -220,6 +220,32 @@ class Skeleton:
         """The last block's output (batch, seq, hidden) -> logits (batch, seq, vocabulary) in float32, on the CPU."""
         return self.differentiable_head(hidden.cpu())
 
+    def outer_modules(self) -> dict[str, nn.Module]:
+        """Checkpoint module name -> live module outside the blocks with a weight in memory: norms, projections."""
+        prefix = self.family.blocks + "."
+        found = graph.weighted(self._model)
+        return {
+            self._names.disk(name): module
+            for name, module in found.items()
+            if not name.startswith(prefix) and not graph.weight_of(module).is_meta
+        }
+
+    @torch.no_grad()
+    def before_head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The last block's output (batch, seq, hidden) -> what the head reads, on the CPU. One thread at a time."""
+        read: list[torch.Tensor] = []
+
+        def reads(head: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+            read.append(given[0])
+            return (given[0][:, :0],)  # the product is not asked for
+
+        handle = self._model.get_output_embeddings().register_forward_pre_hook(reads)
+        try:
+            self.differentiable_head(hidden.cpu())
+        finally:
+            handle.remove()
+        return read[0]
+
     def differentiable_head(self, hidden: torch.Tensor) -> torch.Tensor:
         """As `head`, and gradients flow back to `hidden` where they are enabled. One thread at a time may call it."""
         blank = hidden.new_zeros(*hidden.shape[:2], self._embedding.embedding_dim)

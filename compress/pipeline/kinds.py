@@ -49,6 +49,10 @@ class Kind(Protocol[_W]):
         """What must be known of the whole model before the loop, as plain JSON data, which is journalled."""
         return None
 
+    def outer(self, work: _W, tensors: dict[str, Tensor], fate: Fate) -> tuple[dict[str, Tensor], Fate]:
+        """The tensors outside the blocks, from those that go over as they are, and their fate."""
+        return tensors, fate
+
     def through_block(self, work: _W, block: int, entering: Activations | None, workers: Workers) -> Written:
         """Takes one block through the stage's method; `entering` is None for data-free methods."""
 

@@ -158,11 +158,10 @@ def _blocks(job: Work, staging: Staging, workers: Workers, progress: Progress) -
     entries = staging.journal()
     done = sum(entry["key"] not in (OUTER, DECISION, REFINE) for entry in entries)
     total = job.skeleton.num_blocks
-    if not any(entry["key"] == OUTER for entry in entries):
-        tensors, fate = output.outer_tensors(job)
-        _commit(job, staging, OUTER, tensors, fate)
     kind = KINDS[type(job)]
     _decide(job, kind, staging, workers, progress)
+    if not any(entry["key"] == OUTER for entry in entries):
+        _commit(job, staging, OUTER, *kind.outer(job, *output.outer_tensors(job)))
     activations = _activations(job, staging, done)
     progress.begin(kind.doing(job), total)
     for block in range(done):

@@ -1,4 +1,6 @@
-"""One block cut in width: heads at o_proj, neurons at down_proj, each repaired for what it has lost.
+"""One block cut in width: heads at o_proj, neurons at down_proj, channels wherever the stream is read.
+
+Each linear that lost inputs is repaired for it.
 
 The live block keeps its width, with zero columns where inputs went: it computes what the narrow one will, so one pass
 serves choosing, repairing and going on. What stays is chosen by what the original model feeds the linear, so that a
@@ -7,26 +9,35 @@ cut is the same with and without repair.
 
 from __future__ import annotations
 
+import math
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
-from torch import Tensor
+from pydantic import JsonValue
+from torch import Tensor, nn
 
 from compress.artifact.layers import LayerRecord
 from compress.calibration.staged import StagedForward
 from compress.calibration.statistics import LinearStats, collect
 from compress.errors import WorkError
 from compress.models.skeleton import LinearSpec
+from compress.pipeline import width_channels
 from compress.pipeline.block import Workers
 from compress.pipeline.inputs import Activations
 from compress.pipeline.linears import errors, put_dense
 from compress.pipeline.source import read_finite, read_weight
-from compress.pipeline.twin import pairs, twin_of
+from compress.pipeline.twin import Pair, pairs, twin_of
 from compress.pipeline.width_job import FED_BY_HEADS, FED_BY_NEURONS, HEADS, NEURONS, WidthJob
-from compress.pruning import width
+from compress.pruning import sparsegpt, width
+from compress.pruning.masks import zero_mask
 from compress.quantization.gptq import Preconditioner
 from compress.quantization.hessian import cholesky, damped
+
+CONSUMERS = (FED_BY_HEADS, FED_BY_NEURONS)
+"""Linears whose inputs are heads and neurons, and whose outputs are the stream."""
+REFIT_STEPS = 100
 
 
 @dataclass
@@ -41,41 +52,87 @@ class NarrowBlock:
 
 def through_block(job: WidthJob, block: int, entering: Activations, workers: Workers) -> NarrowBlock:
     """Cuts one block; `entering` must hold the original model's activations too."""
-    skeleton, result = job.skeleton, NarrowBlock()
+    skeleton, result, channels = job.skeleton, NarrowBlock(), job.channels
     module = skeleton.materialise(block)
     live = skeleton.modules(block, module)
     specs = {spec.name: spec for spec in skeleton.linears(block)}
-    consumers = [spec for spec in specs.values() if spec.name.endswith((FED_BY_HEADS, FED_BY_NEURONS))]
-    forward = StagedForward(entering.runs(skeleton, module), {s.name: live[s.name] for s in consumers}, workers.count)
-    twin = twin_of(job, entering, consumers, block, workers)
+    watched = [spec for spec in specs.values() if channels is not None or spec.name.endswith(CONSUMERS)]
+    if channels is not None:
+        result.tensors |= width_channels.narrow_norms(job, skeleton.block_tensors(block), live)
+    forward = StagedForward(entering.runs(skeleton, module), {s.name: live[s.name] for s in watched}, workers.count)
+    twin = twin_of(job, entering, watched, block, workers)
     assert twin is not None
-    with closing(pairs(forward, twin, entering, consumers)) as reached:
+    found: dict[str, tuple[float | None, float | None]] = {}
+    shared: _Shared | None = None
+    with closing(pairs(forward, twin, entering, watched)) as reached:
         for pair in reached:
-            stage, spec = pair.stage, specs[pair.stage.name]
-            wanted = collect(list(pair.originals.values()), {}, workers.pool)
-            weight = read_weight(job.checkpoint, spec)
-            kept = _chosen(job, spec, weight, wanted)
-            narrow = _narrowed(job, spec, weight, kept, stage.inputs, pair.originals, workers)
-            narrow = narrow.to(job.checkpoint.index[spec.weight].dtype)
+            spec = specs[pair.stage.name]
+            if shared is None or not pair.stage.same_input:
+                shared = _Shared(job, spec, pair, workers)
+            kept, weight = shared.kept, read_weight(job.checkpoint, spec)
+            rows = _written(job, spec)
+            narrow = shared.narrowed(weight)[rows].to(job.checkpoint.index[spec.weight].dtype)
             whole = torch.zeros_like(weight)
-            whole[:, kept] = narrow.float()
+            whole[rows[:, None], kept] = narrow.float()
             put_dense(live[spec.name], whole)
+            _keep_bias(job, result, spec, rows, live[spec.name])
             sample, reference = pair.samples()
-            lost = spec.out_features * (spec.in_features - len(kept))
-            found = errors(weight, whole, sample, reference)
-            result.layers.append(_report(job, spec, (spec.out_features, len(kept)), lost, *found))
+            found[spec.name] = errors(weight[rows], whole[rows], sample, reference)
             if job.method.repair:
                 result.repaired.add(spec.weight)
-            elif len(kept) == spec.in_features:
+            elif narrow.shape == weight.shape:
                 continue  # nothing to do here: as it was
             result.tensors[spec.weight] = narrow
-            if len(kept) == spec.in_features:
+            if len(kept) == spec.in_features or not spec.name.endswith(CONSUMERS):
                 continue
             feeding = NEURONS if spec.name.endswith(FED_BY_NEURONS) else (HEADS,)
             for producer in (each for each in specs.values() if each.name.endswith(feeding)):
                 _keep_rows(job, result, producer, kept)
+    changed = [spec for spec in specs.values() if spec.name in found or spec.weight in result.tensors]
+    result.layers += [_report(job, spec, result, *found.get(spec.name, (None, None))) for spec in changed]
     result.activations = entering.advanced(forward.outputs, twin.outputs)
     return result
+
+
+class _Shared:
+    """What stays of one input, and the repair of the linears that read it. kept: (kept,) int64 sorted."""
+
+    def __init__(self, job: WidthJob, spec: LinearSpec, pair: Pair, workers: Workers) -> None:
+        self._job, self._spec, self._pool = job, spec, workers.pool
+        self._preconditioner: Preconditioner | None = None
+        self.kept = self._chosen(pair)
+        if not job.method.repair:
+            return
+        stats = collect(pair.stage.inputs, pair.originals, workers.pool)
+        self._preconditioner = Preconditioner(stats, job.method, workers.pool)
+        if self._preconditioner.factored is None:
+            raise _unusable(spec)
+
+    def _chosen(self, pair: Pair) -> Tensor:
+        job, spec = self._job, self._spec
+        if not spec.name.endswith(CONSUMERS):
+            assert job.channels is not None
+            return job.channels
+        wanted = collect(list(pair.originals.values()), {}, self._pool)
+        weight = read_weight(job.checkpoint, spec)[_written(job, spec)]
+        return _chosen(job, spec, weight, wanted)
+
+    def narrowed(self, weight: Tensor) -> Tensor:
+        """The weight (out, kept) float32, from (out, in)."""
+        shared = self._preconditioner
+        if shared is None:
+            return weight[:, self.kept].contiguous()
+        wanted = weight
+        if shared.correction is not None:
+            shared.correction.expand(self._pool)
+            wanted = shared.correction.corrected(weight)
+        found = width.repaired(wanted, shared.hessian, self.kept)
+        zeros = zero_mask(weight)
+        if zeros is None:
+            return found
+        # Zeros of an earlier pruning stay: the least-squares values of the others make up for them.
+        start = weight[:, self.kept]
+        return sparsegpt.refit(found, start, shared.hessian[self.kept][:, self.kept], REFIT_STEPS, self._pool)
 
 
 def _chosen(job: WidthJob, spec: LinearSpec, weight: Tensor, wanted: LinearStats) -> Tensor:
@@ -90,27 +147,6 @@ def _chosen(job: WidthJob, spec: LinearSpec, weight: Tensor, wanted: LinearStats
     return (heads.unsqueeze(1) * cut.head_dim + torch.arange(cut.head_dim)).reshape(-1)
 
 
-def _narrowed(
-    job: WidthJob,
-    spec: LinearSpec,
-    weight: Tensor,
-    kept: Tensor,
-    inputs: list[Tensor],
-    originals: dict[int, Tensor],
-    workers: Workers,
-) -> Tensor:
-    """The weight (out, kept) float32."""
-    if not job.method.repair:
-        return weight[:, kept].contiguous()
-    shared = Preconditioner(collect(inputs, originals, workers.pool), job.method, workers.pool)
-    if shared.factored is None:
-        raise _unusable(spec)
-    if shared.correction is not None:
-        shared.correction.expand(workers.pool)
-        weight = shared.correction.corrected(weight)
-    return width.repaired(weight, shared.hessian, kept)
-
-
 def _unusable(spec: LinearSpec) -> WorkError:
     return WorkError(
         f"no damping makes the second moments of {spec.name}'s inputs positive definite",
@@ -118,31 +154,57 @@ def _unusable(spec: LinearSpec) -> WorkError:
     )
 
 
+def _written(job: WidthJob, spec: LinearSpec) -> Tensor:
+    """The outputs that stay, as far as they are channels of the stream: (rows,) int64 sorted."""
+    if job.channels is not None and spec.name.endswith(CONSUMERS):
+        return job.channels
+    return torch.arange(spec.out_features)
+
+
+def _keep_bias(job: WidthJob, result: NarrowBlock, spec: LinearSpec, rows: Tensor, live: nn.Module) -> None:
+    """The entries of a bias for the rows that stay; the live one gets zeros for the others."""
+    name = f"{spec.name}.bias"
+    if name not in job.checkpoint.index or len(rows) == spec.out_features:
+        return
+    stored = read_finite(job.checkpoint, name)
+    result.tensors[name] = stored[rows].contiguous()
+    parameter = cast(nn.Parameter, live.bias)
+    whole = torch.zeros_like(parameter.data)
+    whole[rows] = stored[rows].to(parameter.dtype)
+    parameter.data = whole
+
+
 def _keep_rows(job: WidthJob, result: NarrowBlock, spec: LinearSpec, kept: Tensor) -> None:
     """The rows of a linear, and of its bias, that feed what stays."""
     for name in (spec.weight, f"{spec.name}.bias"):
         if name in job.checkpoint.index:
-            result.tensors[name] = read_finite(job.checkpoint, name)[kept].contiguous()
-    lost = (spec.out_features - len(kept)) * (spec.in_features + (f"{spec.name}.bias" in job.checkpoint.index))
-    result.layers.append(_report(job, spec, (len(kept), spec.in_features), lost))
+            now = result.tensors.get(name)
+            result.tensors[name] = (read_finite(job.checkpoint, name) if now is None else now)[kept].contiguous()
 
 
 def _report(
-    job: WidthJob,
-    spec: LinearSpec,
-    shape: tuple[int, int],
-    removed: int,
-    output_error: float | None = None,
-    sqnr: float | None = None,
+    job: WidthJob, spec: LinearSpec, result: NarrowBlock, output_error: float | None, sqnr: float | None
 ) -> LayerRecord:
-    """shape: (out, in) as it is now. removed: parameters that went, the bias's counted."""
+    """The shape (out, in) as it is now and was, and how many parameters went, the bias's counted."""
+    index, names = job.checkpoint.index, (spec.weight, f"{spec.name}.bias")
+    lost = sum(math.prod(index[name].shape) - result.tensors[name].numel() for name in names if name in result.tensors)
+    now = result.tensors.get(spec.weight)
+    shape: list[JsonValue] = [spec.out_features, spec.in_features]
+    details: dict[str, JsonValue] = {
+        "shape": shape if now is None else list(now.shape),
+        "source_shape": shape,
+        "removed": lost,
+    }
+    if now is not None and zero_mask(read_finite(job.checkpoint, spec.weight)) is not None:
+        zeros = int((now == 0).sum())
+        details |= {"sparsity": zeros / now.numel(), "zeros": zeros, "weights": now.numel()}
     return LayerRecord(
         name=spec.name,
         block=spec.block,
         method=job.method_name,
         scheme=job.label,
-        bits_per_weight=8.0 * job.checkpoint.index[spec.weight].dtype.itemsize,
+        bits_per_weight=8.0 * index[spec.weight].dtype.itemsize,
         output_error=output_error,
         weight_sqnr_db=sqnr,
-        details={"shape": list(shape), "source_shape": [spec.out_features, spec.in_features], "removed": removed},
+        details=details,
     )

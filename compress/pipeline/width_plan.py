@@ -10,7 +10,8 @@ from compress.models.skeleton import LinearSpec
 from compress.pipeline.duration import on_all_threads, product_rate
 from compress.pipeline.inputs import compared_tokens
 from compress.pipeline.memory import largest_block, largest_linear, streaming, widest_input
-from compress.pipeline.width_job import FED_BY_HEADS, FED_BY_NEURONS, HEADS, NEURONS, WidthCut, WidthJob
+from compress.pipeline.width_job import FED_BY_HEADS, FED_BY_NEURONS, WidthJob
+from compress.pipeline.width_shape import WidthCut
 from compress.pipeline.work import Problem
 from compress.pruning.width import ROUNDS
 
@@ -71,23 +72,16 @@ def width_plan(job: WidthJob, output: Path, problems: Sequence[Problem]) -> Widt
 
 
 def _planned(job: WidthJob, spec: LinearSpec) -> NarrowShape:
-    kept_in, kept_out, cut = spec.in_features, spec.out_features, job.cut
-    queries = cut.heads * cut.kv_heads * cut.head_dim
-    if spec.name.endswith(FED_BY_NEURONS):
-        kept_in = cut.neurons
-    elif spec.name.endswith(NEURONS):
-        kept_out = cut.neurons
-    elif spec.name.endswith(FED_BY_HEADS):
-        kept_in = queries
-    elif spec.name.endswith(HEADS):
-        kept_out = queries
+    kept_out, kept_in = job.cut.shape(spec.weight, (spec.out_features, spec.in_features))
     return NarrowShape(spec.name, spec.block, spec.in_features, spec.out_features, kept_in, kept_out)
 
 
 def _peak_memory(job: WidthJob) -> int:
     """An upper estimate: two of the largest block, activations between blocks, one linear with its statistics."""
     blocks = 2 * largest_block(job) * job.skeleton.dtype.itemsize
-    return largest_linear(job) * 4 * 6 + streaming(job) + blocks + widest_input(job) ** 2 * 4 * 8
+    places = 2 * job.skeleton.num_blocks + 1 if job.cut.narrows else 0  # norms, with two matrices each
+    choosing = job.cut.all_hidden**2 * 4 * (2 * places + 6 * bool(places))
+    return largest_linear(job) * 4 * 6 + streaming(job) + blocks + max(widest_input(job) ** 2 * 4 * 8, choosing)
 
 
 def _operations(job: WidthJob) -> float:
@@ -100,4 +94,10 @@ def _operations(job: WidthJob) -> float:
     consumers = [spec for spec in specs if spec.name.endswith((FED_BY_HEADS, FED_BY_NEURONS))]
     squares = sum(float(spec.in_features) ** 2 for spec in consumers)
     cubes = sum(float(spec.in_features) ** 2 * (2 * spec.in_features + spec.out_features) for spec in consumers)
-    return (tokens + compared) * forward + (tokens + 3 * compared) * squares + 2 * (ROUNDS + 3) * cubes
+    choosing = 0.0
+    if job.cut.narrows:
+        places, hidden = 2 * job.skeleton.num_blocks + 1, float(job.cut.all_hidden)
+        choosing = tokens * (forward + places * hidden**2) + places * (ROUNDS + 2) * 3 * hidden**3
+        squares += places * hidden**2
+        cubes += sum(hidden**2 * (2 * hidden + spec.out_features) for spec in specs if spec.in_features == hidden)
+    return choosing + (tokens + compared) * forward + (tokens + 3 * compared) * squares + 2 * (ROUNDS + 3) * cubes

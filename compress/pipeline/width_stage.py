@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from compress.pipeline import output, width_block
+from torch import Tensor
+
+from compress.models.checkpoint import Checkpoint
+from compress.pipeline import output, width_block, width_channels
 from compress.pipeline.block import Workers
 from compress.pipeline.cut_stage import CutKind
 from compress.pipeline.inputs import Activations
 from compress.pipeline.kinds import Fate, Written
 from compress.pipeline.source import read_finite
 from compress.pipeline.width_job import WidthJob, config_of
+from compress.progress import Progress
 
 
 class WidthKind(CutKind[WidthJob]):
@@ -19,14 +24,54 @@ class WidthKind(CutKind[WidthJob]):
     def doing(self, job: WidthJob) -> str:
         return f"cutting blocks ({job.cut.neurons} of {job.cut.all_neurons} neurons)"
 
+    def decide(self, job: WidthJob, workers: Workers, progress: Progress) -> dict[str, Any] | None:
+        return width_channels.decide(job, workers, progress)
+
+    def outer(self, job: WidthJob, tensors: dict[str, Tensor], fate: Fate) -> tuple[dict[str, Tensor], Fate]:
+        channels = job.channels
+        if channels is None:
+            return tensors, fate
+        last, _ = width_channels.final_norm(job)  # it is mended behind the last block
+        narrow = {name: tensor[:, channels].contiguous() for name, tensor in tensors.items() if name != last}
+        return narrow, {name: ("pruned", into) if name in narrow else (action, into)
+                        for name, (action, into) in fate.items() if name != last}  # fmt: skip
+
     def through_block(self, job: WidthJob, block: int, entering: Activations | None, workers: Workers) -> Written:
         assert entering is not None
-        list(workers.pool.map(lambda name: read_finite(job.checkpoint, name), job.skeleton.block_tensors(block)))
+        names = job.skeleton.block_tensors(block)
+        list(workers.pool.map(lambda name: read_finite(job.checkpoint, name), names))
+        if block == 0:
+            entering = width_channels.masked(job, entering)
         narrow = width_block.through_block(job, block, entering, workers)
+        if job.cut.narrows and block == job.skeleton.num_blocks - 1:
+            assert narrow.activations is not None
+            last, _ = width_channels.final_norm(job)
+            narrow.tensors[last] = width_channels.mended_final_norm(job, narrow.activations)
+            narrow.repaired |= {last} if job.method.repair else set()
+        if job.cut.narrows:
+            narrow.layers += width_channels.report(job, block, _no_linears(job, block))
         fate: Fate = {name: ("repaired" if name in narrow.repaired else "pruned", [name]) for name in narrow.tensors}
-        rest = [name for name in job.skeleton.block_tensors(block) if name not in fate]
+        rest = [name for name in names if name not in fate]
         tensors, fate = output.keep(job, rest, narrow.tensors, fate)
         return Written(tensors, fate, layers=narrow.layers, activations=narrow.activations)
 
     def config(self, job: WidthJob) -> dict[str, Any]:
         return config_of(job)
+
+    def check(self, job: WidthJob, directory: Path, leaving: Activations | None) -> None:
+        """Refuses a directory that transformers does not load as the model that was cut. Raises WorkError."""
+        assert leaving is not None
+        if job.cut.narrows:
+            name, module = width_channels.final_norm(job)
+            width_channels.put_norm(job, module, Checkpoint.open(directory).read(name))
+        super().check(job, directory, leaving)
+
+
+def _no_linears(job: WidthJob, block: int) -> list[str]:
+    """The tensors that lose channels, linears of blocks apart: of this block, and with the first those around it."""
+    skeleton = job.skeleton
+    names = skeleton.block_tensors(block) + (skeleton.outer_tensors() if block == 0 else [])
+    linears = {name for spec in skeleton.linears(block) for name in (spec.weight, f"{spec.name}.bias")}
+    left = linears | skeleton.stored_copies()
+    index = job.checkpoint.index
+    return [n for n in names if n not in left and job.cut.shape(n, tuple(index[n].shape)) != tuple(index[n].shape)]

@@ -31,7 +31,7 @@ class MagnitudeConfig(_Config):
 
 
 Norms = Literal["block", "linear"]
-_NORMS = Field(
+_NORMS: Norms = Field(
     "block",
     description="input norms of all linears of a block before any of it is pruned (block), or of each behind the "
     "pruned ones before it (linear)",
@@ -92,7 +92,10 @@ class WidthConfig(_Config):
     heads: float = Field(
         1.0, gt=0.0, le=1.0, description="share of the query heads of every KV group that stays; neurons give the rest"
     )
-    multiple: int = Field(8, ge=1, le=1024, description="the neurons that stay are a multiple of it")
+    hidden: float = Field(
+        1.0, gt=0.0, le=1.0, description="share of the channels of the stream between the blocks that stays"
+    )
+    multiple: int = Field(8, ge=1, le=1024, description="the neurons and channels that stay are a multiple of it")
     damp_frac: float = Field(0.01, ge=0.0, lt=1.0, description="ridge as a share of the mean Hessian diagonal")
     correction: float = Field(
         1.0, ge=0.0, le=1.0, description="share of the error of earlier layers that a repair is asked to undo"

@@ -12,6 +12,8 @@ groups are removed, in rounds, H^-1 being taken over what is left.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -37,6 +39,22 @@ def survivors(weight: Tensor, hessian: Tensor, sections: int, size: int, keep: i
             order = torch.argsort(costs[inside], stable=True)
             alive[left[inside[order[:surplus]]]] = False
     return alive.nonzero().squeeze(1)
+
+
+def common_survivors(places: Sequence[tuple[Tensor, Tensor]], keep: int) -> Tensor:
+    """Which inputs stay that several linears share, `keep` of them: (keep,) int64 sorted.
+
+    places: the weight (out, in) of each linear and the second moments (in, in) of its inputs, damped, both float32.
+    What a removal costs each is counted as a share of the mean square of its outputs.
+    """
+    alive = torch.arange(places[0][1].shape[0])
+    outputs = [float((weight @ hessian * weight).sum()) for weight, hessian in places]
+    for goal in _schedule(len(alive), keep):
+        members = alive.unsqueeze(1)
+        costs = [_costs(*place, members) / output for place, output in zip(places, outputs, strict=True)]
+        order = torch.argsort(torch.stack(costs).sum(0), descending=True, stable=True)
+        alive = alive[order[:goal]].sort().values
+    return alive
 
 
 def _schedule(start: int, end: int) -> list[int]:

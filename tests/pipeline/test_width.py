@@ -13,9 +13,10 @@ from compress import pipeline
 from compress.artifact.verify import verify
 from compress.errors import UserError, WorkError
 from compress.pipeline import WidthPlan, width_stage
-from compress.pipeline.width_job import FAMILIES
+from compress.pipeline.width_job import FAMILIES, WITH_CHANNELS
 from compress.progress import NullProgress
 from compress.recipe import Recipe, parse_recipe
+from compress.recipe_prune import PruneSettings, build_prune_recipe
 from tests.pipeline import harness
 from tests.tiny_models import FAMILIES as EVERY_FAMILY
 from tests.tiny_models import tiny_tokens
@@ -93,17 +94,70 @@ def test_rows_that_stay_are_the_source_s_and_only_consumers_are_repaired(
     assert all(after < before for before, after in zip(*errors, strict=True))
 
 
+@pytest.mark.parametrize("family", WITH_CHANNELS)
+def test_a_narrower_stream_is_what_transformers_loads_and_repair_brings_it_nearer(
+    family: str, tiny: Callable[..., Path], text: Path, tmp_path: Path
+) -> None:
+    source, tokens = tiny(family), tiny_tokens(2, 20)
+    before, found = harness.tensors(source), {}
+    for repair in (False, True):
+        wanted = recipe(text, 0.7, samples=32, hidden=0.8, heads=0.6, repair=repair)
+        artifact = pipeline.run(wanted, model=source, output=tmp_path / str(repair)).artifact
+        after, config = harness.tensors(artifact.path), artifact.config
+        assert (config["hidden_size"], config["num_attention_heads"], config["head_dim"]) == (72, 4, 16)
+        assert before.keys() == after.keys()
+        counted = sum(tensor.numel() for tensor in after.values())
+        lost = sum(layer["details"]["removed"] for layer in artifact.layers())
+        assert artifact.manifest.sizes.parameters == counted == sum(t.numel() for t in before.values()) - lost
+        plan = pipeline.plan(wanted, model=source)
+        assert isinstance(plan, WidthPlan)
+        assert plan.cut.parameters == counted <= 0.7 * plan.cut.all_parameters
+        embedding = before["model.embed_tokens.weight"]
+        assert all(bool((column[:, None] == embedding).all(0).any()) for column in after["model.embed_tokens.weight"].T)
+        assert verify(artifact.path).ok
+        found[repair] = harness.distance(
+            harness.loaded_logits(artifact.path, tokens), harness.source_logits(source, tokens)
+        )
+    assert 0.01 < found[True] < 0.95 * found[False]
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in WITH_CHANNELS])
+def test_streams_that_cannot_lose_channels_are_named(family: str, tiny: Callable[..., Path], text: Path) -> None:
+    with pytest.raises(UserError, match=f"the stream of {family} models cannot lose channels"):
+        pipeline.plan(recipe(text, hidden=0.5), model=tiny(family))
+
+
+def test_zeros_of_an_earlier_pruning_stay(tiny: Callable[..., Path], text: Path, tmp_path: Path) -> None:
+    first = build_prune_recipe(PruneSettings(method="magnitude", pattern="2:4"))[0]
+    sparse = pipeline.run(first, model=tiny("llama"), output=tmp_path / "sparse").artifact
+    dense = {name: count_zeros(tensor) for name, tensor in harness.tensors(sparse.path).items()}
+    narrow = pipeline.run(recipe(text), model=sparse.path, output=tmp_path / "narrow").artifact
+    for name, tensor in harness.tensors(narrow.path).items():
+        if name.endswith(("down_proj.weight", "o_proj.weight")):
+            share = count_zeros(tensor) / tensor.numel()
+            assert share == pytest.approx(0.5, abs=0.1)
+            assert dense[name] > 0
+            record = next(layer for layer in narrow.layers() if f"{layer['name']}.weight" == name)
+            assert record["details"]["zeros"] == count_zeros(tensor)
+
+
+def count_zeros(tensor: torch.Tensor) -> int:
+    return int((tensor == 0).sum())
+
+
 class _StopsAfterOneBlock(NullProgress):
     def advance(self, note: str = "") -> None:
-        raise WorkError("stopped", "run it again")
+        if note == "block 0":
+            raise WorkError("stopped", "run it again")
 
 
+@pytest.mark.parametrize("hidden", [1.0, 0.75])
 def test_killed_runs_resume_to_the_same_bytes_and_threads_change_none(
-    tiny: Callable[..., Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hidden: float, tiny: Callable[..., Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("compress.pipeline.inputs.CHUNK_TOKENS", 64)
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
-    source, wanted = tiny("llama"), recipe(text, samples=12)
+    source, wanted = tiny("llama"), recipe(text, samples=12, hidden=hidden)
     whole = pipeline.run(wanted, model=source, output=tmp_path / "whole").artifact
     with pytest.raises(WorkError, match="stopped"):
         pipeline.run(wanted, model=source, output=tmp_path / "out", progress=_StopsAfterOneBlock())
