@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Discriminator, Field, StrictInt, StrictStr, Tag, ValidationError
+from pydantic import Discriminator, Field, StrictInt, StrictStr, Tag, ValidationError, model_validator
 
 from compress.calibration.mix import parse_mix, spell
 from compress.errors import UserError
+from compress.recipe_checks import Placed, as_written, put_back, taken_out
 from compress.recipe_problems import describe
 from compress.recipe_sections import Section
 from compress.recipe_stages import DistillStage, PruneStage, QuantizeStage
@@ -31,7 +32,10 @@ def _kind_of(stage: object) -> str:
 
 
 class Recipe(Section):
-    """A whole run: the source model (may be left to the caller), the seed, and the stages in order."""
+    """A whole run: the source model (may be left to the caller), the seed, and the stages in order.
+
+    checks: the scores and gates that stood among the stages; they decide whether a run goes on, not what it makes.
+    """
 
     version: Literal[1] = 1
     model: StrictStr | None = None
@@ -44,6 +48,19 @@ class Recipe(Section):
             Discriminator(_kind_of),
         ]
     ] = Field(min_length=1)
+    checks: list[Placed] = Field(default_factory=list)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _checks_apart(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or not isinstance(data.get("stages"), list):
+            return data
+        if "checks" in data:
+            raise ValueError("`checks` is no key of a recipe: write `kind: gate` and `kind: eval` among the stages")
+        stages, checks = taken_out(data["stages"])
+        if checks and checks[0]["after"] == 0 and stages:
+            raise ValueError("stages.0 checks an artifact, and no stage before it makes one: put a stage first")
+        return {**data, "stages": stages, "checks": checks} if checks else data
 
     def canonical(self) -> str:
         """`placeless` as JSON with sorted keys and no spaces."""
@@ -55,7 +72,7 @@ class Recipe(Section):
         Of a distillation by minutes, the steps that they were measured to be are left out: the same command, run again
         on a machine that is busy, is still the same work.
         """
-        data = self.model_dump(mode="json", exclude={"model"})
+        data = self.model_dump(mode="json", exclude={"model", "checks"})
         for stage in data["stages"]:
             if not stage.get("overrides", True):  # a recipe of one scheme has the hash that it always had
                 del stage["overrides"]
@@ -80,7 +97,7 @@ class Recipe(Section):
 
     def to_yaml(self) -> str:
         """The resolved recipe as YAML, in the order of the definitions above; `load_recipe` reads it back equal."""
-        data = self.model_dump(mode="json")
+        data = self.model_dump(mode="json", exclude={"checks"})
         for stage in data["stages"]:
             for key in (
                 "sparsity",
@@ -102,6 +119,7 @@ class Recipe(Section):
                 del stage["calibration"]["answers"]
         if data["model"] is None:
             del data["model"]
+        data["stages"] = put_back(data["stages"], self.checks)
         return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=1000)
 
 
@@ -114,7 +132,8 @@ def parse_recipe(data: Mapping[str, Any], name: str = "the recipe", root: str = 
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        problems = [problem.removeprefix(root) for problem in describe(error, Recipe)]
+        found = [as_written(problem, data.get("stages")) for problem in describe(error, Recipe)]
+        problems = [problem.removeprefix(root) for problem in found]
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise UserError(f"{name} has {count}: " + "; ".join(problems), hint) from None
 

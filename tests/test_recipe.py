@@ -260,10 +260,8 @@ def test_shipped_recipes_parse_explain_themselves_and_are_named_for_what_they_do
     assert sum(line.lstrip().startswith("#") for line in path.read_text().splitlines()) >= 4
     assert recipe.model is None
     if len(recipe.stages) > 1:
-        kinds, methods = (
-            ("-".join(part)) for part in zip(*[(s.kind, s.method.kind) for s in recipe.stages], strict=True)
-        )
-        assert path.stem in (kinds, methods)
+        kinds = "-".join(stage["kind"] for stage in yaml.safe_load(recipe.to_yaml())["stages"])
+        assert path.stem in (kinds, "-".join(stage.method.kind for stage in recipe.stages))
         return
     if isinstance(stage, DistillStage):
         scheme = recipe_summary(recipe.placeless()).scheme if stage.calibration.answers is None else "answers"

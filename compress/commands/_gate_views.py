@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from compress.commands._command import Outcome
 from compress.commands._output import View, number
 
 if TYPE_CHECKING:
@@ -11,12 +12,24 @@ if TYPE_CHECKING:
     from compress.evaluation.gating.plan import GatePlan, PlanRow
     from compress.evaluation.verdict import GateResult, Verdict
 
+OUTCOMES = {"PASS": Outcome.OK, "FAIL": Outcome.GATE_FAILED, "INCONCLUSIVE": Outcome.INCONCLUSIVE}
 SIZES = (100, 200, 500, 1000, 2000, 5000, 10000)
 DECIDABLE = {True: "yes", False: "NO", None: "depends"}
 
 
 def show_verdict(verdict: Verdict, view: View) -> None:
     """The table of gates on stderr; the reasons and the verdict, or the JSON document, on stdout."""
+    verdict_table(verdict, view)
+    if verdict.noise is not None or verdict.against_itself:
+        view.note(f"noise floor: {verdict.noise_floor()}")
+    reasons = [_reason(r) for r in verdict.gates if r.verdict != "PASS"]
+    view.result(verdict.model_dump(mode="json"), [*reasons, verdict.verdict])
+    for warning in verdict.warnings:
+        view.warn(warning)
+
+
+def verdict_table(verdict: Verdict, view: View) -> None:
+    """A row for every gate: what was measured, between which bounds, against which limit."""
     several = len(verdict.baselines) > 1
     rows = [
         (
@@ -34,12 +47,6 @@ def show_verdict(verdict: Verdict, view: View) -> None:
     title += f", profile {verdict.profile}" if verdict.profile else ""
     title += f", look {verdict.look} of {verdict.looks}" if verdict.looks > 1 else ""
     view.table(title, ("GATE", "ROLE", ">ESTIMATE", "BOUNDS", "LIMIT", "VERDICT"), rows)
-    if verdict.noise is not None or verdict.against_itself:
-        view.note(f"noise floor: {verdict.noise_floor()}")
-    reasons = [_reason(r) for r in verdict.gates if r.verdict != "PASS"]
-    view.result(verdict.model_dump(mode="json"), [*reasons, verdict.verdict])
-    for warning in verdict.warnings:
-        view.warn(warning)
 
 
 def show_plan(plan: GatePlan, view: View) -> None:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from compress.artifact.scores import scored_against, task_scores
 from compress.commands import _environment
+from compress.commands._command import Outcome
 from compress.commands._distill_options import Distill
+from compress.commands._gate_views import OUTCOMES, verdict_table
 from compress.commands._output import View, duration, number, relative, size
 from compress.commands._prune_options import Prune
 from compress.commands._quantize_options import Quantize
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
     from compress.workflows.quantize import QuantizeResult
 
 
-def make(recipe: Recipe, options: Quantize | Prune | Distill | RunRecipe, view: View) -> None:
-    """Runs the recipe and shows the result; the path of the artifact goes to stdout."""
+def make(recipe: Recipe, options: Quantize | Prune | Distill | RunRecipe, view: View) -> Outcome:
+    """Runs the recipe and shows the result; the path of the artifact goes to stdout. Returns what its gates said."""
     _environment.prepare(options.threads)
     _environment.import_models()
     from compress.workflows.quantize import quantize
@@ -35,6 +37,22 @@ def make(recipe: Recipe, options: Quantize | Prune | Distill | RunRecipe, view: 
         progress=view.progress(),
     )
     show_made(result, view)
+    return _gates_said(result, recipe, view)
+
+
+def _gates_said(result: QuantizeResult, recipe: Recipe, view: View) -> Outcome:
+    """The table of every gate, and which stage the run ended behind."""
+    for verdict in result.verdicts:
+        verdict_table(verdict, view)
+    if result.stopped is None:
+        return Outcome.OK
+    verdict, stage = result.verdicts[-1], recipe.stages[result.stopped - 1]
+    view.warn(
+        f"gate {verdict.policy}: {verdict.verdict}; the run ended behind stage {result.stopped} of "
+        f"{len(recipe.stages)} ({stage.kind} {stage.method.kind}), whose artifact stays: "
+        f"{relative(result.artifact.path)}"
+    )
+    return OUTCOMES[verdict.verdict]
 
 
 def show_made(result: QuantizeResult, view: View, more: Mapping[str, Any] | None = None) -> None:
@@ -111,6 +129,8 @@ def _document(result: QuantizeResult) -> dict[str, Any]:
         "summary": evaluation["texts"][0]["summary"] if evaluation and evaluation["texts"] else None,
         "tasks": task_scores(evaluation),
         "not_scored": result.not_scored,
+        "gates": [verdict.model_dump(mode="json") for verdict in result.verdicts],
+        "stopped_behind_stage": result.stopped,
         **pruned,
         **narrowed,
         **({"training": learned} if (learned := result.artifact.training()) is not None else {}),

@@ -12,7 +12,7 @@ import typer
 from compress.commands import _environment
 from compress.commands._command import Outcome, command
 from compress.commands._files import check_writable, write
-from compress.commands._gate_views import show_noise, show_plan, show_verdict
+from compress.commands._gate_views import OUTCOMES, show_noise, show_plan, show_verdict
 from compress.commands._options import DTYPE_HELP, GENERAL, MEASURE, OUTPUT, Machine
 from compress.commands._output import View, relative
 from compress.errors import UserError
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from compress.evaluation.gate import Decision
     from compress.evaluation.gating.check import Checked
 
-OUTCOMES = {"PASS": Outcome.OK, "FAIL": Outcome.GATE_FAILED, "INCONCLUSIVE": Outcome.INCONCLUSIVE}
 WRITTEN = ("output", "junit", "markdown")
 INSTEAD = "Instead of gating, or before it"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from compress.commands import _budget, _cut_plan, _distill_plan, _environment, _prune_plan, _width_plan
+from compress.commands import _budget, _cut_plan, _distill_plan, _environment, _prune_plan, _stages_plan, _width_plan
 from compress.commands._command import command
 from compress.commands._distill_options import Distill
 from compress.commands._options import Run
@@ -70,7 +70,7 @@ def plan_distill(options: Distill, view: View) -> None:
 
 @command("run", RunRecipe)
 def plan_run(options: RunRecipe, view: View) -> None:
-    """Plan the run of a recipe.
+    """Plan the run of a recipe: of several stages each, on what the one before it will make.
 
     The options are those of `compress run`.
 
@@ -112,8 +112,19 @@ def show_plan(recipe: Recipe, options: Run, view: View) -> None:
     _environment.import_models()
     from compress import pipeline
 
-    if len(recipe.stages) > 1:
-        recipe = _first_stage(recipe, view)
+    if len(recipe.stages) > 1 or recipe.checks:
+        from compress.workflows import staged_plan
+
+        plans = staged_plan.plan(
+            recipe,
+            model=None,
+            output=options.output,
+            device=options.device,
+            restart=options.restart,
+            scored=not options.no_eval,
+        )
+        _stages_plan.show(plans, recipe, view)
+        return
     plan = pipeline.plan(
         recipe, output=options.output, device=options.device, restart=options.restart, scored=not options.no_eval
     )
@@ -128,16 +139,6 @@ def show_plan(recipe: Recipe, options: Run, view: View) -> None:
     if plan.problems:
         count = "a problem" if len(plan.problems) == 1 else f"{len(plan.problems)} problems"
         raise UserError(f"the plan has {count}: " + "; ".join(plan.problems), plan.hint)
-
-
-def _first_stage(recipe: Recipe, view: View) -> Recipe:
-    """The recipe of the first of several stages; the others work on what is not there yet, and that is noted."""
-    from compress.workflows.stages import refuse_order
-
-    refuse_order(recipe)
-    later = ", ".join(f"{stage.kind} {stage.method.kind}" for stage in recipe.stages[1:])
-    view.warn(f"this is the plan of the first of {len(recipe.stages)} stages; then follow {later}")
-    return recipe.model_copy(update={"stages": recipe.stages[:1]})
 
 
 def _show_quantisation(plan: Plan, recipe: Recipe, view: View) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compress.commands._command import command
+from compress.commands._command import Outcome, command
 from compress.commands._make import make
 from compress.commands._options import MAKE
 from compress.commands._output import View
@@ -11,10 +11,12 @@ from compress.commands.plan import build, show_plan
 
 
 @command("run", RunRecipe, panel=MAKE)
-def run(options: RunRecipe, view: View) -> None:
+def run(options: RunRecipe, view: View) -> Outcome:
     """Run a recipe. The recipe.yaml inside every artifact is one: it makes the same bytes again.
 
-    Of several stages each works on the artifact of the one before; those before the last stay beside the output.
+    Of several stages each works on the artifact of the one before; those before the last stay beside the output. A
+    gate among them that does not pass ends the run there: exit code 1 where it failed, 3 where the data cannot decide;
+    the artifact that it is about stays.
 
     Examples:
 
@@ -26,5 +28,5 @@ def run(options: RunRecipe, view: View) -> None:
     recipe = build(options, view)
     if options.dry_run:
         show_plan(recipe, options, view)
-    else:
-        make(recipe, options, view)
+        return Outcome.OK
+    return make(recipe, options, view)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +15,7 @@ from compress.commands._options import LOOK, Common
 from compress.commands._output import View, facts, number, relative, size
 
 if TYPE_CHECKING:
+    from compress.artifact.manifest import Parent
     from compress.artifact.reader import Artifact
     from compress.artifact.scores import Score, TaskScore
 
@@ -112,7 +115,6 @@ def _lines(
 ) -> list[str]:
     manifest = artifact.manifest
     sizes, calibration = manifest.sizes, manifest.calibration
-    lineage = " -> ".join(f"{parent.name} ({parent.digest[:12]})" for parent in manifest.parents)
     text = None
     if calibration is not None:
         text = f"{calibration.samples} x {calibration.seq_len} tokens of {calibration.name}, seed {calibration.seed}"
@@ -121,7 +123,7 @@ def _lines(
         ("artifact", relative(artifact.path)),
         ("id", manifest.artifact_id),
         ("version", f"{manifest.version}, made {manifest.created} by {manifest.created_with}"),
-        ("made from", lineage),
+        ("made from", lineage_text(manifest.parents)),
         ("method", artifact.method),
         ("scheme", artifact.scheme),
         ("calibration", text),
@@ -133,9 +135,29 @@ def _lines(
     if against is not None:
         pairs.append(("scored against", f"{against}, not the parent {manifest.parents[-1].name}"))
     pairs += [(name.replace("_", " "), score_text(score)) for name, score in scores.items()]
+    pairs += [("gate", text) for text in _verdicts(artifact)]
     if not scores:
         pairs.append(("scores", f"none yet: compress eval {relative(artifact.path)}"))
     return facts(pairs)
+
+
+def lineage_text(parents: Sequence[Parent]) -> str:
+    """`model (digest) --prune--> ... --quantize--> this`; a teacher is named where it taught."""
+    text, taught = "", ""
+    for parent in parents:
+        name = f"{parent.name} ({parent.digest[:12]})"
+        if parent.stage == "teach":
+            taught = f", taught by {name}"
+        else:
+            text, taught = f"{text}{name} --{parent.stage}{taught}--> ", ""
+    return f"{text}this"
+
+
+def _verdicts(artifact: Artifact) -> list[str]:
+    """What the gates said that a recipe held this artifact to, as they are attached."""
+    names = sorted(name for name in artifact.manifest.attachments if name.startswith("verdict"))
+    found = [json.loads(artifact.attachment(name) or b"{}") for name in names]
+    return [f"{verdict.get('policy')}: {verdict.get('verdict')}" for verdict in found]
 
 
 def _task_row(task: TaskScore) -> tuple[object, ...]:

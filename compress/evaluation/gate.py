@@ -86,14 +86,15 @@ def decide_release(
     cache_dir: PathLike | None = None,
     noise: NoiseRecord | None = None,
     today: datetime.date | None = None,
+    fresh: bool = False,
     progress: Progress | None = None,
 ) -> Decision:
-    """As `gate`, with what the verdict rests on."""
+    """As `gate`, with what the verdict rests on. fresh: score anew, even where there are scores that would serve."""
     rules = _policy(policy)
     named = _named(baseline)
     scoring = Scoring(device, dtype, cache_dir, progress)
     looks = rules.looks if rules.on_inconclusive == "extend" else 1
-    gathered = gather(candidate, named, rules, scoring, share=1 / looks)
+    gathered = gather(candidate, named, rules, scoring, share=1 / looks, fresh=fresh)
     verdict = _decide(gathered, rules, Look(1, looks), noise, today)
     if looks == 1 or verdict.verdict != "INCONCLUSIVE":
         return Decision(verdict, rules, gathered.records())

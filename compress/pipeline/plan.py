@@ -25,7 +25,7 @@ from compress.pipeline.refine_plan import refine_memory
 from compress.pipeline.resolve import resolve
 from compress.pipeline.width_job import WidthJob
 from compress.pipeline.width_plan import WidthPlan, width_plan
-from compress.pipeline.work import Problem, Work
+from compress.pipeline.work import Problem, Whole, Work
 from compress.quantization.configs import AutoRoundConfig, AwqConfig, GptqConfig, HadamardConfig, SmoothQuantConfig
 from compress.recipe import Recipe
 from compress.types import FP8_TILE, Scheme
@@ -88,13 +88,15 @@ def plan(
     device: str = "auto",
     restart: bool = False,
     scored: bool = False,
+    whole: Whole | None = None,
 ) -> AnyPlan:
     """Lays out a run. Its `problems` are what `run` would refuse; other user errors are raised as in `run`.
 
     scored: whether the run ends with scoring, and so takes up a version that was left without scores.
+    whole: as in `run`.
     Whether an artifact in the output is of the same source is left to the run, which hashes it.
     """
-    job = resolve(recipe, model=model, output=output, device=device)
+    job = resolve(recipe, model=model, output=output, device=device, whole=whole)
     if isinstance(job, Job):
         return _quantisation(job, restart, scored)
     return PLANS[type(job)](job, _output(job, restart, scored), job.problems or _output_problems(job, restart))

@@ -6,7 +6,7 @@ same command then only scores it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +15,21 @@ from compress.workflows.memory import available_memory, scoring_memory
 
 if TYPE_CHECKING:
     from compress.artifact.reader import Artifact
+    from compress.evaluation.suites import Suite
+    from compress.evaluation.verdict import Verdict
     from compress.pipeline import RunResult
     from compress.progress import Progress
     from compress.recipe import Recipe
+    from compress.workflows.stages import StagesResult
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizeResult:
-    """What a run made. `evaluation` is its eval record as plain data; where it is None, `not_scored` says why."""
+    """What a run made. `evaluation` is its eval record as plain data; where it is None, `not_scored` says why.
+
+    `verdicts`: of the recipe's gates, in order. `stopped`: the number of the stage, from 1 on, behind which a gate
+    ended the run, and whose artifact this is.
+    """
 
     artifact: Artifact
     complete_already: bool
@@ -31,6 +38,8 @@ class QuantizeResult:
     seconds: float
     evaluation: dict[str, Any] | None
     not_scored: str | None
+    verdicts: tuple[Verdict, ...] = ()
+    stopped: int | None = None
 
 
 def quantize(
@@ -55,17 +64,40 @@ def quantize(
     Raises:
         UserError, WorkError, IntegrityError: as `pipeline.run` and `evaluation.evaluate` do.
     """
-    from compress.workflows import answers, stages
+    from compress.workflows import stages
 
-    carry_out = answers.run if len(recipe.stages) == 1 else stages.run
-    run = carry_out(
+    done = stages.run(
         recipe, model=model, output=output, device=device, restart=restart, scored=evaluate, progress=progress
     )
+    made = _unscored(done, evaluate)
+    if made is not None:
+        return replace(made, verdicts=done.verdicts, stopped=done.stopped)
+    made = _scored(recipe, done.run, model, device, eval_tokens, progress)
+    return replace(made, verdicts=done.verdicts)
+
+
+def _unscored(done: StagesResult, evaluate: bool) -> QuantizeResult | None:
+    """The result where nothing is left to be scored; None where the scoring that ends a run has to follow."""
+    run = done.run
+    if done.checked:
+        return _result(run, run.artifact, None if _scores(run.artifact) is not None else "its gate reads no scores")
     if not evaluate:
         return _result(run, run.artifact, "not asked for")
     if run.complete_already and _scores(run.artifact) is not None:
         return _result(run, run.artifact, None)
+    return None
+
+
+def _scored(
+    recipe: Recipe,
+    run: RunResult,
+    model: str | Path | None,
+    device: str,
+    eval_tokens: int | None,
+    progress: Progress | None,
+) -> QuantizeResult:
     from compress.content import default_model
+    from compress.workflows.stages import teacher_of
 
     source = teacher_of(recipe) or model or recipe.model or default_model()  # of several stages, what they began with
     needed, free = scoring_memory(run.artifact, device), available_memory(device)
@@ -79,43 +111,31 @@ def quantize(
     return _result(run, artifact, None)
 
 
-def teacher_of(recipe: Recipe) -> str | Path | None:
-    """What a student is scored against; None for what is scored against its source."""
-    from compress.content import default_model
-    from compress.recipe_stages import DistillStage
-
-    *earlier, last = recipe.stages
-    return (last.teacher or default_model()) if isinstance(last, DistillStage) and not earlier else None
-
-
 def score(
     artifact: Artifact,
     baseline: str | Path,
     *,
+    suite: Suite | None = None,
     device: str = "auto",
     max_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Scores an artifact against a model by the suite `smoke`, attaches the record and renders the card with it.
+    """Scores an artifact against a model, attaches the record and renders the card with it.
 
-    max_tokens: tokens of a text, in place of the suite's. Where lm-eval is not installed, the suite's tasks are left
-    out, and a warning says so. Killed, the same call goes on where it was.
+    suite: `smoke` if None. max_tokens: tokens of a text, in place of the suite's. Killed, the same call goes on where
+    it was.
 
     Raises:
         UserError, WorkError, IntegrityError: as `evaluation.evaluate` and `artifact.attach` do.
     """
     from compress.artifact.attach import attach_eval
-    from compress.evaluation.evaluate import EXTRA_HINT, can_run_tasks, evaluate_with_samples
+    from compress.evaluation.evaluate import evaluate_with_samples
     from compress.evaluation.resume import keeping
     from compress.evaluation.scope import SMOKE
-    from compress.evaluation.suites import load_suite
 
-    suite = load_suite(SMOKE)
-    if suite.tasks and not can_run_tasks():
-        suite = suite.model_copy(update={"tasks": []})
-        if progress is not None:
-            progress.warn(f"the tasks of the suite {SMOKE} were left out: they run on lm-eval ({EXTRA_HINT})")
+    suite = suite or suite_that_runs(SMOKE, progress)
     command = {"artifact": artifact.artifact_id, "baseline": str(baseline), "max_tokens": max_tokens, "device": device}
+    command |= {} if suite.name == SMOKE else {"suite": suite.sha256()}
     with keeping(None, command, progress) as keep:
         done = evaluate_with_samples(
             artifact.path,
@@ -127,6 +147,19 @@ def score(
             progress=progress,
         )
         return attach_eval(artifact.path, done.record.to_bytes(), done.samples)
+
+
+def suite_that_runs(name: str, progress: Progress | None) -> Suite:
+    """A suite, by name or file, without its tasks where lm-eval is not installed; a warning then says so."""
+    from compress.evaluation.evaluate import EXTRA_HINT, can_run_tasks
+    from compress.evaluation.suites import load_suite
+
+    suite = load_suite(name)
+    if not suite.tasks or can_run_tasks():
+        return suite
+    if progress is not None:
+        progress.warn(f"the tasks of the suite {suite.name} were left out: they run on lm-eval ({EXTRA_HINT})")
+    return suite.model_copy(update={"tasks": []})
 
 
 def _scores(artifact: Artifact) -> dict[str, Any] | None:

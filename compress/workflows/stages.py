@@ -2,12 +2,13 @@
 
 Stages before the last are kept as artifacts of their own beside the output, each in a directory that is called after
 its number, method and settings. A run that was killed goes on in the stage where it was; a recipe whose last stages
-were changed does only those again.
+were changed does only those again. Checks are done on the artifact that they stand behind; a gate that it does not pass
+ends the run, and that artifact stays.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,13 +18,30 @@ from compress.artifact.summary import recipe_summary
 from compress.errors import UserError
 from compress.pipeline.work import Whole
 from compress.recipe import Recipe
+from compress.recipe_checks import Check
 from compress.recipe_stages import DistillStage, QuantizeStage, Stage
+from compress.workflows.checks import carry_out, refuse_unknown
 
 if TYPE_CHECKING:
+    from compress.evaluation.verdict import Verdict
     from compress.pipeline import RunResult
     from compress.progress import Progress
 
 FOLDER = "stages"
+
+
+@dataclass(frozen=True, slots=True)
+class StagesResult:
+    """The last artifact that was made, and the verdicts of the gates up to there, in order.
+
+    `stopped`: the number of the stage, from 1 on, behind which a gate ended the run; None where all were done.
+    `checked`: whether the artifact was checked, which takes the place of the scoring that ends a run.
+    """
+
+    run: RunResult
+    verdicts: tuple[Verdict, ...]
+    stopped: int | None
+    checked: bool
 
 
 def refuse_order(recipe: Recipe) -> None:
@@ -46,8 +64,8 @@ def run(
     restart: bool,
     scored: bool,
     progress: Progress | None,
-) -> RunResult:
-    """Carries out all stages; arguments and errors are those of `pipeline.run`.
+) -> StagesResult:
+    """Carries out all stages and checks; arguments and errors are those of `pipeline.run` and `checks.carry_out`.
 
     A distillation without a teacher learns from the model that the run begins with.
     """
@@ -56,37 +74,96 @@ def run(
     from compress.workflows import answers
 
     refuse_order(recipe)
+    refuse_unknown([placed.check for placed in recipe.checks])
+    if len(recipe.stages) == 1:
+        return _single(recipe, model, output, device, restart, scored, progress)
     source = model or recipe.model or content.default_model()
     root = local_directory(source)
-    whole = Whole(anchored(recipe, source), root.resolve().name)
-    folder = _folder(whole, output)
+    whole = Whole(anchored(recipe, source).model_copy(update={"checks": []}), root.resolve().name)
+    folder = folder_of(whole, output)
     before: Path = root
-    for number, stage in enumerate(recipe.stages[:-1], start=1):
-        alone = _alone(recipe, stage, root)
-        place = folder / f"{number}-{stage.method.kind}-{alone.hash()[:8]}"
-        done = answers.run(alone, model=before, output=place, device=device, restart=restart, progress=progress)
-        before, whole = done.artifact.path, _with_steps(whole, number - 1, done)
-    last = _alone(recipe, recipe.stages[-1], root)
-    return answers.run(
-        last,
-        model=before,
+    verdicts: tuple[Verdict, ...] = ()
+    last = len(recipe.stages)
+    for number, stage in enumerate(recipe.stages, start=1):
+        alone, wanted = alone_of(recipe, stage, root), checks_behind(recipe, number)
+        if number < last:
+            place = place_of(folder, number, alone)
+            run = answers.run(alone, model=before, output=place, device=device, restart=restart, progress=progress)
+        else:
+            run = answers.run(
+                alone,
+                model=before,
+                output=output,
+                device=device,
+                restart=restart,
+                scored=scored or bool(wanted),
+                progress=progress,
+                whole=whole,
+            )
+        checked = carry_out(wanted, run.artifact, root, device=device, progress=progress)
+        run, verdicts = replace(run, artifact=checked.artifact), (*verdicts, *checked.verdicts)
+        if not checked.passed:
+            return StagesResult(run, verdicts, number, checked=True)
+        before, whole = run.artifact.path, _with_steps(whole, number - 1, run)
+    return StagesResult(run, verdicts, None, checked=bool(wanted))
+
+
+def _single(
+    recipe: Recipe,
+    model: str | Path | None,
+    output: str | Path | None,
+    device: str,
+    restart: bool,
+    scored: bool,
+    progress: Progress | None,
+) -> StagesResult:
+    """A recipe of one stage and the checks behind it: of a student, against its teacher."""
+    from compress.models.hub import local_directory
+    from compress.workflows import answers
+
+    wanted = checks_behind(recipe, 1)
+    alone = recipe.model_copy(update={"checks": []})
+    run = answers.run(
+        alone,
+        model=model,
         output=output,
         device=device,
         restart=restart,
-        scored=scored,
+        scored=scored or bool(wanted),
         progress=progress,
-        whole=whole,
     )
+    if not wanted:
+        return StagesResult(run, (), None, checked=False)
+    root = local_directory(teacher_of(recipe) or model or recipe.model or content.default_model())
+    checked = carry_out(wanted, run.artifact, root, device=device, progress=progress)
+    stopped = None if checked.passed else 1
+    return StagesResult(replace(run, artifact=checked.artifact), checked.verdicts, stopped, checked=True)
 
 
-def _alone(recipe: Recipe, stage: Stage, root: Path) -> Recipe:
+def teacher_of(recipe: Recipe) -> str | Path | None:
+    """What a student is scored against; None for what is scored against its source."""
+    *earlier, last = recipe.stages
+    return (last.teacher or content.default_model()) if isinstance(last, DistillStage) and not earlier else None
+
+
+def checks_behind(recipe: Recipe, number: int) -> list[Check]:
+    """The checks that stand behind a stage, by its number from 1 on."""
+    return [placed.check for placed in recipe.checks if placed.after == number]
+
+
+def place_of(folder: Path, number: int, alone: Recipe) -> Path:
+    """Where the artifact of a stage before the last goes."""
+    return folder / f"{number}-{alone.stages[0].method.kind}-{alone.hash()[:8]}"
+
+
+def alone_of(recipe: Recipe, stage: Stage, root: Path) -> Recipe:
     """One stage as a recipe; the model is left to the caller."""
-    if isinstance(stage, DistillStage) and stage.teacher is None:
+    if isinstance(stage, DistillStage) and stage.teacher is None and len(recipe.stages) > 1:
         stage = stage.model_copy(update={"teacher": str(root)})
-    return recipe.model_copy(update={"model": None, "stages": [stage]})
+    return recipe.model_copy(update={"model": None, "stages": [stage], "checks": []})
 
 
-def _folder(whole: Whole, output: str | Path | None) -> Path:
+def folder_of(whole: Whole, output: str | Path | None) -> Path:
     """Where the stages before the last go."""
     if output is not None:
         path = Path(output)
