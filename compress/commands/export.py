@@ -13,8 +13,9 @@ from compress.commands._command import command
 from compress.commands._options import MAKE, Common
 from compress.commands._output import View, one_line, relative, size
 from compress.errors import UserError
+from compress.formats.names import FORMATS
 
-TARGETS = ("dense",)
+TARGETS = ("dense", *FORMATS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +33,12 @@ class Export(Common):
 def export(options: Export, view: View) -> None:
     """Write an artifact in another format. `dense` is a plain Hugging Face model with the decoded weights.
 
+    The other formats hold the same codes and scales, and the result is an artifact too. What a format cannot carry as
+    it is, is refused: nothing is rounded a second time.
+
     Examples:
 
+      $ compress export ./artifact --to gptq
       $ compress export ./artifact --to dense
       $ compress export ./artifact --to dense --output ./model-for-another-engine
     """
@@ -41,11 +46,32 @@ def export(options: Export, view: View) -> None:
         raise UserError(f"unknown export format {options.to!r}", f"this version writes {', '.join(TARGETS)}")
     _environment.prepare()
     from compress.artifact.reader import follow_latest
-    from compress.exporters.dense import export_dense
 
     source = follow_latest(options.artifact).resolve()
     output = options.output or source.with_name(f"{source.name}-{options.to}")
+    if options.to != "dense":
+        return _packed(source, output, options.to, view)
+    from compress.exporters.dense import export_dense
+
     made = export_dense(source, output, progress=view.progress())
     view.note(one_line(f"{made.tensors} tensors, {size(made.bytes)}"))
     document = {"output": made.path, "format": options.to, "tensors": made.tensors, "bytes": made.bytes}
     view.result(document, [relative(made.path)])
+
+
+def _packed(source: Path, output: Path, to: str, view: View) -> None:
+    from compress.exporters.packed import export_packed
+
+    made = export_packed(source, output, to, progress=view.progress())
+    manifest = made.artifact.manifest
+    if made.complete_already:
+        view.note("complete already: this artifact made what is there")
+    view.note(one_line(f"{len(manifest.tensors)} tensors, {size(manifest.sizes.bytes)}, as they were"))
+    document = {
+        "output": made.artifact.path,
+        "format": to,
+        "tensors": len(manifest.tensors),
+        "bytes": manifest.sizes.bytes,
+        "artifact_id": made.artifact.artifact_id,
+    }
+    view.result(document, [relative(made.artifact.path)])

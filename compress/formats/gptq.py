@@ -169,6 +169,12 @@ def schemes(quantization: Mapping[str, Any], linears: Sequence[str]) -> dict[str
     return found
 
 
+def ignored(quantization: Mapping[str, Any], candidates: Sequence[str]) -> list[str]:
+    """Those of `candidates` that the config leaves out by a pattern."""
+    patterns = [key.removeprefix("-:") for key in quantization.get("dynamic") or {} if key.startswith("-:")]
+    return [name for name in candidates if any(re.match(pattern, name) for pattern in patterns)]
+
+
 def version_of(quantization: Mapping[str, Any]) -> Version | None:
     """The checkpoint format of a gptq config: 1 where it names none, None where it is another (marlin ...)."""
     named = str(quantization.get("checkpoint_format") or quantization.get("format") or "gptq").lower()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from compress.formats import block_floats, byte_codes, int_packed
 from compress.formats.compressed_tensors import PACKED, format_of
+from compress.formats.tensors import fetch
 from compress.types import BlockFloatScheme, InputScheme, IntScheme, QuantizedTensor, Scheme
 
 PACKED_SUFFIX = ".weight_packed"
@@ -24,6 +25,12 @@ PARTS = (
 def input_scale_name(inputs: InputScheme) -> str:
     """The local name of what calibration stores of a linear's inputs."""
     return INPUT_GLOBAL_SCALE if inputs.scale_type == "e4m3" else INPUT_SCALE
+
+
+def input_scale(stored: Mapping[str, Tensor], scheme: Scheme) -> Tensor:
+    """What calibration stored of a linear's inputs (1,). IntegrityError where it did not."""
+    assert scheme.inputs is not None
+    return fetch(stored, input_scale_name(scheme.inputs), 1, (1,))
 
 
 def pack(quantized: QuantizedTensor, input_scale: Tensor | None = None) -> dict[str, Tensor]:

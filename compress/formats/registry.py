@@ -5,6 +5,7 @@ Everything that writes or reads quantised weights asks here, so that a format co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -41,6 +42,8 @@ class Format:
     marker: suffix of a stored name that only a quantised linear has. parts: local names of all that it stores.
     scale_dtype: what scales are stored in; None: the dtype of the weight they replace.
     files: what stands beside config.json, by name, from the quantisation part of the config.
+    ignored: linears that a config leaves out by name; of candidates where it names them by patterns.
+    input_scale: what the scheme's static inputs are rounded with (1,), of stored tensors.
     experts: whether loaders of the format know experts of a mixture, which models keep fused.
     """
 
@@ -59,12 +62,21 @@ class Format:
     config_refusal: Callable[[Schemes, Iterable[str]], Refusal | None] = _any_config
     files: dict[str, Callable[[Mapping[str, Any]], bytes]] = field(default_factory=dict)
     experts: bool = True
+    ignored: Callable[[Mapping[str, Any], Sequence[str]], list[str]]
+    input_scale: Callable[[Mapping[str, Tensor], Scheme], Tensor] = layouts.input_scale
 
     def linears(self, names: Mapping[str, object]) -> list[str]:
         """The linears among stored tensors (by name) that are quantised."""
         if self.name == "compressed-tensors":
             return layouts.quantized_linears(names)
         return [name.removesuffix(self.marker) for name in names if name.endswith(self.marker)]
+
+    def stored_bits(self, scheme: Scheme, out: int, width: int, scale_dtype: torch.dtype) -> int:
+        """Bits that a linear takes, as its scheme counts them, or this format where it stores more."""
+        if self.layout is None:
+            return round(scheme.bits_per_weight(width, 8 * scale_dtype.itemsize, out) * out * width)
+        stored = self.layout(scheme, out, width).values()
+        return sum(8 * math.prod(shape) * dtype.itemsize for shape, dtype in stored)
 
     def weight(self, stored: Mapping[str, Tensor], scheme: Scheme) -> Tensor:
         """The weight (out, in) that a linear's stored tensors stand for.
@@ -73,6 +85,11 @@ class Format:
             IntegrityError: they do not fit each other or the scheme.
         """
         return self.unpack(stored, scheme).dequantize() if self.decode is None else self.decode(stored, scheme)
+
+
+def _listed(key: str) -> Callable[[Mapping[str, Any], Sequence[str]], list[str]]:
+    """Names as a config lists them."""
+    return lambda quantization, candidates: list(quantization.get(key) or [])
 
 
 def _gptq(name: FormatName, version: gptq.Version) -> Format:
@@ -89,6 +106,7 @@ def _gptq(name: FormatName, version: gptq.Version) -> Format:
         layout=gptq.layout,
         shape_refusal=gptq.shape_refusal,
         value_refusal=partial(gptq.value_refusal, version=version),
+        ignored=gptq.ignored,
     )
 
 
@@ -104,6 +122,7 @@ FORMATS: dict[FormatName, Format] = {
             unpack=layouts.unpack,
             config=compressed_tensors.quantization_config,
             schemes=compressed_tensors.schemes_from_config,
+            ignored=_listed("ignore"),
         ),
         Format(
             name="awq",
@@ -117,6 +136,7 @@ FORMATS: dict[FormatName, Format] = {
             layout=awq.layout,
             shape_refusal=awq.shape_refusal,
             config_refusal=awq.config_refusal,
+            ignored=_listed("modules_to_not_convert"),
         ),
         _gptq("gptq", 1),
         _gptq("gptq-v2", 2),
@@ -132,6 +152,7 @@ FORMATS: dict[FormatName, Format] = {
             layout=modelopt.layout,
             shape_refusal=modelopt.shape_refusal,
             config_refusal=modelopt.config_refusal,
+            ignored=_listed("ignore"),
             files={modelopt.CONFIG_FILE: modelopt.config_file},
         ),
         Format(
@@ -145,6 +166,7 @@ FORMATS: dict[FormatName, Format] = {
             schemes=bitsandbytes.schemes,
             layout=bitsandbytes.layout,
             config_refusal=bitsandbytes.config_refusal,
+            ignored=_listed("llm_int8_skip_modules"),
             experts=False,
         ),
     )

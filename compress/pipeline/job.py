@@ -48,12 +48,8 @@ class Job(Work):
 
     def stored_bits(self, spec: LinearSpec) -> int:
         """Bits that a quantised linear takes, as its scheme counts them, or its format where that stores more."""
-        if self.format.layout is not None:
-            stored = self.format.layout(self.schemes[spec.name], spec.out_features, spec.in_features).values()
-            return sum(8 * math.prod(shape) * dtype.itemsize for shape, dtype in stored)
-        scale_bits = 8 * self.scale_dtype(spec).itemsize
-        per_weight = self.schemes[spec.name].bits_per_weight(spec.in_features, scale_bits, spec.out_features)
-        return round(per_weight * spec.in_features * spec.out_features)
+        scheme, dtype = self.schemes[spec.name], self.scale_dtype(spec)
+        return self.format.stored_bits(scheme, spec.out_features, spec.in_features, dtype)
 
     @property
     def bits_per_weight(self) -> float:

@@ -270,6 +270,15 @@ def test_export_writes_a_dense_model_of_the_same_values(run: Callable, made: Pat
         name: (t.dtype, t.shape) for name, t in source.items()
     }
     run("export", made, "--to", "dense", "--output", "dense").refused(2)
+
+
+def test_export_packs_the_same_codes_for_another_engine(run: Callable, made: Path, tmp_path: Path) -> None:
+    result = run("export", made, "--to", "gptq", "--output", "gptq", "--json")
+    assert (result.code, result.json["format"]) == (0, "gptq")
+    assert run("verify", tmp_path / "gptq").code == 0
+    assert run("show", tmp_path / "gptq", "--json").json["artifact_id"] == result.json["artifact_id"]
+    assert "not for W4A16" in run("export", made, "--to", "modelopt").refused(2)
+    assert "unknown export format" in run("export", made, "--to", "gguf").refused(2)
     run("export", made, "--to", "gguf").refused(2)
 
 
