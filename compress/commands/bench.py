@@ -12,7 +12,7 @@ from compress.commands import _environment
 from compress.commands._command import command
 from compress.commands._costs import class_rows, cost_rows, layer_rows, ratio_of
 from compress.commands._options import DTYPE_HELP, GENERAL, MEASURE, MODEL_OR_ARTIFACT_HELP, Machine
-from compress.commands._output import View, columns, facts
+from compress.commands._output import View, columns, facts, number
 from compress.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,6 +32,14 @@ class Bench(Machine):
     baseline: Annotated[
         str | None, typer.Option(help="Model to measure in turns with it; gives the ratio of speeds.", metavar="MODEL")
     ] = None
+    draft: Annotated[
+        str | None,
+        typer.Option(
+            help="Draft for speculative decoding: how much of it is accepted on held-out text, and what that gains.",
+            metavar="DIR",
+        ),
+    ] = None
+    draft_tokens: Annotated[int, typer.Option(help="Tokens that it proposes at a time.", metavar="N")] = 4
     batch_sizes: Annotated[
         str, typer.Option(help="Batch sizes of the throughput, with commas.", metavar="N,N", rich_help_panel=WORK)
     ] = "1,4,8"
@@ -107,6 +115,8 @@ def bench(options: Bench, view: View) -> None:
     found = run(
         options.model,
         options.baseline,
+        draft=options.draft,
+        draft_tokens=options.draft_tokens,
         prices=options.prices,
         settings=settings,
         device=options.device,
@@ -150,12 +160,27 @@ def _lines(found: Result) -> list[str]:
     cost, other, work = found.cost, found.cost_baseline, found.cost.workload
     machine = f"{work.runtime} {work.dtype} on {work.device}, {work.threads} threads"
     done = f"prompt {work.prompt_tokens}, new {work.new_tokens}, {work.repeats} repeats after {work.warm_up}"
-    rows = [("model", found.model.name), ("computed", machine), ("work", done), *cost_rows(cost)]
+    rows = [("model", found.model.name), ("computed", machine), ("work", done), *cost_rows(cost), *_draft_rows(found)]
     if other is None or found.baseline is None:
         return facts(rows)
     theirs = dict([("model", found.baseline.name), *cost_rows(other)])
     table = [(name, value, theirs.get(name, ""), ratio_of(cost, name)) for name, value in rows]
     return columns([("", "candidate", "baseline", "times as fast"), *table])
+
+
+def _draft_rows(found: Result) -> list[tuple[str, str]]:
+    draft = found.draft
+    if draft is None:
+        return []
+    said = draft.speculation
+    speed = f"{number(draft.tokens_per_second)} tokens/s, {number(draft.plain_tokens_per_second)} without"
+    return [
+        ("draft", f"{draft.draft}, {draft.draft_tokens} tokens at a time, {draft.prompts} held-out prompts, greedy"),
+        ("accepted", f"{said.accepted} of {said.proposed} proposed tokens ({number(100 * (draft.acceptance or 0))}%)"),
+        ("tokens per step", number(draft.tokens_per_step)),
+        ("decoding with it", speed),
+        ("same answers", "yes" if draft.equal else "NO: ties that rounding decides"),
+    ]
 
 
 def _remarks(found: Result, view: View) -> None:

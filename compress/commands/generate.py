@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +12,11 @@ from compress.commands._command import command
 from compress.commands._options import GENERAL, MEASURE, MODEL_OR_ARTIFACT_HELP, Machine
 from compress.commands._output import View, number
 
+if TYPE_CHECKING:
+    from compress.runtime.protocol import Generation, Runtime, SamplingParams
+
 SAMPLING = "Sampling"
+DRAFT = "Speculative decoding"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,18 @@ class Generate(Machine):
         typer.Option(help="End where this text comes. Several times.", metavar="TEXT", rich_help_panel=SAMPLING),
     ] = None
     seed: Annotated[int, typer.Option(help="Seed of the sampling.", rich_help_panel=SAMPLING)] = 0
+    draft: Annotated[
+        str | None,
+        typer.Option(
+            help="Model or artifact that proposes tokens to MODEL; what comes out stays the same.",
+            metavar="DIR",
+            rich_help_panel=DRAFT,
+            show_default=False,
+        ),
+    ] = None
+    draft_tokens: Annotated[
+        int, typer.Option(help="Tokens that it proposes at a time.", metavar="N", rich_help_panel=DRAFT)
+    ] = 4
     kernel: Annotated[
         str, typer.Option(help="auto, cpu, cpu-int8 or reference.", metavar="NAME", rich_help_panel=GENERAL)
     ] = "auto"
@@ -60,6 +76,7 @@ def generate(options: Generate, view: View) -> None:
       $ compress generate --prompt "Once upon a time"
       $ compress generate ./artifact --prompt "The king" --max-tokens 60
       $ compress generate ./artifact --prompt "Hello" --temperature 0.8 --seed 7
+      $ compress generate ./artifact --prompt "Hello" --draft ./small
     """
     from compress.runtime.protocol import SamplingParams
 
@@ -78,7 +95,7 @@ def generate(options: Generate, view: View) -> None:
     from compress.workflows import api
 
     runtime = api.load(options.model, device=options.device, kernel=options.kernel, kv_cache=options.kv_cache)
-    (answer,) = runtime.generate([options.prompt], sampling)
+    (answer,) = _answered(options, runtime, sampling)
     decoded = max(len(answer.token_ids) - 1, 0)
     speed = decoded / answer.decode_seconds if decoded and answer.decode_seconds > 0 else None
     document = {
@@ -95,9 +112,28 @@ def generate(options: Generate, view: View) -> None:
         "kernel": runtime.kernel,
         "device": runtime.device,
         "dtype": runtime.dtype,
+        "speculation": answer.speculation,
     }
     view.result(document, [answer.text])
     view.note(
         f"{len(answer.token_ids)} tokens, {number(speed, 3)} per second after the first;"
         f" {runtime.name}, {runtime.kernel} {runtime.dtype} on {runtime.device}; stopped by {answer.finish_reason}"
     )
+    if (drafted := answer.speculation) is not None:
+        view.note(
+            f"draft {options.draft}: {drafted.accepted} of {drafted.proposed} proposed tokens accepted,"
+            f" {number(drafted.tokens_per_step, 3)} tokens per step of the model"
+        )
+
+
+def _answered(options: Generate, runtime: Runtime, sampling: SamplingParams) -> list[Generation]:
+    """The answer of the model, with its draft where one is given."""
+    if options.draft is None:
+        return runtime.generate([options.prompt], sampling)
+    from compress.runtime.drafting.speculate import Speculator
+    from compress.runtime.text_model import TextModel
+    from compress.workflows.drafts import open_draft
+
+    assert isinstance(runtime, TextModel)
+    draft = open_draft(options.draft, runtime, device=options.device, kernel=options.kernel)
+    return Speculator(runtime, draft, options.draft_tokens).generate([options.prompt], sampling)

@@ -81,6 +81,38 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class Speculation:
+    """What a draft was worth to an answer: `steps` of the target behind the one that read the prompt, tokens `proposed`
+    to it and `accepted` by it, and how many of these at each place of a proposal."""
+
+    steps: int
+    proposed: int
+    accepted: int
+    accepted_at: tuple[int, ...]
+
+    @property
+    def acceptance(self) -> float | None:
+        """The share of proposed tokens that were accepted; None where none was proposed."""
+        return self.accepted / self.proposed if self.proposed else None
+
+    @property
+    def tokens_per_step(self) -> float | None:
+        """Tokens that a step of the target gave: accepted ones, and one of its own. None without a step."""
+        return 1.0 + self.accepted / self.steps if self.steps else None
+
+    @classmethod
+    def sum(cls, parts: Sequence[Speculation]) -> Speculation:
+        """Several answers together."""
+        at = [sum(column) for column in zip(*(part.accepted_at for part in parts), strict=True)]
+        return cls(
+            sum(part.steps for part in parts),
+            sum(part.proposed for part in parts),
+            sum(part.accepted for part in parts),
+            tuple(at),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Generation:
     """One answer. `token_ids` are the new tokens (the end token, where one ended it, not among them).
 
@@ -88,7 +120,7 @@ class Generation:
     context is full). `prefill_seconds` is the time to the first token, `decode_seconds` the time for all that follow
     it, `step_seconds` that of each step after the first token (the step that found an end token among them).
     `cached_tokens` of the prompt were not computed, because the key-value cache held them. `logprobs` has one entry per
-    token where it was asked for.
+    token where it was asked for. `speculation`: of an answer that was decoded with a draft.
     """
 
     text: str
@@ -100,6 +132,7 @@ class Generation:
     step_seconds: tuple[float, ...] = ()
     cached_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] | None = None
+    speculation: Speculation | None = None
 
     @property
     def seconds(self) -> float:

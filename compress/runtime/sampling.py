@@ -32,12 +32,49 @@ class Sampler:
 
         Sampling is done in float64 on the CPU, so that a seed means the same draw on every device.
         """
-        judged = self._with_penalties(logits.double().cpu()) if self._penalised else logits
+        judged = self._judged(logits)
+        if self.params.temperature == 0.0:
+            return self._taken(logits, int(judged.argmax()))
+        return self._taken(logits, self._drawn(self._probabilities(judged)))
+
+    def draft(self, logits: Tensor) -> tuple[int, Tensor | None]:
+        """A token that a draft with these logits (vocab,) proposes, and the probabilities (vocab,) float64 it was drawn
+        from; None where it is the likeliest. Penalties are left to the target."""
+        if self.params.temperature == 0.0:
+            return int(logits.argmax()), None
+        probabilities = self._probabilities(logits)
+        return self._drawn(probabilities), probabilities
+
+    def judge(self, logits: Tensor, proposed: int, drawn_from: Tensor | None) -> tuple[int, bool]:
+        """The next token, given the target's logits (vocab,) and what a draft proposed; whether that is it.
+
+        Greedy, it is what `choose` says. Drawn tokens have the distribution that `choose` draws from: the proposal x of
+        probability q(x) stays with probability min(1, p(x) / q(x)), and what takes its place is drawn from what p has
+        more than q. drawn_from: q (vocab,); None for a proposal that was not drawn.
+        """
+        judged = self._judged(logits)
         if self.params.temperature == 0.0:
             token = int(judged.argmax())
-        else:
-            probabilities = filtered(judged.double().cpu() / self.params.temperature, self.params)
-            token = int(torch.multinomial(probabilities, 1, generator=self._generator))
+            return self._taken(logits, token), token == proposed
+        p = self._probabilities(judged)
+        q = torch.zeros_like(p).index_fill_(0, torch.tensor(proposed), 1.0) if drawn_from is None else drawn_from
+        chance = torch.rand((), generator=self._generator, dtype=torch.float64)
+        if bool(chance * q[proposed] < p[proposed]):
+            return self._taken(logits, proposed), True
+        more = (p - q).clamp_(min=0.0)
+        return self._taken(logits, self._drawn(more / more.sum())), False
+
+    def _judged(self, logits: Tensor) -> Tensor:
+        return self._with_penalties(logits.double().cpu()) if self._penalised else logits
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        return filtered(logits.double().cpu() / self.params.temperature, self.params)
+
+    def _drawn(self, probabilities: Tensor) -> int:
+        return int(torch.multinomial(probabilities, 1, generator=self._generator))
+
+    def _taken(self, logits: Tensor, token: int) -> int:
+        """Notes the token that was chosen."""
         if self._penalised:
             self._seen[token] += 1
         if self.params.logprobs is not None:

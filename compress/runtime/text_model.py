@@ -59,14 +59,14 @@ class TextModel(ABC):
     def generate(self, prompts: Sequence[str | Sequence[int]], params: SamplingParams) -> list[Generation]:
         """`params.n` answers per prompt, in order; none depends on its neighbours."""
         with guarded("generating"):
-            return [answer.generation() for answer in self._finished(self._answers(prompts, params))]
+            return [answer.generation() for answer in self._finished(self.answers(prompts, params))]
 
     def stream(self, prompt: str | Sequence[int], params: SamplingParams) -> Iterator[str]:
         """The (first) answer of `generate` piece by piece; together the pieces are its text.
 
         What may still change is held back: bytes of an unfinished character, and what may become a stop string.
         """
-        answer = self._answers([prompt], params)[0]
+        answer = self.answers([prompt], params)[0]
         shown = 0
         with guarded("generating"), closing(self._grow(answer)) as growing:
             while True:
@@ -78,7 +78,8 @@ class TextModel(ABC):
                 if ended:
                     return
 
-    def _answers(self, prompts: Sequence[str | Sequence[int]], params: SamplingParams) -> list[Answer]:
+    def answers(self, prompts: Sequence[str | Sequence[int]], params: SamplingParams) -> list[Answer]:
+        """`params.n` answers per prompt, each about to begin. Raises UserError as `generate`."""
         ids = [self._prompt_ids(prompt) for prompt in prompts]
         return [Answer(self, each, params, i * params.n + j) for i, each in enumerate(ids) for j in range(params.n)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from compress.content import default_model
 from compress.evaluation.costs.measure import Settings, measure, measure_pair
@@ -15,23 +16,29 @@ from compress.progress import Progress
 from compress.runtime.loading import load
 from compress.runtime.protocol import Runtime
 from compress.runtime.sound import check_artifact
+from compress.runtime.text_model import TextModel
+from compress.workflows.drafts import Worth, open_draft, worth
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What was measured: the model and its cost, the same of the baseline if there was one, and on what."""
+    """What was measured: the model and its cost, the same of the baseline and the draft's worth if there were any, and
+    on what."""
 
     model: ModelRecord
     cost: CostRecord
     baseline: ModelRecord | None
     cost_baseline: CostRecord | None
     environment: EnvironmentRecord
+    draft: Worth | None = None
 
 
 def bench(
     model: str | Path | None = None,
     baseline: str | Path | None = None,
     *,
+    draft: str | Path | None = None,
+    draft_tokens: int = 4,
     prices: str | Path | None = None,
     settings: Settings | None = None,
     device: str = "auto",
@@ -40,6 +47,7 @@ def bench(
 ) -> Bench:
     """Measures a model directory or an artifact (the packaged model if None), with a baseline in turns.
 
+    draft: a model that proposes `draft_tokens` tokens at a time; its worth is measured on held-out prompts, first.
     prices: a price table's file; the shipped examples if None.
 
     Raises:
@@ -50,12 +58,17 @@ def bench(
     settings = settings or Settings()
     table: PriceTable = load_prices(prices)
     candidate = _open(default_model() if model is None else model, device, dtype, settings.kernel)
+    found = None
+    if draft is not None:
+        target = cast(TextModel, candidate)
+        opened = open_draft(draft, target, device=device, kernel=settings.kernel)
+        found = worth(target, opened, draft_tokens, progress=progress)
     if baseline is None:
         cost = measure(candidate, table, settings, progress=progress)
-        return Bench(model_record(candidate), cost, None, None, environment_record(candidate))
+        return Bench(model_record(candidate), cost, None, None, environment_record(candidate), found)
     reference = _open(baseline, device, dtype, settings.kernel)
     cost, other = measure_pair(candidate, reference, table, settings, progress=progress)
-    return Bench(model_record(candidate), cost, model_record(reference), other, environment_record(candidate))
+    return Bench(model_record(candidate), cost, model_record(reference), other, environment_record(candidate), found)
 
 
 def _open(model: str | Path, device: str, dtype: str, kernel: str) -> Runtime:

@@ -1,0 +1,55 @@
+"""What a draft is worth on held-out text, and generating with one from the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from compress.cli import main
+from compress.content import default_model
+from compress.runtime.loading import load
+from compress.runtime.text_model import TextModel
+from compress.workflows.drafts import open_draft, worth
+
+PROMPT = "Once upon a time there was a king"
+
+
+def test_the_worth_of_a_draft_that_is_the_model_itself() -> None:
+    target = cast(TextModel, load(default_model()))
+    found = worth(target, open_draft(default_model(), target), 3, prompts=[PROMPT, "The queen said"], new_tokens=12)
+    assert found.equal
+    assert found.acceptance == 1.0
+    assert found.speculation.accepted_at[0] == found.speculation.steps
+    assert found.tokens_per_step is not None
+    assert 3.0 < found.tokens_per_step <= 4.0
+    assert found.tokens_per_second is not None
+
+
+def test_generate_with_a_draft_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", "--prompt", PROMPT, "--max-tokens", "12", "--json"]
+    assert main(words) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert main([*words, "--draft", str(default_model()), "--draft-tokens", "2"]) == 0
+    shown = capsys.readouterr()
+    drafted = json.loads(shown.out)
+    assert drafted["text"] == plain["text"]
+    assert plain["speculation"] is None
+    assert drafted["speculation"]["accepted"] == drafted["speculation"]["proposed"] > 0
+    assert "tokens per step of the model" in shown.err
+
+
+def test_what_cannot_draft_is_refused(
+    tiny: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["generate", "--prompt", PROMPT, "--draft"]
+    for more, code, said in (
+        ([str(tmp_path / "none")], 2, "none"),
+        ([str(tiny("llama"))], 5, "different tokenizers"),
+        ([str(default_model()), "--draft-tokens", "0"], 2, "0 draft tokens"),
+    ):
+        assert main([*words, *more]) == code
+        assert said in capsys.readouterr().err
