@@ -16,6 +16,8 @@ from compress.recipe_yaml import find_recipe, read_yaml
 DEFAULT_METHOD = "sparsegpt"
 STRUCTURED_METHOD = "width"
 DEFAULT_SPARSITY = 0.5
+UNDECIDED = 0.5
+"""The `keep` of a recipe whose own will be found by a target."""
 FLAGS_HINT = "`compress methods` lists methods and their settings; `compress prune --help` the options"
 
 

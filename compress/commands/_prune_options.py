@@ -19,7 +19,8 @@ from compress.commands._options import (
     SourceModel,
 )
 from compress.pruning.configs import PRUNING_NAMES
-from compress.recipe_prune import PruneSettings
+from compress.recipe_prune import UNDECIDED, PruneSettings
+from compress.workflows.cut_target import CutTarget, parse_cut_target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,38 @@ class Prune(Run):
             rich_help_panel=METHOD,
         ),
     ] = None
+    target_params: Annotated[
+        str | None,
+        typer.Option(
+            help="In place of --keep: at most so many parameters, as in 4M or 1.5B.",
+            metavar="COUNT",
+            rich_help_panel=METHOD,
+        ),
+    ] = None
+    target_size: Annotated[
+        str | None,
+        typer.Option(
+            help="In place of --keep: weight files of at most so many bytes, as in 9MB.",
+            metavar="SIZE",
+            rich_help_panel=METHOD,
+        ),
+    ] = None
+    target_speedup: Annotated[
+        float | None,
+        typer.Option(
+            help="In place of --keep, of width and depth: so many times as fast as the source, measured here.",
+            metavar="FACTOR",
+            rich_help_panel=METHOD,
+        ),
+    ] = None
+    speed_of: Annotated[
+        str | None,
+        typer.Option(
+            help="What --target-speedup measures: decode or prefill, of one sequence; decode if left out.",
+            metavar="NAME",
+            rich_help_panel=METHOD,
+        ),
+    ] = None
     repair: Annotated[
         bool | None,
         typer.Option(
@@ -84,13 +117,19 @@ class Prune(Run):
         ),
     ] = None
 
+    def target(self) -> CutTarget | None:
+        """What the cut is to come down to; None where --keep says it. Raises UserError for two of them."""
+        return parse_cut_target(
+            self.target_params, self.target_size, self.target_speedup, speed=self.speed_of, keep=self.keep
+        )
+
     def settings(self) -> PruneSettings:
-        """The flags that decide the recipe."""
+        """The flags that decide the recipe; a target's `keep` is found later."""
         return PruneSettings(
             method=self.method,
             sparsity=self.sparsity,
             pattern=self.pattern,
-            keep=self.keep,
+            keep=self.keep if self.target() is None else UNDECIDED,
             repair=self.repair,
             allocation=self.allocation,
             format=self.format,

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from compress.commands import _budget, _cut_plan, _distill_plan, _environment, _prune_plan, _stages_plan, _width_plan
+from compress.commands import (
+    _budget,
+    _cut_plan,
+    _cut_target,
+    _distill_plan,
+    _environment,
+    _prune_plan,
+    _stages_plan,
+    _width_plan,
+)
 from compress.commands._command import command
 from compress.commands._distill_options import Distill
 from compress.commands._options import Run
@@ -50,8 +59,12 @@ def plan_prune(options: Prune, view: View) -> None:
 
       $ compress plan prune --method sparsegpt --sparsity 0.5
       $ compress plan prune ./model --method wanda --pattern 2:4 --json
+      $ compress plan prune ./model --method width --target-params 4M
     """
-    show_plan(build(options, view), options, view)
+    target, recipe = options.target(), build(options, view)
+    if target is not None:
+        recipe = _cut_target.aimed(target, recipe, options, view)
+    show_plan(recipe, options, view)
 
 
 @command("distill", Distill)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from compress.commands import _cut_target
 from compress.commands._command import command
 from compress.commands._make import make
 from compress.commands._options import MAKE
@@ -28,11 +29,15 @@ def prune(options: Prune, view: View) -> None:
       $ compress prune ./model --method wanda --pattern 2:4 --output ./model-2of4
       $ compress prune ./model --recipe sparsegpt-2of4 --calib my_text.txt
       $ compress prune ./model --method width --keep 0.75
+      $ compress prune ./model --method width --target-size 9MB
       $ compress prune ./model --method depth --keep 0.75
+      $ compress prune ./model --method depth --target-speedup 1.5
       $ compress prune ./mixture --method experts --keep 0.75
       $ compress prune --method magnitude --sparsity 0.3 --dry-run
     """
-    recipe = build(options, view)
+    target, recipe = options.target(), build(options, view)
+    if target is not None:
+        recipe = _cut_target.aimed(target, recipe, options, view)
     if options.dry_run:
         show_plan(recipe, options, view)
     else:

@@ -19,6 +19,10 @@ def prune(
     *,
     pattern: str | None = None,
     keep: float | None = None,
+    target_params: str | int | None = None,
+    target_size: str | int | None = None,
+    target_speedup: float | None = None,
+    speed_of: str | None = None,
     repair: bool | None = None,
     allocation: str | None = None,
     format: str | None = None,
@@ -48,6 +52,10 @@ def prune(
         pattern: n:m such as `2:4` in place of `sparsity`: of every m consecutive inputs n stay.
         keep: Of the last three: share of all parameters that stays, embeddings counted; the nearest possible
             below is made.
+        target_params: In place of `keep`: at most so many parameters, a number or `4M`.
+        target_size: In place of `keep`: weight files of at most so many bytes, a number or `9MB`.
+        target_speedup: In place of `keep`, of `width` and `depth`: so many times as fast as the model, measured here.
+        speed_of: What that measures, `decode` (the default) or `prefill`, of one sequence.
         repair: Of `width`: whether the linears that lose inputs are repaired; default True.
         allocation: How blocks share a `sparsity`: `uniform` (the default), `owl` or `alphapruning`.
         format: `dense` (the default) or `sparse-bitmask`, smaller on disk, which `compress.load` reads.
@@ -62,14 +70,16 @@ def prune(
     Raises:
         UserError, WorkError, IntegrityError: as `quantize`.
     """
-    from compress.recipe_prune import PruneSettings, build_prune_recipe
+    from compress.recipe_prune import UNDECIDED, PruneSettings, build_prune_recipe
     from compress.workflows import quantize as workflow
+    from compress.workflows.cut_target import parse_cut_target
 
+    target = parse_cut_target(target_params, target_size, target_speedup, speed=speed_of, keep=keep)
     settings = PruneSettings(
         method=method,
         sparsity=sparsity,
         pattern=pattern,
-        keep=keep,
+        keep=keep if target is None else UNDECIDED,
         repair=repair,
         allocation=allocation,
         format=format,
@@ -79,8 +89,13 @@ def prune(
         seq_len=seq_len,
         seed=seed,
     )
+    wanted = build_prune_recipe(settings, base=recipe)[0]
+    if target is not None:
+        from compress.workflows.cut_search import aim
+
+        wanted = aim(wanted, target, model=model, output=output, device=device, progress=progress).recipe
     return workflow.quantize(
-        build_prune_recipe(settings, base=recipe)[0],
+        wanted,
         model=model,
         output=output,
         device=device,
