@@ -6,7 +6,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +14,9 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import kl_div, log_softmax
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from compress.recipe import parse_recipe
+from compress.types import IntScheme
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -137,3 +140,32 @@ def test_child_memory_and_time_are_seen(load) -> None:  # type: ignore[no-untype
     assert large.resident_peak_bytes >= large.anonymous_peak_bytes
     assert large.seconds > 0.1
     assert machine.run([sys.executable, "-c", "raise SystemExit(3)"], {}).returncode == 3
+
+
+@pytest.mark.parametrize("bits", [4, 3, 2])
+def test_the_comparison_with_autoround_runs_the_frozen_recipe_on_the_tokens_of_its_case(load, bits: int) -> None:  # type: ignore[no-untyped-def]
+    tool = load("autoround")
+    workspace = SimpleNamespace(calibration=lambda model, seed: Path(f"{model}-s{seed}.safetensors"))
+    tools = tool.Tools(workspace, None, None, 1)
+    recipe = parse_recipe(tools._recipe(tool.Case(bits, 64, 2)))
+    (stage,) = recipe.stages
+    assert recipe.seed == 2
+    assert stage.scheme.to_scheme() == IntScheme(bits, 64)
+    assert stage.refine is not None
+    assert stage.calibration.source == "tales-6m-s2.safetensors"
+
+
+def test_what_both_tools_lost_is_compared_block_by_block(load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    tool, scoring = load("autoround"), load("scoring")
+    tokens, hard = np.full(32, 2048.0), np.linspace(1.0, 9.0, 32)
+    sums = {
+        name: scoring.BlockSums(tokens, hard, share * hard, tokens)
+        for name, share in (("compress", 0.5), ("auto-round", 1.0))
+    }
+    (tmp_path / "result.json").write_text(json.dumps({"processor_seconds": 10.0}))
+    monkeypatch.setattr(tool, "scored", lambda *_: sums)
+    monkeypatch.setattr(tool.Tools, "made", lambda *_: tmp_path)
+    (row,) = tool.quality(tool.Tools(None, None, None, 1), [tool.Case(4, 128, seed) for seed in (0, 1)], 65_536)
+    assert row["ratio"] == pytest.approx({"value": 0.5, "low": 0.5, "high": 0.5})
+    assert row["compress"]["value"] == pytest.approx(0.5 * hard.sum() / tokens.sum())
+    assert row["seeds"] == [0, 1]

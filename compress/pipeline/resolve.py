@@ -91,7 +91,7 @@ def resolve(
         return DistillJob(stage=stage, teacher=teacher, reasons={}, problems=problems, answers=answers, **shared)
     schemes, reasons, problems = job.assign(stage, skeleton)
     if isinstance(stage.method, HadamardConfig):
-        problems = problems or rotated.problems(stage, stage.method, skeleton)
+        problems = problems or rotated.problems(stage.method, skeleton)
     if isinstance(stage.method, HadamardConfig) and not problems:
         exact = [spec.weight for spec in skeleton.linears() if spec.name in schemes]
         view = rotated.rotated(stage.method, skeleton, recipe.seed, exact)

@@ -21,7 +21,6 @@ from compress.models.skeleton import LinearSpec, Skeleton
 from compress.pipeline.work import Problem
 from compress.quantization.configs import HadamardConfig
 from compress.quantization.hadamard import Rotation, Rows, Turn, order
-from compress.recipe_stages import QuantizeStage
 
 if TYPE_CHECKING:
     from compress.progress import Progress
@@ -97,10 +96,8 @@ class Rotated(Checkpoint):
         return turn.weight(stored, dtype) if name.endswith(".weight") else turn.bias(stored).to(dtype)
 
 
-def problems(stage: QuantizeStage, method: HadamardConfig, skeleton: Skeleton) -> list[Problem]:
-    """What of this rotation the model or the stage does not allow."""
-    if stage.refine is not None:
-        return [Problem("rotated models cannot be refined yet", "leave `refine` out")]
+def problems(method: HadamardConfig, skeleton: Skeleton) -> list[Problem]:
+    """What of this rotation the model does not allow."""
     family = skeleton.family.model_type
     if family in residual.WITH_MEAN:
         said = f"{family} models cannot be rotated: their layer norms subtract a mean, which no rotation keeps"

@@ -20,7 +20,6 @@ from compress.models.skeleton import Skeleton
 from compress.pipeline import rotated
 from compress.quantization.configs import HadamardConfig
 from compress.recipe import Recipe
-from compress.recipe_stages import QuantizeStage
 from compress.runtime.transformers_backend import load
 from tests.pipeline import harness
 from tests.pipeline.harness import recipe, with_options
@@ -49,8 +48,7 @@ def test_the_float_model_stays_the_same_or_is_refused_by_name(family: str, tiny:
     checkpoint = Checkpoint.open(tiny(family))
     skeleton = Skeleton(checkpoint, torch.float32)
     for method in (BOTH, HEADS):
-        stage = QuantizeStage.model_validate({"method": method})
-        problems = rotated.problems(stage, method, skeleton)
+        problems = rotated.problems(method, skeleton)
         if family in residual.ROTATABLE or (method is HEADS and family in residual.HEADS_ONLY):
             assert problems == []
             assert rotated.check(method, checkpoint, 0, tiny_tokens(1, 20)) < 1e-4

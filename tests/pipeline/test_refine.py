@@ -28,10 +28,15 @@ SAMPLES, HELD = 64, 8
 def recipe(
     method: str, text: Path, refined: dict[str, Any] | None = SETTINGS, overrides: Any = None, **settings: Any
 ) -> Recipe:
-    """2 bits in groups of 16 unless said otherwise, calibrated on 64 windows, of which the last eight are held out."""
+    """2 bits in groups of 16 unless said otherwise, calibrated on 64 windows, of which the last eight are held out.
+
+    options: settings of the method.
+    """
+    options = settings.pop("options", {})
     layout = {} if "scheme" in settings else {"bits": 2, "group_size": 16}
     wanted = harness.recipe(method, text, **{**layout, "samples": SAMPLES, **settings})
-    data = wanted.model_dump(mode="json")
+    data = wanted.model_dump(mode="json", exclude={"checks"})
+    data["stages"][0]["method"] |= options
     data["stages"][0] |= {"refine": refined, "overrides": overrides or []}
     data["stages"][0]["calibration"] = {"source": str(text), "samples": settings.get("samples", SAMPLES), "seq_len": 24}
     if refined is None and method in ("rtn", "hqq"):
@@ -74,6 +79,8 @@ def calibration_tokens(wanted: Recipe, source: Path, output: Path) -> torch.Tens
         ("awq", "gpt2", {}),
         ("gptq", "gemma2", {"symmetric": False}),
         ("smoothquant", "llama", {"scheme": "W8A8"}),
+        ("hadamard", "llama", {}),
+        ("autoround", "llama", {"options": {"steps": 8}}),
         ("gptq", "llama", {"overrides": [{"linears": ["*.down_proj"], "scheme": {"bits": 3, "group_size": 32}}]}),
     ],
 )
