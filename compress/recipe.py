@@ -78,6 +78,9 @@ class Recipe(Section):
                 del stage["overrides"]
             if stage.get("refine", True) is None:  # and so has one that is not refined
                 del stage["refine"]
+            for table in ("embeddings", "head"):
+                if stage.get(table, True) is None:
+                    del stage[table]
             stage.pop("teacher", None)
             if "cache" in stage:  # where it lies is nobody's business, that what is read there is rounded is
                 stage |= {"cached": True} if stage.pop("cache") is not None else {}
@@ -112,6 +115,8 @@ class Recipe(Section):
                 "overrides",
                 "refine",
                 "kv_cache",
+                "embeddings",
+                "head",
             ):
                 if key in stage and stage[key] in (None, []):
                     del stage[key]

@@ -33,6 +33,8 @@ class Settings:
     scheme: str | None = None
     kv_cache: str | None = None
     ignore: Sequence[str] = ()
+    embeddings: str | None = None
+    head: str | None = None
     refine: bool | None = None
     format: str | None = None
     calib: str | None = None
@@ -44,7 +46,7 @@ class Settings:
     def for_stage(self) -> bool:
         """Whether anything given belongs to a stage (rather than to the whole recipe)."""
         given = (self.method, self.bits, self.group_size, self.symmetric, self.scheme, self.calib, self.samples)
-        others = (self.seq_len, self.refine, self.kv_cache, self.format)
+        others = (self.seq_len, self.refine, self.kv_cache, self.format, self.embeddings, self.head)
         return any(value is not None for value in (*given, *others)) or bool(self.ignore)
 
 
@@ -94,6 +96,9 @@ def _set_stage(stage: dict[str, Any], settings: Settings) -> list[str]:
         stage["kv_cache"] = settings.kv_cache
     set_method(stage, settings.method, _default_method(_fixed(stage["scheme"])))
     add_ignored(stage, settings.ignore)
+    for table, given in (("embeddings", settings.embeddings), ("head", settings.head)):
+        if given is not None:
+            stage[table] = None if given == "none" else given
     if settings.refine is not None:
         stage["refine"] = (stage.get("refine") or {}) if settings.refine else None
     if settings.format is not None:

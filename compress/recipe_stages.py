@@ -21,7 +21,7 @@ from compress.recipe_sections import (
     needs_calibration,
     scheme_settings,
 )
-from compress.schemes import parse_scheme
+from compress.schemes import parse_scheme, parse_weight_scheme
 from compress.types import Scheme, Sparsity
 
 DEFAULT_MINUTES = 8.0
@@ -44,6 +44,18 @@ def _spelled_out(value: object) -> object:
         raise ValueError(f"is no scheme ({error.message}); {error.hint}") from None
 
 
+def _table_scheme(value: object) -> object:
+    """`embeddings: w6a16-g64` is `embeddings: {bits: 6, group_size: 64}`."""
+    if not isinstance(value, str):
+        return value
+    if (found := parse_weight_scheme(value)) is None:
+        raise ValueError("is no layout of integers for weights alone; give one such as w8a16-channel or w6a16-g64")
+    return found
+
+
+TableScheme = Annotated[SchemeConfig | None, BeforeValidator(_table_scheme)]
+
+
 class Override(Section):
     """Linears, by name or pattern as in `ignore`, that get a scheme of their own; nothing is inherited."""
 
@@ -52,13 +64,19 @@ class Override(Section):
 
 
 class QuantizeStage(Section):
-    """One pass of one method over the linears of the decoder blocks, `ignore` apart; later `overrides` win."""
+    """One pass of one method over the linears of the decoder blocks, `ignore` apart; later `overrides` win.
+
+    embeddings, head: layouts of the token embedding and of the output projection, which stay as they are if left out;
+    of a model that ties the two, either one stands for both.
+    """
 
     kind: Literal["quantize"] = "quantize"
     method: Annotated[MethodConfig, BeforeValidator(short_form)]
     scheme: Annotated[AnyScheme, BeforeValidator(_spelled_out)] = SchemeConfig()
     overrides: list[Override] = Field(default_factory=list)
     ignore: list[StrictStr] = Field(default_factory=list)
+    embeddings: TableScheme = None
+    head: TableScheme = None
     format: FormatName = "compressed-tensors"
     kv_cache: Literal["fp8"] | None = None
     refine: Annotated[RefineConfig | None, BeforeValidator(_switch)] = None
@@ -95,6 +113,9 @@ class QuantizeStage(Section):
             raise ValueError("gptq v1 cannot store a zero point of 0, which asymmetric weights may have: use gptq-v2")
         if self.refine is not None and self.format != "compressed-tensors":
             raise ValueError("refine tunes compressed-tensors: leave one of `format` and `refine` out")
+        for name in ("embeddings", "head"):
+            if getattr(self, name) is not None and self.format != "compressed-tensors":
+                raise ValueError(f"{name}: {self.format} has no place for it: leave one of the two out")
         if self.kv_cache is not None and self.schemes[0].inputs is None:
             said = f"scales of a cache go with a scheme that rounds inputs, not {self.schemes[0].name}"
             raise ValueError(f"kv_cache: {said}")

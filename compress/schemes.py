@@ -63,6 +63,25 @@ class NamedScheme:
     fixed: Scheme | None = None
 
 
+def parse_weight_scheme(text: str) -> dict[str, int | str | bool] | None:
+    """The settings of an integer weight-only layout by its label, such as `w6a16-g64`, `W8A16-channel` or `W4 g32`.
+
+    A group size that is left out is the usual one. None for what is no such layout.
+    """
+    found = re.fullmatch(r"w([2-8])(?:a16)?(?:[-_ ](channel|g(\d+)))?([-_]asym)?", text.strip().lower())
+    if found is None:
+        return None
+    settings: dict[str, int | str | bool] = {"bits": int(found[1])}
+    if found[2] is not None:
+        settings["group_size"] = int(found[3]) if found[3] else "channel"
+    return settings | ({"symmetric": False} if found[4] else {})
+
+
+def table_label(embeddings: int | None, head: int | None) -> str:
+    """What the bits of embedding and head add to the label of a layout; None where they stay as they are."""
+    return "".join(f"-{name}{bits}" for name, bits in (("embed", embeddings), ("head", head)) if bits is not None)
+
+
 def parse_scheme(name: str) -> NamedScheme:
     """Reads a scheme name, in any case.
 

@@ -75,17 +75,22 @@ def _template() -> Template:
     return environment.from_string(source)
 
 
+def in_order(block: int | None) -> tuple[bool, int]:
+    """What sorts blocks, those of none last."""
+    return block is None, block or 0
+
+
 def block_rows(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Per decoder block, in order: how many linears were changed, and the mean and the worst of their errors."""
     rows = []
-    for block in sorted({layer["block"] for layer in layers}):
+    for block in sorted({layer["block"] for layer in layers}, key=in_order):
         members = [layer for layer in layers if layer["block"] == block and layer.get("scheme") is not None]
         errors = {layer["name"]: e for layer in members if (e := layer.get("output_error")) is not None}
         sqnr = [s for layer in members if (s := layer.get("weight_sqnr_db")) is not None]
         worst = max(errors, key=lambda name: errors[name]) if errors else None
         rows.append(
             {
-                "block": block,
+                "block": "outside" if block is None else block,
                 "linears": len(members),
                 "mean_error": sum(errors.values()) / len(errors) if errors else None,
                 "worst": worst,

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 
 class LayerRecord(BaseModel):
-    """One linear.
+    """One linear; `block` is None for the embedding and the head.
 
     `scheme` is None where it was left as it was, and `reason` says why. `output_error` is ||Y - Y'||^2 / ||Y||^2 over
     the calibration tokens, `weight_sqnr_db` is 10 log10(||W||^2 / ||W - W'||^2); None where not measured (or, for
@@ -21,7 +21,7 @@ class LayerRecord(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    block: int
+    block: int | None
     method: str | None = None
     scheme: str | None = None
     bits_per_weight: float | None = None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from compress.schemes import FIXED_SCHEMES
+from compress.schemes import FIXED_SCHEMES, table_label
 from compress.types import IntScheme, Scheme, Sparsity
 
 MIXED = "mixed"
@@ -30,11 +30,12 @@ def recipe_summary(recipe: Mapping[str, Any]) -> RecipeSummary:
     methods = [method for stage in stages for method in _methods(stage)]
     schemes = [found for stage in stages if (found := _scheme(stage.get("scheme"))) is not None]
     last = schemes[-1] if schemes else None
+    tables = _tables(stages[-1]) if last is not None else ""
     if last is not None and stages[-1].get("overrides"):
-        return RecipeSummary(method="+".join(methods) or "-", scheme=MIXED, bits=None)
+        return RecipeSummary(method="+".join(methods) or "-", scheme=MIXED + tables, bits=None)
     return RecipeSummary(
         method="+".join(methods) or "-",
-        scheme=last.label if last else _sparsity(stages[-1]) if stages else "-",
+        scheme=last.label + tables if last else _sparsity(stages[-1]) if stages else "-",
         bits=last.bits if last else None,
     )
 
@@ -44,6 +45,12 @@ def _methods(stage: Mapping[str, Any]) -> list[str]:
     method = stage.get("method")
     kind = method.get("kind") if isinstance(method, Mapping) else method
     return [kind, *(["refine"] if stage.get("refine") else [])] if isinstance(kind, str) else []
+
+
+def _tables(stage: Mapping[str, Any]) -> str:
+    """What the label says of embedding and head."""
+    configs = (_scheme(stage.get(name)) for name in ("embeddings", "head"))
+    return table_label(*(None if config is None else config.bits for config in configs))
 
 
 def _sparsity(stage: Mapping[str, Any]) -> str:

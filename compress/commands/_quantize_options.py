@@ -78,6 +78,21 @@ class Quantize(Run):
             rich_help_panel=METHOD,
         ),
     ] = None
+    embeddings: Annotated[
+        str | None,
+        typer.Option(
+            help="Scheme of the token embedding, such as W8A16-channel or W6A16-g64; 16 bits if left out. A head that "
+            "is tied to it goes with it.",
+            metavar="SCHEME",
+            rich_help_panel=METHOD,
+        ),
+    ] = None
+    head: Annotated[
+        str | None,
+        typer.Option(
+            help="Scheme of the output projection, as for --embeddings.", metavar="SCHEME", rich_help_panel=METHOD
+        ),
+    ] = None
     ignore: IgnoredLinears = field(default_factory=list)
     recipe: BaseRecipe = None
     target_bits: Annotated[
@@ -134,6 +149,8 @@ class Quantize(Run):
             scheme=self.scheme,
             kv_cache=self.kv_cache,
             ignore=self.ignore,
+            embeddings=self.embeddings,
+            head=self.head,
             refine=self.refine,
             format=self.format,
             calib=self.calib,

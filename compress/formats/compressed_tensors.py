@@ -36,11 +36,11 @@ def format_of(scheme: Scheme) -> str:
 
 
 def quantization_config(
-    schemes: Mapping[str, Scheme], ignored: Iterable[str], fp8_cache: bool = False
+    schemes: Mapping[str, Scheme], ignored: Iterable[str], fp8_cache: bool = False, embeddings: Iterable[str] = ()
 ) -> dict[str, Any]:
     """Builds the config for linears with their schemes; `ignored` are the linears that stay in high precision.
 
-    fp8_cache: whether scales of keys and values are stored too.
+    fp8_cache: whether scales of keys and values are stored too. embeddings: those of `schemes` that are no linears.
 
     One scheme for everything targets the class `Linear` (what every engine reads); several schemes get one group each
     with explicit name patterns.
@@ -49,6 +49,7 @@ def quantization_config(
     for name in sorted(schemes):
         groups.setdefault(schemes[name], []).append(name)
     single = len(groups) == 1
+    every = ["Linear", *_patterns(embeddings)]
     formats = sorted({format_of(scheme) for scheme in groups})
     # transformers makes room for unpacked zero points where it keeps weights packed, and then refuses the packed ones.
     # Of blocks of floats it makes bfloat16 weights whatever the model computes in, unless it dequantises them itself.
@@ -64,7 +65,7 @@ def quantization_config(
         "ignore": sorted(ignored),
         "config_groups": {
             f"group_{i}": {
-                "targets": ["Linear"] if single else [f"re:^{re.escape(name)}$" for name in names],
+                "targets": every if single else _patterns(names),
                 "weights": _weight_args(scheme),
                 "input_activations": None if scheme.inputs is None else _input_args(scheme.inputs),
                 "output_activations": None,
@@ -73,6 +74,10 @@ def quantization_config(
             for i, (scheme, names) in enumerate(groups.items())
         },
     }
+
+
+def _patterns(names: Iterable[str]) -> list[str]:
+    return [f"re:^{re.escape(name)}$" for name in names]
 
 
 def for_own_reader(quantization: Mapping[str, Any]) -> dict[str, Any]:

@@ -69,6 +69,16 @@ def pack(quantized: QuantizedTensor) -> dict[str, Tensor]:
     return stored
 
 
+def decode_rows(stored: Mapping[str, Tensor], scheme: IntScheme, rows: Tensor) -> Tensor:
+    """Some rows (n, in) of what `pack`'s tensors stand for, in the scale's dtype; no other row is decoded."""
+    out, width = (int(extent) for extent in stored["weight_shape"])
+    zero = None
+    if not scheme.symmetric:
+        zero = unpack_bits(stored["weight_zero_point"].T, scheme.bits, out).T[rows]
+    codes = unpack_bits(stored["weight_packed"][rows], scheme.bits, width)
+    return QuantizedTensor(codes, stored["weight_scale"][rows], zero, scheme).dequantize()
+
+
 def unpack(stored: Mapping[str, Tensor], scheme: IntScheme) -> QuantizedTensor:
     """Inverse of `pack`.
 

@@ -30,9 +30,15 @@ Call = dict[str, Any]
 """How a block is called besides the hidden states: {"args": tuple, "kwargs": dict}."""
 
 
+OUTSIDE = -1
+"""What stands for the block of what is in none."""
+
+
 @dataclass(frozen=True, slots=True)
 class LinearSpec:
     """One quantisable linear. `name` is its checkpoint name without `.weight`, `weight` that of its 2-D tensor.
+
+    block: OUTSIDE for the token embedding and the head.
 
     layout "linear": stored (out, in); "conv1d": stored (in, out), as GPT-2 does. `expert`: its number, or None.
     """
@@ -83,6 +89,11 @@ class Skeleton:
     def head_weight(self) -> str:
         """Checkpoint name of the head's weight, whether it is stored or tied."""
         return f"{self._head_name}.weight"
+
+    @property
+    def output_projection(self) -> nn.Module:
+        """What makes logits in `head`."""
+        return cast(nn.Module, self._model.get_output_embeddings())
 
     @property
     def vocabulary(self) -> int:
@@ -189,13 +200,17 @@ class Skeleton:
         module.to("meta")
 
     @torch.no_grad()
-    def embed(self, token_ids: torch.Tensor) -> tuple[torch.Tensor, list[Call]]:
+    def embed(
+        self, token_ids: torch.Tensor, rows: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, list[Call]]:
         """token_ids (batch, seq) -> the hidden states (batch, seq, hidden) entering block 0, and each block's Call.
 
-        On the CPU. A Call holds for this batch size and sequence length.
+        On the CPU. A Call holds for this batch size and sequence length. rows: gives rows (tokens, width) of another
+        table in place of the checkpoint's.
         """
         used, positions = token_ids.cpu().unique(return_inverse=True)
-        table = self.checkpoint.read_rows(self._embedding_name, used).to(self.dtype)
+        found = self.checkpoint.read_rows(self._embedding_name, used) if rows is None else rows(used)
+        table = found.to(self.dtype)
         embedded = torch.func.functional_call(self._embedding, {"weight": table}, (positions,))
         first: list[torch.Tensor] = []
         calls: list[Call] = []

@@ -26,6 +26,13 @@ def compared_tokens(tokens: int) -> int:
     return min(tokens, len(_compared(chunks, tokens)) * CHUNK_TOKENS)
 
 
+def compared(skeleton: Skeleton, tokens: Tensor) -> Activations:
+    """As `enter`, of the original model and of those chunks alone that a method compares the two models on."""
+    batches = tokens.split(max(1, CHUNK_TOKENS // tokens.shape[1]))
+    chosen = torch.cat([batches[place] for place in _compared(len(batches), tokens.numel())])
+    return enter(skeleton, chosen, False)
+
+
 def _compared(chunks: int, tokens: int) -> range:
     """The places of the chunks that both models see."""
     wanted = max(COMPARED_TOKENS, tokens // COMPARED_SHARE)
@@ -82,21 +89,29 @@ class Activations:
         return replace(self, block=self.block + 1, quantized=quantized, original=kept)
 
 
-def enter(skeleton: Skeleton, tokens: Tensor, with_original: bool, throughout: bool = False) -> Activations:
+def enter(
+    skeleton: Skeleton,
+    tokens: Tensor,
+    with_original: bool,
+    throughout: bool = False,
+    rows: Callable[[Tensor], Tensor] | None = None,
+) -> Activations:
     """Embeds the calibration tokens (samples, seq): the activations entering block 0.
 
-    with_original: whether some of them run through the original model too; throughout: whether all do.
+    with_original: whether some of them run through the original model too; throughout: whether all do. rows: of the
+    quantised embedding, as `Skeleton.embed` takes them; None where the original's is kept.
     """
     hidden, calls = [], []
-    for batch in tokens.split(max(1, CHUNK_TOKENS // tokens.shape[1])):
-        states, block_calls = skeleton.embed(batch)
+    batches = tokens.split(max(1, CHUNK_TOKENS // tokens.shape[1]))
+    for batch in batches:
+        states, block_calls = skeleton.embed(batch, rows)
         hidden.append(states)
         calls.append(block_calls)
     _, single = skeleton.embed(tokens[:1])
     places = range(0)
     if with_original:
         places = range(len(hidden)) if throughout else _compared(len(hidden), tokens.numel())
-    original = {place: hidden[place] for place in places}
+    original = {place: hidden[place] if rows is None else skeleton.embed(batches[place])[0] for place in places}
     return Activations(0, hidden, original, calls, single)
 
 

@@ -12,10 +12,12 @@ from compress.errors import UserError
 from compress.formats.registry import FORMATS, Format
 from compress.models.kv_cache import KEY_LINEARS
 from compress.models.skeleton import LinearSpec, Skeleton
+from compress.models.tables import is_tied, tables
 from compress.pipeline.prune_job import pattern_misfits
 from compress.pipeline.work import Problem, Work, ignored, matches
-from compress.quantization.configs import AutoRoundConfig, GptqConfig, MethodConfig
+from compress.quantization.configs import AutoRoundConfig, GptqConfig, HadamardConfig, MethodConfig
 from compress.recipe_stages import QuantizeStage
+from compress.schemes import table_label
 from compress.types import FP8_TILE, IntScheme, Scheme
 
 NARROWEST_GROUP = 8
@@ -27,12 +29,19 @@ class Job(Work):
 
     stage: QuantizeStage
     schemes: dict[str, Scheme]
-    """Scheme of every linear that will be quantised, by checkpoint name."""
+    """Scheme of every linear that will be quantised, the embedding among them, by checkpoint name."""
 
     @property
     def distinct_schemes(self) -> list[Scheme]:
-        """The schemes that linears have, in the order of the linears; the recipe's own where no linear has one."""
-        return list(dict.fromkeys(self.schemes.values())) or [self.stage.scheme.to_scheme()]
+        """The schemes that linears in blocks have, in their order; the recipe's own where no linear has one."""
+        outside = {spec.name for spec in tables(self.skeleton)}
+        inside = (scheme for name, scheme in self.schemes.items() if name not in outside)
+        return list(dict.fromkeys(inside)) or [self.stage.scheme.to_scheme()]
+
+    @property
+    def tables(self) -> list[LinearSpec]:
+        """The token embedding and the head, those of them that will be quantised."""
+        return [spec for spec in tables(self.skeleton) if spec.name in self.schemes]
 
     def integers(self, spec: LinearSpec) -> IntScheme:
         """The scheme of a linear under a method that knows integer grids alone; recipes refuse others."""
@@ -44,7 +53,8 @@ class Job(Work):
     def label(self) -> str:
         first, *others = self.distinct_schemes
         layout = f"mixed-{self.bits_per_weight:.2f}b" if others else first.label
-        return layout + ("-refined" if self.stage.refine is not None else "")
+        bits = (None if each is None else each.bits for each in (self.stage.embeddings, self.stage.head))
+        return layout + table_label(*bits) + ("-refined" if self.stage.refine is not None else "")
 
     def stored_bits(self, spec: LinearSpec) -> int:
         """Bits that a quantised linear takes, as its scheme counts them, or its format where that stores more."""
@@ -54,7 +64,7 @@ class Job(Work):
     @property
     def bits_per_weight(self) -> float:
         """Stored bits per weight of the linears that will be quantised, those apart that their scheme does not fit."""
-        chosen = [s for s in self.skeleton.linears() if s.name in self.schemes]
+        chosen = [s for s in (*self.skeleton.linears(), *self.tables) if s.name in self.schemes]
         chosen = [spec for spec in chosen if self.schemes[spec.name].fits(spec.in_features)]
         weights = sum(spec.in_features * spec.out_features for spec in chosen)
         return sum(self.stored_bits(spec) for spec in chosen) / weights if weights else 0.0
@@ -122,9 +132,35 @@ def assign(stage: QuantizeStage, skeleton: Skeleton) -> tuple[dict[str, Scheme],
                 problems.append(Problem(said, f"give all of {', '.join(group)} one scheme"))
     if stage.kv_cache is not None:
         problems += _uncached(skeleton, schemes)
+    outside, found = _tables(stage, skeleton)
+    schemes, problems = {**schemes, **outside}, problems + found
     if not wanted:
         problems.append(Problem("every linear is ignored: nothing is left to quantise", "ignore fewer linears"))
     return schemes, reasons, problems
+
+
+def _tables(stage: QuantizeStage, skeleton: Skeleton) -> tuple[dict[str, Scheme], list[Problem]]:
+    """The schemes of embedding and head where they get one; of a tied one, that of either name."""
+    asked = {"embeddings": stage.embeddings, "head": stage.head}
+    given = {name: config.to_scheme() for name, config in asked.items() if config is not None}
+    specs, problems = tables(skeleton), []
+    if is_tied(skeleton) and given:
+        if len(set(given.values())) > 1:
+            said = "embedding and head of this model are one table, which cannot have two schemes"
+            problems.append(Problem(said, "give `embeddings` or `head` alone"))
+        if isinstance(stage.method, HadamardConfig) and stage.method.residual:
+            said = "rotating the residual stream makes two tables of the tied embedding, which then stay as they are"
+            problems.append(Problem(said, "set `residual: false`, or leave `embeddings` and `head` out"))
+        given = {"embeddings": next(iter(given.values()))}
+    chosen: dict[str, Scheme] = {}
+    for name, spec in zip(("embeddings", "head"), specs, strict=False):
+        if (scheme := given.get(name)) is not None:
+            chosen[spec.name] = scheme
+            problems += [
+                Problem(found.message, f"give `{name}` another group size, or `channel`")
+                for found in _misfits(scheme, [spec])
+            ]
+    return chosen, problems
 
 
 def _uncached(skeleton: Skeleton, schemes: Mapping[str, Scheme]) -> list[Problem]:

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from compress.artifact.layers import LayerRecord
 from compress.artifact.manifest import Fallback
-from compress.models.skeleton import LinearSpec
+from compress.models.skeleton import OUTSIDE, LinearSpec
 from compress.pipeline.job import Job
 from compress.pipeline.zeros import held
 from compress.pruning.masks import zero_mask
@@ -88,7 +88,7 @@ def record(
     error, sqnr = errors(weight, dequantized, sample, reference)
     return LayerRecord(
         name=spec.name,
-        block=spec.block,
+        block=None if spec.block == OUTSIDE else spec.block,
         method=method,
         scheme=scheme.label,
         bits_per_weight=bits_per_weight,

@@ -11,6 +11,7 @@ from torch import Tensor
 from compress.artifact.layers import LayerRecord
 from compress.artifact.ledger import Action, LedgerEntry
 from compress.formats.compressed_tensors import for_own_reader, quantization_config
+from compress.models.tables import is_tied
 from compress.pipeline.block import BlockResult
 from compress.pipeline.job import Job
 from compress.pipeline.kinds import Fate
@@ -52,7 +53,10 @@ def outer_tensors(job: Work) -> tuple[dict[str, Tensor], Fate]:
     fate: Fate = {}
     checkpoint, tied = job.checkpoint, job.skeleton.tied()
     rest = []
+    later = {spec.weight for spec in job.tables} if isinstance(job, Job) else set()
     for name in job.skeleton.outer_tensors():
+        if name in later or tied.get(name) in later:
+            continue
         target = tied.get(name)
         if target in checkpoint.index and target != name and checkpoint.sha256(name) == checkpoint.sha256(target):
             fate[name] = ("tied", [target])
@@ -72,15 +76,17 @@ def ledger(job: Work, fate: Fate, sha256: Mapping[str, str]) -> dict[str, Ledger
 def config(job: Job) -> dict[str, Any]:
     """config.json of the artifact: the source's, plus how its weights are stored."""
     quantization = job.format.config(job.schemes, high_precision(job))
-    if job.stage.kv_cache is not None:
-        quantization = quantization_config(job.schemes, high_precision(job), True)
-    if job.format.name == "compressed-tensors" and not transformers_can_load(job):
-        quantization = for_own_reader(quantization)
+    if job.format.name == "compressed-tensors":
+        named = [spec.name for spec in job.tables if spec.weight == job.skeleton.embedding]
+        quantization = quantization_config(job.schemes, high_precision(job), job.stage.kv_cache is not None, named)
+        if not transformers_can_load(job):
+            quantization = for_own_reader(quantization)
     return {**job.checkpoint.config, "quantization_config": quantization}
 
 
 def transformers_can_load(job: Job) -> bool:
-    """Whether compressed-tensors carries this: not Conv1D weights, nor fused experts with zero points or as floats.
+    """Whether compressed-tensors carries this: not Conv1D weights, nor fused experts with zero points or as floats, nor
+    a packed embedding that the head is tied to.
 
     Where transformers decodes weights as it loads them, which it does for zero points and for fused experts, it takes
     one scheme for all, so those must not be mixed.
@@ -89,8 +95,11 @@ def transformers_can_load(job: Job) -> bool:
     conv1d = any(spec.layout == "conv1d" for spec in specs)
     experts = [job.schemes[spec.name] for spec in specs if spec.expert is not None]
     zero_points = any(isinstance(scheme, IntScheme) and not scheme.symmetric for scheme in job.schemes.values())
-    mixed = len(set(experts)) > 1 or (zero_points and len(job.distinct_schemes) > 1)
-    return not conv1d and not mixed and all(isinstance(scheme, IntScheme) and scheme.symmetric for scheme in experts)
+    mixed = len(set(experts)) > 1 or (zero_points and len(set(job.schemes.values())) > 1)
+    tied = is_tied(job.skeleton) and bool(job.tables)
+    if tied or conv1d or mixed:
+        return False
+    return all(isinstance(scheme, IntScheme) and scheme.symmetric for scheme in experts)
 
 
 def high_precision(job: Job) -> Iterable[str]:
@@ -101,7 +110,7 @@ def high_precision(job: Job) -> Iterable[str]:
         for name in job.skeleton.block_tensors(block)
         if name.endswith(".weight") and len(job.checkpoint.index[name].shape) == 2
     }
-    return (inside - set(job.schemes)) | set(job.skeleton.outer_linears())
+    return (inside | set(job.skeleton.outer_linears())) - set(job.schemes)
 
 
 def keep(job: Work, names: Iterable[str], tensors: dict[str, Tensor], fate: Fate) -> tuple[dict[str, Tensor], Fate]:

@@ -103,7 +103,7 @@ def plan(
 
 
 def _quantisation(job: Job, restart: bool, scored: bool) -> Plan:
-    specs = job.skeleton.linears()
+    specs = [*job.skeleton.linears(), *job.tables]
     linears = [_planned(job, spec) for spec in specs]
     quantized = [spec for spec in specs if spec.name in job.schemes and job.schemes[spec.name].fits(spec.in_features)]
     stored = {spec.name: job.stored_bits(spec) for spec in quantized}

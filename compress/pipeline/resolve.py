@@ -15,6 +15,7 @@ from compress.errors import IntegrityError, UserError
 from compress.models.checkpoint import Checkpoint
 from compress.models.hub import local_directory
 from compress.models.skeleton import Skeleton
+from compress.models.tables import tables
 from compress.pipeline import depth_job, distill_job, experts_job, job, prune_job, rotated, width_job
 from compress.pipeline.depth_job import DepthJob
 from compress.pipeline.distill_job import DistillJob
@@ -93,7 +94,7 @@ def resolve(
     if isinstance(stage.method, HadamardConfig):
         problems = problems or rotated.problems(stage.method, skeleton)
     if isinstance(stage.method, HadamardConfig) and not problems:
-        exact = [spec.weight for spec in skeleton.linears() if spec.name in schemes]
+        exact = [spec.weight for spec in (*skeleton.linears(), *tables(skeleton)) if spec.name in schemes]
         view = rotated.rotated(stage.method, skeleton, recipe.seed, exact)
         shared |= {"checkpoint": view, "skeleton": Skeleton(view, skeleton.dtype)}
     made = Job(stage=stage, schemes=schemes, reasons=reasons, problems=problems, **shared)

@@ -7,7 +7,7 @@ decides who computes what. So the bytes written do not depend on the number of t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -34,16 +34,18 @@ from compress.pipeline import (
     prune_stage,
     quantize_stage,
     refine,
+    tables_stage,
     width_stage,
 )
 from compress.pipeline.block import Workers
 from compress.pipeline.committer import Committer
 from compress.pipeline.depth_job import DepthJob
 from compress.pipeline.distill_job import DistillJob
+from compress.pipeline.entries import DECISION, OUTER, REFINE, blocks_done, commit, holds
 from compress.pipeline.experts_job import ExpertsJob
 from compress.pipeline.inputs import Activations
 from compress.pipeline.job import Job
-from compress.pipeline.kinds import Fate, Kind, Written
+from compress.pipeline.kinds import Kind, Written
 from compress.pipeline.prune_job import PruneJob
 from compress.pipeline.resolve import resolve
 from compress.pipeline.width_job import WidthJob
@@ -51,8 +53,6 @@ from compress.pipeline.work import Whole, Work, environment
 from compress.progress import NullProgress, Progress
 from compress.quantization.configs import RefineConfig
 from compress.recipe import Recipe
-
-OUTER, DECISION, REFINE = "outer", "decision", "refine"
 
 KINDS: dict[type[Work], Kind[Any]] = {
     Job: quantize_stage.QuantizeKind(),
@@ -155,14 +155,15 @@ def _work(job: Work, staging: Staging, workers: Workers, progress: Progress) -> 
 
 def _blocks(job: Work, staging: Staging, workers: Workers, progress: Progress) -> tuple[int, int]:
     """Does what the journal does not hold yet; returns how many blocks were there and how many were computed."""
-    entries = staging.journal()
-    done = sum(entry["key"] not in (OUTER, DECISION, REFINE) for entry in entries)
+    done = blocks_done(staging)
     total = job.skeleton.num_blocks
     kind = KINDS[type(job)]
     _decide(job, kind, staging, workers, progress)
-    if not any(entry["key"] == OUTER for entry in entries):
-        _commit(job, staging, OUTER, *kind.outer(job, *output.outer_tensors(job)))
-    activations = _activations(job, staging, done)
+    if not holds(staging, OUTER):
+        commit(job, staging, OUTER, *kind.outer(job, *output.outer_tensors(job)))
+    rows = tables_stage.before_blocks(job, staging, workers, progress) if isinstance(job, Job) else None
+    head_follows = isinstance(job, Job) and tables_stage.head_follows(job, staging)
+    activations = _activations(job, staging, done, rows) if done < total or head_follows else None
     progress.begin(kind.doing(job), total)
     for block in range(done):
         progress.advance(f"block {block}: done before")
@@ -170,17 +171,19 @@ def _blocks(job: Work, staging: Staging, workers: Workers, progress: Progress) -
         for block in range(done, total):
             written = kind.through_block(job, block, activations, workers)
             activations = written.activations
-            state = activations if block < total - 1 or kind.keeps_last_state else None
+            state = activations if block < total - 1 or kind.keeps_last_state or head_follows else None
 
-            def commit(block: int = block, written: Written = written, state: Activations | None = state) -> None:
+            def store_block(block: int = block, written: Written = written, state: Activations | None = state) -> None:
                 layers = [*written.layers, *output.left_alone(job, block)]
-                _commit(
+                commit(
                     job, staging, f"block-{block:05d}", written.tensors, written.fate, layers, written.fallbacks, state
                 )
                 progress.advance(f"block {block}")
 
-            committer.submit(commit)
+            committer.submit(store_block)
     progress.end()
+    if isinstance(job, Job) and head_follows:
+        tables_stage.behind_blocks(job, staging, activations, workers, progress)
     return done, total - done
 
 
@@ -195,11 +198,11 @@ def _decide(job: Work, kind: Kind[Any], staging: Staging, workers: Workers, prog
     job.decided.update(decided or {})
 
 
-def _activations(job: Work, staging: Staging, done: int) -> Activations | None:
-    if not job.needs_blocks or done == job.skeleton.num_blocks:
+def _activations(job: Work, staging: Staging, done: int, rows: tables_stage.Rows | None) -> Activations | None:
+    if not job.needs_blocks:
         return None
     assert job.calibration is not None
-    start = inputs.enter(job.skeleton, job.calibration.tokens, job.needs_original, job.follows_all)
+    start = inputs.enter(job.skeleton, job.calibration.tokens, job.needs_original, job.follows_all, rows)
     if not done:
         return start
     return inputs.resume(start, done, staging.read_state(staging.journal()[-1]["state"]))
@@ -215,7 +218,7 @@ def _refine(job: Job, settings: RefineConfig, staging: Staging, workers: Workers
     layers = [LayerRecord(**row) for entry in blocks for row in entry["layers"]]
     written = refine.refine(job, settings, stored, layers, workers, progress)
     hashes = {name: record["sha256"] for entry in blocks for name, record in entry["part"]["tensors"].items()}
-    _commit(
+    commit(
         job, staging, REFINE, written.tensors, written.fate, written.layers, written.fallbacks, earlier=hashes,
     )  # fmt: skip
 
@@ -231,33 +234,6 @@ def _check(job: Work, staging: Staging) -> Callable[[Path], None]:
         start = inputs.enter(job.skeleton, job.calibration.tokens, job.needs_original)
         leaving = inputs.resume(start, job.skeleton.num_blocks, staging.read_state(last))
     return lambda directory: kind.check(job, directory, leaving)
-
-
-def _commit(
-    job: Work,
-    staging: Staging,
-    key: str,
-    tensors: Mapping[str, torch.Tensor],
-    fate: Fate,
-    layers: list[LayerRecord] | None = None,
-    fallbacks: list[Fallback] | None = None,
-    state: Activations | None = None,
-    earlier: Mapping[str, str] | None = None,
-) -> None:
-    """Stores one entry of the journal; `earlier` holds the hashes of tensors of parts before it."""
-    part = staging.write_part(key, tensors)
-    written = {**(earlier or {}), **{name: record["sha256"] for name, record in part["tensors"].items()}}
-    staging.commit(
-        {
-            "key": key,
-            "part": part,
-            "state": None if state is None else staging.write_state(key, state.state()),
-            "ledger": {name: entry.model_dump() for name, entry in output.ledger(job, fate, written).items()},
-            "layers": [layer.model_dump(mode="json") for layer in layers or []],
-            "fallbacks": [fallback.model_dump() for fallback in fallbacks or []],
-            "replaces": earlier is not None,
-        }
-    )
 
 
 def _contents(job: Work, entries: list[dict[str, Any]]) -> Contents:

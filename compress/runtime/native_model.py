@@ -63,12 +63,18 @@ class NativeModel:
             cache_tokens = max(_LEAST_CACHE_TOKENS, min(context, _MOST_CACHE_TOKENS))
         self.pages = PagePool(-(-cache_tokens // native_module.PAGE_TOKENS) + 1, native_module.PAGE_TOKENS)
         frequencies, factor = _rotation(shape.config)
-        embedding = checkpoint.read(f"{EMBEDDING}.weight")
-        self._embedding = embedding.float() if embedding.dtype == torch.float16 else embedding
+        self._embedding: Tensor | None = None
+        packed = None
+        if EMBEDDING in shape.schemes:
+            packed = self._pack(EMBEDDING, (shape.vocabulary, shape.hidden))
+        else:
+            embedding = checkpoint.read(f"{EMBEDDING}.weight")
+            self._embedding = embedding.float() if embedding.dtype == torch.float16 else embedding
         self._decoder = native_module.Decoder(
             self._embedding,
+            packed,
             self._vector(FINAL_NORM),
-            self._head(),
+            self._head(packed),
             frequencies,
             factor,
             shape.heads,
@@ -144,26 +150,32 @@ class NativeModel:
     def _vector(self, name: str) -> Tensor:
         return self._checkpoint.read(f"{name}.weight").float().contiguous()
 
-    def _head(self) -> Any:
+    def _head(self, embedding: Any) -> Any:
+        """embedding: packed, or None where it is dense."""
         if not self.shape.tied:
             return self._linear(HEAD)
-        self.linears[HEAD] = packed_linear.pack_dense(self._embedding, eight_bit=self.eight_bit)
-        return self.linears[HEAD]
+        if embedding is None:
+            assert self._embedding is not None
+            embedding = packed_linear.pack_dense(self._embedding, eight_bit=self.eight_bit)
+        self.linears[HEAD] = embedding
+        return embedding
 
     def _linear(self, name: str) -> Any:
+        self.linears[name] = self._pack(name, self.shape.linears()[name])
+        return self.linears[name]
+
+    def _pack(self, name: str, size: tuple[int, int]) -> Any:
+        """A weight of this size (out, in) repacked for the products, with its bias."""
         read, index = self._checkpoint.read, self._checkpoint.index
         bias = read(f"{name}.bias") if f"{name}.bias" in index else None
         scheme = self.shape.schemes.get(name)
         if scheme is None:
-            weight = read(f"{name}.weight")
-            self.linears[name] = packed_linear.pack_dense(weight, bias, eight_bit=self.eight_bit and name == HEAD)
-            return self.linears[name]
-        out, columns = self.shape.linears()[name]
+            return packed_linear.pack_dense(read(f"{name}.weight"), bias, eight_bit=self.eight_bit and name == HEAD)
+        out, columns = size
         if self.shape.format.layout is not None:
             found = self.shape.format.unpack(stored_parts(self._checkpoint, name, self.shape.format), scheme)
             words = pack_bits(found.codes, scheme.bits)
-            self.linears[name] = packed_linear.pack_codes(words, found.scale, found.zero_point, columns, scheme, bias)
-            return self.linears[name]
+            return packed_linear.pack_codes(words, found.scale, found.zero_point, columns, scheme, bias)
         if read(f"{name}.weight_shape").tolist() != [out, columns]:
             raise IntegrityError(
                 f"{name}.weight_shape is not {(out, columns)}", "run `compress verify` on the artifact"
@@ -171,10 +183,8 @@ class NativeModel:
         zero = None
         if not scheme.symmetric:
             zero = unpack_bits(read(f"{name}.weight_zero_point").T, scheme.bits, out).T
-        self.linears[name] = packed_linear.pack_codes(
-            read(f"{name}.weight_packed"), read(f"{name}.weight_scale"), zero, columns, scheme, bias
-        )
-        return self.linears[name]
+        words, scale = read(f"{name}.weight_packed"), read(f"{name}.weight_scale")
+        return packed_linear.pack_codes(words, scale, zero, columns, scheme, bias)
 
 
 def _weights(bits: int) -> str:

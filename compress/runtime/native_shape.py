@@ -135,10 +135,9 @@ def _packed(scheme: Scheme) -> IntScheme:
 def _check_tensors(checkpoint: Checkpoint, shape: Shape) -> None:
     """Every tensor that the shape needs is there with its size and a known dtype, and no other is."""
     expected: dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]] = {
-        f"{EMBEDDING}.weight": ((shape.vocabulary, shape.hidden), _DENSE)
+        f"{name}.weight": ((length,), _DENSE) for name, length in shape.norms().items()
     }
-    expected |= {f"{name}.weight": ((length,), _DENSE) for name, length in shape.norms().items()}
-    for name, (out, width) in shape.linears().items():
+    for name, (out, width) in {EMBEDDING: (shape.vocabulary, shape.hidden), **shape.linears()}.items():
         if f"{name}.bias" in checkpoint.index:
             expected[f"{name}.bias"] = ((out,), _DENSE)
         scheme = shape.schemes.get(name)

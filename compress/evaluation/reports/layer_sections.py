@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from compress.artifact.card import in_order
 from compress.artifact.coverage import coverage, expert_of
 from compress.evaluation.reports.document import Picture, Section, Table
 from compress.evaluation.reports.plots.layers import kind_of
@@ -55,7 +56,8 @@ def _worst(
     layers: Layers, what: Literal["output", "weight"], errors: Mapping[str, float], worst: Sequence[str]
 ) -> Section:
     by_name = {str(layer["name"]): layer for layer in layers}
-    measured = [{**layer, "error": errors[str(layer["name"])]} for layer in layers if layer["name"] in errors]
+    inside = (layer for layer in layers if layer["name"] in errors and layer["block"] is not None)
+    measured = [{**layer, "error": errors[str(layer["name"])]} for layer in inside]
 
     def draw() -> bytes:
         from compress.evaluation.reports.plots import layer_errors, svg
@@ -87,14 +89,17 @@ def _row(layer: Mapping[str, Any], error: float | None) -> tuple[str, ...]:
 def _heat_map(layers: Layers, what: str, errors: Mapping[str, float]) -> Section:
     """One row per block, one column per kind of linear; of experts the worst."""
     kinds = list(dict.fromkeys(kind_of(str(layer["name"])) for layer in layers if layer["name"] in errors))
-    cells: dict[tuple[int, str], float] = {}
+    cells: dict[tuple[int | None, str], float] = {}
     for layer in layers:
         name = str(layer["name"])
         if name in errors:
-            place = (int(layer["block"]), kind_of(name))
+            place = (layer["block"], kind_of(name))
             cells[place] = max(cells.get(place, 0.0), errors[name])
-    blocks = sorted({block for block, _ in cells})
-    rows = [(str(block), *(value(cells.get((block, kind))) for kind in kinds)) for block in blocks]
+    blocks = sorted({block for block, _ in cells}, key=in_order)
+    rows = [
+        ("outside" if block is None else str(block), *(value(cells.get((block, kind))) for kind in kinds))
+        for block in blocks
+    ]
     shades = logarithmic([[None, *(cells.get((block, kind)) for kind in kinds)] for block in blocks])
     several = any(expert_of(str(layer["name"])) is not None for layer in layers)
     text = f"Relative {what} error by decoder block and linear; the stronger the colour, the larger."

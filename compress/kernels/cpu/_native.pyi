@@ -129,6 +129,7 @@ class Decoder:
     def __init__(
         self,
         embedding: Any,
+        packed_embedding: PackedLinear | None,
         final_norm: Any,
         head: PackedLinear,
         frequencies: Any,
@@ -142,7 +143,7 @@ class Decoder:
         """All arrays but the embedding are float32; frequencies (dim / 2), final_norm (hidden); kv_heads divides heads.
 
         cache: how keys and values are kept: float32, bfloat16, int8 or int4 (each token and head with its own grid).
-        embedding (vocabulary, hidden) bfloat16 or float32 is read in place, and kept.
+        embedding (vocabulary, hidden) bfloat16 or float32 is read in place, and kept; None where it is packed.
         """
 
     def add_layer(

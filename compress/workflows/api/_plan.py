@@ -24,6 +24,8 @@ def plan(
     scheme: str | None = None,
     kv_cache: str | None = None,
     ignore: Sequence[str] = (),
+    embeddings: str | None = None,
+    head: str | None = None,
     samples: int | None = None,
     seq_len: int | None = None,
     output: PathLike | None = None,
@@ -50,6 +52,8 @@ def plan(
         scheme=scheme,
         kv_cache=kv_cache,
         ignore=ignore,
+        embeddings=embeddings,
+        head=head,
         samples=samples,
         seq_len=seq_len,
     )

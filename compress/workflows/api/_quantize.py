@@ -25,6 +25,8 @@ def quantize(
     scheme: str | None = None,
     kv_cache: str | None = None,
     ignore: Sequence[str] = (),
+    embeddings: str | None = None,
+    head: str | None = None,
     refine: bool | None = None,
     format: str | None = None,
     target_bits: float | None = None,
@@ -55,6 +57,8 @@ def quantize(
         scheme: A layout by name, such as `W4A16`, `W8A8` or `FP8_DYNAMIC`, in place of `bits`.
         kv_cache: `fp8` stores calibrated scales of an FP8 key and value cache, with schemes that round inputs.
         ignore: Names or patterns of linears to leave as they are.
+        embeddings, head: Layouts of the token embedding and of the output projection, such as `W6A16-g64`; 16 bits if
+            None. Of a model that ties the two, either one stands for both.
         refine: Whether scales and norms are tuned afterwards on the KL to the original, with the whole model in memory;
             default False.
         format: `compressed-tensors` (the default), `awq`, `gptq`, `gptq-v2` or `modelopt`.
@@ -94,6 +98,8 @@ def quantize(
         scheme=scheme,
         kv_cache=kv_cache,
         ignore=ignore,
+        embeddings=embeddings,
+        head=head,
         refine=refine,
         format=format,
         calib=calib,

@@ -32,9 +32,9 @@ struct Decoder::Work {
     std::vector<Run> runs;
 };
 
-Decoder::Decoder(const DecoderConfig& c, const void* embedding, bool bfloat16, const float* frequencies,
-                 const float* final_norm, Weight head)
-    : config(c), embedding_(embedding), embedding_bfloat16_(bfloat16), frequencies_(frequencies, frequencies + c.dim / 2),
+Decoder::Decoder(const DecoderConfig& c, Embedding embedding, const float* frequencies, const float* final_norm,
+                 Weight head)
+    : config(c), embedding_(std::move(embedding)), frequencies_(frequencies, frequencies + c.dim / 2),
       final_norm_(final_norm, final_norm + c.hidden), head_(std::move(head)) {}
 
 void Decoder::add(DecoderLayer layer) {
@@ -62,13 +62,15 @@ int64_t Decoder::cache_bytes() const {
 void Decoder::embed(Work& w, int64_t token) const {
     const int64_t n = config.hidden, row = w.step.tokens[token] * n, half = config.dim / 2;
     float* out = w.hidden + token * n;
-    if (embedding_bfloat16_)
+    if (embedding_.packed)
+        embedding_.packed->decode_row(w.step.tokens[token], out);
+    else if (embedding_.bfloat16)
         for (int64_t i = 0; i < n; ++i) {
-            const uint32_t word = uint32_t(static_cast<const uint16_t*>(embedding_)[row + i]) << 16;
+            const uint32_t word = uint32_t(static_cast<const uint16_t*>(embedding_.dense)[row + i]) << 16;
             std::memcpy(out + i, &word, sizeof word);
         }
     else
-        std::memcpy(out, static_cast<const float*>(embedding_) + row, n * sizeof(float));
+        std::memcpy(out, static_cast<const float*>(embedding_.dense) + row, n * sizeof(float));
     for (int64_t i = 0; i < half; ++i) {
         const float angle = float(w.step.positions[token]) * frequencies_[i];
         w.cosine[token * half + i] = std::cos(angle) * config.rope_factor;

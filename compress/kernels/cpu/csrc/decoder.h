@@ -19,6 +19,14 @@ struct DecoderConfig {
 
 typedef std::shared_ptr<PackedLinear> Weight;
 
+// (vocabulary, hidden): codes, of which a row is decoded when it is looked up, or else `dense`, bfloat16 bits or float32,
+// which stays where it is.
+struct Embedding {
+    Weight packed;
+    const void* dense;
+    bool bfloat16;
+};
+
 struct DecoderLayer {
     Weight q, k, v, o, gate, up, down;
     std::vector<float> attention_norm, mlp_norm;  // (hidden)
@@ -44,9 +52,8 @@ class Decoder {
 public:
     const DecoderConfig config;
 
-    // embedding (vocabulary, hidden), bfloat16 bits or float32, stays where it is; frequencies (dim / 2).
-    Decoder(const DecoderConfig&, const void* embedding, bool bfloat16, const float* frequencies,
-            const float* final_norm, Weight head);
+    // frequencies (dim / 2).
+    Decoder(const DecoderConfig&, Embedding embedding, const float* frequencies, const float* final_norm, Weight head);
     void add(DecoderLayer layer);
     void step(const Step&);
     // Of the keys and values of one token in all layers.
@@ -70,8 +77,7 @@ private:
     template <typename Prepare>
     void multiply(Work&, const float* x, int64_t columns, int64_t tokens, const std::vector<Product>&, Prepare prepare);
 
-    const void* embedding_;
-    const bool embedding_bfloat16_;
+    const Embedding embedding_;
     std::vector<float> frequencies_, final_norm_;
     Weight head_;
     std::vector<DecoderLayer> layers_;

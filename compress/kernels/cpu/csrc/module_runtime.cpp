@@ -114,9 +114,9 @@ void multiply(const PackedLinear& linear, const Input& x, const Output& out, boo
     });
 }
 
-// A decoder and the embedding whose memory it reads.
+// A decoder and the embedding whose memory it reads, where that is not packed.
 struct BoundDecoder {
-    Input embedding;
+    std::optional<Input> embedding;
     Decoder decoder;
 };
 
@@ -132,27 +132,34 @@ void check_shape(const Weight& weight, const char* name, int64_t rows, int64_t c
                             std::to_string(weight->view.rows) + ", " + std::to_string(weight->view.columns) + ")");
 }
 
-void make_decoder(BoundDecoder* self, const Input& embedding, const Input& final_norm, const Weight& head,
-                  const Input& frequencies, float rope_factor, int64_t heads, int64_t kv_heads, float epsilon,
+void make_decoder(BoundDecoder* self, const std::optional<Input>& embedding, const Weight& packed_embedding,
+                  const Input& final_norm, const Weight& head, const Input& frequencies, float rope_factor, int64_t heads, int64_t kv_heads, float epsilon,
                   const std::string& cache, int64_t pages) {
     const std::pair<const char*, CacheType> types[] = {{"float32", CacheType::float32}, {"bfloat16", CacheType::bfloat16},
                                                        {"int8", CacheType::int8}, {"int4", CacheType::int4}};
     const auto type = std::find_if(std::begin(types), std::end(types), [&](auto& t) { return t.first == cache; });
     if (type == std::end(types)) bad_value("cache", "float32, bfloat16, int8 or int4");
-    const auto [vocabulary, hidden] = extents(embedding, "embedding");
+    if (!head) bad_type("head", "a PackedLinear");
+    if (bool(embedding) == bool(packed_embedding)) bad_value("embedding", "given once, as it is or packed");
+    const int64_t vocabulary = head->view.rows, hidden = head->view.columns;
+    Embedding table{packed_embedding, nullptr, false};
+    if (packed_embedding) {
+        check_shape(packed_embedding, "packed_embedding", vocabulary, hidden);
+        if (!packed_embedding->view.packed()) bad_value("packed_embedding", "of codes");
+    } else {
+        table.bfloat16 = is_bfloat16(*embedding, "embedding");
+        table.dense = memory_of(*embedding, "embedding", {vocabulary, hidden});
+    }
     if (heads < 1 || kv_heads < 1 || heads % kv_heads != 0) bad_value("kv_heads", "a divisor of heads");
     if (pages < 1 || pages > 1 << 24) bad_value("pages", "at least 1");
     if (frequencies.ndim() != 1 || frequencies.shape(0) < 1 || frequencies.shape(0) > 4096)
         bad_value("frequencies", "a vector");
     const int64_t half = frequencies.shape(0);
-    check_shape(head, "head", vocabulary, hidden);
     const std::vector<float> turns = vector_of(frequencies, "frequencies", half);
     const std::vector<float> norm = vector_of(final_norm, "final_norm", hidden);
-    const bool bfloat16 = is_bfloat16(embedding, "embedding");
-    const void* memory = memory_of(embedding, "embedding", {vocabulary, hidden});
     const DecoderConfig config{vocabulary, hidden, heads, kv_heads, 2 * half, epsilon, rope_factor,
                                type->second, pages};
-    new (self) BoundDecoder{embedding, Decoder(config, memory, bfloat16, turns.data(), norm.data(), head)};
+    new (self) BoundDecoder{embedding, Decoder(config, std::move(table), turns.data(), norm.data(), head)};
 }
 
 void add_layer(BoundDecoder& self, const Weight& q, const Weight& k, const Weight& v, const Weight& o,
@@ -222,8 +229,8 @@ void bind_runtime(nb::module_& m) {
     m.def("pack_dense", &pack_dense, nb::arg("weight").noconvert(), nb::arg("group_size"),
           nb::arg("bias").noconvert().none(), nb::arg("threads"));
     nb::class_<BoundDecoder>(m, "Decoder")
-        .def("__init__", &make_decoder, nb::arg("embedding").noconvert(), nb::arg("final_norm").noconvert(),
-             nb::arg("head"), nb::arg("frequencies").noconvert(), nb::arg("rope_factor"), nb::arg("heads"),
+        .def("__init__", &make_decoder, nb::arg("embedding").noconvert().none(), nb::arg("packed_embedding").none(),
+             nb::arg("final_norm").noconvert(), nb::arg("head"), nb::arg("frequencies").noconvert(), nb::arg("rope_factor"), nb::arg("heads"),
              nb::arg("kv_heads"), nb::arg("epsilon"), nb::arg("cache"), nb::arg("pages"))
         .def_prop_ro("cache_bytes", [](const BoundDecoder& self) { return self.decoder.cache_bytes(); })
         .def("add_layer", &add_layer, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("o"), nb::arg("gate"),

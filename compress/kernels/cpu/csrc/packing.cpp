@@ -49,6 +49,46 @@ void place(uint8_t* strip, int bits, int64_t row, int64_t column, uint32_t code)
     }
 }
 
+// The inverse of `place`.
+uint32_t code_in(const uint8_t* strip, int bits, int64_t row, int64_t column) {
+    const uint8_t* chunk = strip + column / kChunk * bits * kLine + 4 * row + column % 4;
+    const int64_t quad = column % kChunk / 4;
+    if (bits == 8) return chunk[quad * kLine];
+    if (bits == 4) return chunk[quad / 2 * kLine] >> 4 * (quad % 2) & 15;
+    const uint32_t low = chunk[quad / 4 * kLine] >> 2 * (quad % 4) & 3;
+    return bits == 3 ? low | (chunk[2 * kLine] >> quad & 1) << 2 : low;
+}
+
+uint32_t bits_of(float x) {
+    uint32_t word;
+    std::memcpy(&word, &x, sizeof word);
+    return word;
+}
+
+float float_of(uint32_t word) {
+    float x;
+    std::memcpy(&x, &word, sizeof x);
+    return x;
+}
+
+float widened(const void* scales, ScaleType type, int64_t at) {
+    if (type == ScaleType::float32) return static_cast<const float*>(scales)[at];
+    const uint32_t half = static_cast<const uint16_t*>(scales)[at];
+    if (type == ScaleType::bfloat16) return float_of(half << 16);
+    const uint32_t magnitude = half & 0x7fff, sign = (half & 0x8000) << 16;
+    if (magnitude >= 0x7c00) return float_of(magnitude << 13 | 0x7f800000 | sign);
+    return float_of(bits_of(float_of(magnitude << 13) * 0x1p112f) | sign);
+}
+
+// As linear.cpp rounds a weight to the type of its scale.
+float rounded(float x, ScaleType type) {
+    if (type == ScaleType::float32) return x;
+    const uint32_t word = bits_of(x);
+    if (type == ScaleType::bfloat16) return float_of((word + 0x7fff + (word >> 16 & 1)) & 0xffff0000u);
+    if (std::fabs(x) < 0x1p-14f) return (x + 0.75f) - 0.75f;
+    return float_of((word + 0xfff + (word >> 13 & 1)) & 0xffffe000u);
+}
+
 void pack_row(const PackedLinear::Source& source, int64_t row, int stored_bits, uint8_t* strip) {
     const int64_t words = (source.columns * source.bits + 31) / 32, lane = row % kStripRows;
     const uint32_t* in = reinterpret_cast<const uint32_t*>(source.words) + row * words;
@@ -125,6 +165,18 @@ PackedLinear::PackedLinear(const Source& source, int threads) {
             }
         }
     });
+}
+
+void PackedLinear::decode_row(int64_t row, float* out) const {
+    const int64_t strip = row / kStripRows, lane = row % kStripRows;
+    const uint8_t* codes = view.codes + strip * view.strip_bytes();
+    for (int64_t g = 0, c = 0; g < view.groups; ++g) {
+        const int64_t at = (strip * view.groups + g) * kStripRows + lane;
+        const float scale = widened(view.scales, view.scale_type, at);
+        const int zero = view.zeros ? view.zeros[at] : view.zero;
+        for (const int64_t end = std::min(view.columns, c + view.group); c < end; ++c)
+            out[c] = rounded(float(int(code_in(codes, view.bits, lane, c)) - zero) * scale, view.scale_type);
+    }
 }
 
 PackedLinear::PackedLinear(const void* weight, bool bfloat16, int64_t rows, int64_t columns, int64_t group,

@@ -50,6 +50,8 @@ public:
         view.bias = bias_.data();
     }
     int64_t bytes() const { return bytes_; }
+    // One row of a packed weight as the values that its codes stand for: out (columns).
+    void decode_row(int64_t row, float* out) const;
 
 private:
     void allocate(int64_t rows, int64_t columns, int64_t group, int bits, ScaleType type, bool zeros);
