@@ -7,7 +7,7 @@ targets are refused or misread by some engines once there are several groups. Fu
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from compress.errors import IntegrityError
@@ -36,11 +36,16 @@ def format_of(scheme: Scheme) -> str:
 
 
 def quantization_config(
-    schemes: Mapping[str, Scheme], ignored: Iterable[str], fp8_cache: bool = False, embeddings: Iterable[str] = ()
+    schemes: Mapping[str, Scheme],
+    ignored: Iterable[str],
+    fp8_cache: bool = False,
+    outside: Sequence[str] = (),
+    dense_at_load: bool = False,
 ) -> dict[str, Any]:
     """Builds the config for linears with their schemes; `ignored` are the linears that stay in high precision.
 
-    fp8_cache: whether scales of keys and values are stored too. embeddings: those of `schemes` that are no linears.
+    fp8_cache: whether scales of keys and values are stored too. outside: those of `schemes` that engines want named
+    even where `Linear` is a target, the embedding and the head. dense_at_load: transformers keeps none of them packed.
 
     One scheme for everything targets the class `Linear` (what every engine reads); several schemes get one group each
     with explicit name patterns.
@@ -49,12 +54,11 @@ def quantization_config(
     for name in sorted(schemes):
         groups.setdefault(schemes[name], []).append(name)
     single = len(groups) == 1
-    every = ["Linear", *_patterns(embeddings)]
     formats = sorted({format_of(scheme) for scheme in groups})
     # transformers makes room for unpacked zero points where it keeps weights packed, and then refuses the packed ones.
     # Of blocks of floats it makes bfloat16 weights whatever the model computes in, unless it dequantises them itself.
     alone = single and all(isinstance(scheme, BlockFloatScheme) and scheme.inputs is None for scheme in groups)
-    loading = {"dequantize": True} if alone or not all(scheme.symmetric for scheme in groups) else {}
+    loading = {"dequantize": True} if dense_at_load or alone or not all(scheme.symmetric for scheme in groups) else {}
     return {
         **loading,
         "quant_method": "compressed-tensors",
@@ -65,7 +69,7 @@ def quantization_config(
         "ignore": sorted(ignored),
         "config_groups": {
             f"group_{i}": {
-                "targets": every if single else _patterns(names),
+                "targets": ["Linear", *_patterns(outside)] if single else _patterns(names),
                 "weights": _weight_args(scheme),
                 "input_activations": None if scheme.inputs is None else _input_args(scheme.inputs),
                 "output_activations": None,

@@ -91,9 +91,9 @@ class Skeleton:
         return f"{self._head_name}.weight"
 
     @property
-    def output_projection(self) -> nn.Module:
+    def output_projection(self) -> StreamedHead:
         """What makes logits in `head`."""
-        return cast(nn.Module, self._model.get_output_embeddings())
+        return cast(StreamedHead, self._model.get_output_embeddings())
 
     @property
     def vocabulary(self) -> int:

@@ -14,15 +14,21 @@ _SLICE_BYTES = 32 << 20
 
 
 class StreamedHead(nn.Module):
-    """logits = hidden @ weight.T with `weight` (vocabulary, width) mapped from the checkpoint, in hidden's dtype."""
+    """logits = hidden @ weight.T with `weight` (vocabulary, width) mapped from the checkpoint, in hidden's dtype.
+
+    replaced: the weight to take in its place.
+    """
 
     def __init__(self, checkpoint: Checkpoint, weight: str) -> None:
         super().__init__()
         self._checkpoint = checkpoint
         self._weight = weight
+        self.replaced: torch.Tensor | None = None
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden (..., width) -> logits (..., vocabulary)."""
+        if self.replaced is not None:
+            return nn.functional.linear(hidden, self.replaced.to(hidden.dtype))
         if torch.is_grad_enabled() and hidden.requires_grad:
             return nn.functional.linear(hidden, self._checkpoint.read(self._weight).to(hidden.dtype))
         vocabulary, width = self._checkpoint.index[self._weight].shape

@@ -49,7 +49,7 @@ def on_all_threads(measured: Callable[[], float]) -> float:
 
 def _single_threaded(job: Job) -> float:
     specs = [spec for spec in job.skeleton.linears() if spec.name in job.schemes]
-    rounding = _over_schemes(job, specs, rounding_rate)
+    rounding = _over_schemes(job, [*specs, *job.tables], rounding_rate)
     wanted = job.stage.calibration
     if wanted is None or not job.needs_blocks:
         return rounding
@@ -69,7 +69,7 @@ def _single_threaded(job: Job) -> float:
     if isinstance(method, AutoRoundConfig):
         return autoround_operations(job, forward) * product + rounding
     squares = sum(spec.in_features**2 for spec in specs if not spec.name.endswith(SHARING))
-    cubes = sum(float(spec.out_features) * spec.in_features**2 for spec in specs)
+    cubes = sum(float(spec.out_features) * spec.in_features**2 for spec in (*specs, *job.tables))
     compared = job.followed(tokens)
     per_token = (tokens + compared) * forward + (tokens + 2.0 * compared) * squares
     return (per_token + 12 * cubes) * product + rounding + smoothing

@@ -11,7 +11,6 @@ from torch import Tensor
 from compress.artifact.layers import LayerRecord
 from compress.artifact.ledger import Action, LedgerEntry
 from compress.formats.compressed_tensors import for_own_reader, quantization_config
-from compress.models.tables import is_tied
 from compress.pipeline.block import BlockResult
 from compress.pipeline.job import Job
 from compress.pipeline.kinds import Fate
@@ -77,29 +76,31 @@ def config(job: Job) -> dict[str, Any]:
     """config.json of the artifact: the source's, plus how its weights are stored."""
     quantization = job.format.config(job.schemes, high_precision(job))
     if job.format.name == "compressed-tensors":
-        named = [spec.name for spec in job.tables if spec.weight == job.skeleton.embedding]
-        quantization = quantization_config(job.schemes, high_precision(job), job.stage.kv_cache is not None, named)
+        cached, outside = job.stage.kv_cache is not None, [spec.name for spec in job.tables]
+        quantization = quantization_config(job.schemes, high_precision(job), cached, outside, _embedding_is_packed(job))
         if not transformers_can_load(job):
             quantization = for_own_reader(quantization)
     return {**job.checkpoint.config, "quantization_config": quantization}
 
 
 def transformers_can_load(job: Job) -> bool:
-    """Whether compressed-tensors carries this: not Conv1D weights, nor fused experts with zero points or as floats, nor
-    a packed embedding that the head is tied to.
+    """Whether compressed-tensors carries this: not Conv1D weights, nor fused experts with zero points or as floats.
 
-    Where transformers decodes weights as it loads them, which it does for zero points and for fused experts, it takes
-    one scheme for all, so those must not be mixed.
+    Where transformers decodes weights as it loads them, which it does for zero points and for fused experts, and must
+    for embeddings, it takes one scheme for all, so those must not be mixed.
     """
     specs = [spec for spec in job.skeleton.linears() if spec.name in job.schemes]
     conv1d = any(spec.layout == "conv1d" for spec in specs)
     experts = [job.schemes[spec.name] for spec in specs if spec.expert is not None]
     zero_points = any(isinstance(scheme, IntScheme) and not scheme.symmetric for scheme in job.schemes.values())
-    mixed = len(set(experts)) > 1 or (zero_points and len(set(job.schemes.values())) > 1)
-    tied = is_tied(job.skeleton) and bool(job.tables)
-    if tied or conv1d or mixed:
+    decoded = zero_points or _embedding_is_packed(job)
+    if conv1d or len(set(experts)) > 1 or (decoded and len(set(job.schemes.values())) > 1):
         return False
     return all(isinstance(scheme, IntScheme) and scheme.symmetric for scheme in experts)
+
+
+def _embedding_is_packed(job: Job) -> bool:
+    return any(spec.weight == job.skeleton.embedding for spec in job.tables)
 
 
 def high_precision(job: Job) -> Iterable[str]:

@@ -23,6 +23,7 @@ from compress.pipeline.prune_job import PruneJob
 from compress.pipeline.prune_plan import PrunePlan, prune_plan
 from compress.pipeline.refine_plan import refine_memory
 from compress.pipeline.resolve import resolve
+from compress.pipeline.tables_stage import ROWS_AT_A_TIME
 from compress.pipeline.width_job import WidthJob
 from compress.pipeline.width_plan import WidthPlan, width_plan
 from compress.pipeline.work import Problem, Whole, Work
@@ -162,9 +163,16 @@ def _planned(job: Job, spec: LinearSpec) -> PlannedLinear:
     return PlannedLinear(spec.name, spec.block, spec.in_features, spec.out_features, scheme, bits, reason)
 
 
+def _table_memory(job: Job, per_weight: int) -> int:
+    """Of quantising the embedding or the head: a slab of rows, and what is stored, in slabs and as a whole."""
+    slabs = ((min(spec.out_features, ROWS_AT_A_TIME) * spec.in_features, spec) for spec in job.tables)
+    return max((weights * per_weight + 2 * job.stored_bits(spec) // 8 for weights, spec in slabs), default=0)
+
+
 def _peak_memory(job: Job) -> int:
     """An upper estimate: the largest single tensor or block, activations between blocks, one linear's statistics."""
-    one_linear = largest_linear(job) * (4 * 4 + 8 + 1)  # float32 weight and temporaries, int64 words, codes
+    per_weight = 4 * 4 + 8 + 1  # float32 weight and temporaries, int64 words, codes
+    one_linear = max(largest_linear(job) * per_weight, _table_memory(job, per_weight))
     if not job.needs_blocks:
         return one_linear + max(info.nbytes for info in job.checkpoint.index.values())
     by_gptq = isinstance(job.rounding, GptqConfig)

@@ -10,7 +10,7 @@ Hessian H + c I, which is damping, of TIED_DAMPING times the mean diagonal.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from compress.artifact.manifest import Fallback
 from compress.artifact.staging import Staging
 from compress.calibration.statistics import LinearStats, collect
 from compress.errors import WorkError
+from compress.formats import layouts
 from compress.formats.int_packed import decode_rows
 from compress.models.skeleton import LinearSpec
 from compress.models.tables import aliases, entering_head, is_tied
@@ -69,9 +70,14 @@ def before_blocks(job: Job, staging: Staging, workers: Workers, progress: Progre
         progress.advance(spec.name)
         progress.end()
     entry = next(entry for entry in staging.journal() if entry["key"] == EMBEDDING)
-    stored = {name.removeprefix(f"{spec.name}."): t for name, t in staging.read_state(entry["part"]).items()}
+    return rows_of(job, spec, staging.read_state(entry["part"]))
+
+
+def rows_of(job: Job, spec: LinearSpec, stored: Mapping[str, Tensor]) -> Rows:
+    """What gives rows of a finished table, from all that was written of it, by name."""
+    local = {part: stored[f"{spec.name}.{part}"] for part in layouts.PARTS if f"{spec.name}.{part}" in stored}
     scheme = job.integers(spec)
-    return lambda rows: decode_rows(stored, scheme, rows)
+    return lambda rows: decode_rows(local, scheme, rows)
 
 
 def head_follows(job: Job, staging: Staging) -> bool:

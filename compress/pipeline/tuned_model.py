@@ -19,9 +19,11 @@ from transformers.pytorch_utils import Conv1D
 from compress.formats import layouts
 from compress.formats.inputs import round_inputs
 from compress.models.skeleton import Call, Skeleton
+from compress.models.tables import is_tied
 from compress.pipeline.block import Workers
 from compress.pipeline.job import Job
 from compress.pipeline.linears import sample_of
+from compress.pipeline.tables_stage import Rows, rows_of
 from compress.quantization.tuning import TunedScales, TunedVector
 
 BATCH_TOKENS = 1024
@@ -68,10 +70,11 @@ class TunedModel:
         self._head = threading.Lock()  # the skeleton's own modules serve one caller at a time
         self.per_batch = max(1, BATCH_TOKENS // tokens.shape[1])
         self._calls: dict[int, list[Call]] = {}
-        self._entering = torch.cat([self._embedded(part) for part in tokens.split(self.per_batch)])
+        original = torch.cat([self._embedded(part) for part in tokens.split(self.per_batch)])
+        self._entering = self._behind_tables(job, stored, original)
         self.samples: dict[str, Tensor] = {}
         """Inputs (tokens, in) of each linear in the original model, for some tokens of the first batch."""
-        self._targets = self._original(job)
+        self._targets = self._original(job, original)
         self.tuned: dict[str, Tuned] = {}
         self._places: list[_Place] = []
         self._blocks: list[nn.Module] = []
@@ -112,15 +115,28 @@ class TunedModel:
         if count not in self._calls:
             self._embedded(self._tokens[:count])
 
-    def _embedded(self, tokens: Tensor) -> Tensor:
-        hidden, calls = self._skeleton.embed(tokens)
+    def _behind_tables(self, job: Job, stored: Mapping[str, Tensor], original: Tensor) -> Tensor:
+        """What enters the first block behind a quantised embedding. A quantised head takes the place of the original's,
+        of which a skeleton of its own makes the targets. Neither is tuned."""
+        self._original_head, entering = self._skeleton, original
+        for spec in job.tables:
+            rows = rows_of(job, spec, stored)
+            if spec.weight == self._skeleton.embedding:
+                entering = torch.cat([self._embedded(part, rows) for part in self._tokens.split(self.per_batch)])
+            if spec.weight != self._skeleton.embedding or is_tied(self._skeleton):
+                self._original_head = Skeleton(job.checkpoint, torch.float32)
+                self._skeleton.output_projection.replaced = rows(torch.arange(spec.out_features)).float()
+        return entering
+
+    def _embedded(self, tokens: Tensor, rows: Rows | None = None) -> Tensor:
+        hidden, calls = self._skeleton.embed(tokens, rows)
         self._calls.setdefault(len(tokens), calls)
         return hidden
 
-    def _original(self, job: Job) -> Tensor:
+    def _original(self, job: Job, entering: Tensor) -> Tensor:
         """The last block's output for all tokens in the original model, and the samples on the way."""
         windows = [range(start, min(start + self.per_batch, len(self._tokens))) for start in self._starts()]
-        hidden = [self._entering[part.start : part.stop] for part in windows]
+        hidden = [entering[part.start : part.stop] for part in windows]
         for block in range(self._skeleton.num_blocks):
             module = self._skeleton.materialise(block)
             live = _linears(job, self._skeleton.modules(block, module))
@@ -199,7 +215,7 @@ class TunedModel:
             with self._head:
                 logits = self._skeleton.differentiable_head(hidden)
                 with torch.no_grad():
-                    wanted = torch.log_softmax(self._skeleton.head(self._targets[chosen]), -1)
+                    wanted = torch.log_softmax(self._original_head.head(self._targets[chosen]), -1)
         with torch.no_grad():
             found = torch.log_softmax(logits.detach(), -1)
             share = wanted.exp()

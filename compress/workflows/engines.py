@@ -14,8 +14,10 @@ from typing import Any, Literal
 import yaml
 
 from compress.errors import IntegrityError, UserError
+from compress.evaluation.costs.sizes import classify
 from compress.formats.compressed_tensors import is_for_own_reader
 from compress.formats.gptq import QUANT_METHOD as GPTQ
+from compress.formats.layouts import quantized_linears
 from compress.formats.registry import format_of, schemes_of
 from compress.models.checkpoint import Checkpoint
 from compress.types import BlockFloatScheme, Fp8Scheme, IntScheme, Scheme
@@ -95,7 +97,8 @@ def facts_of(checkpoint: Checkpoint) -> tuple[Facts, dict[str, Facts]]:
     if not quantization:
         return {**model, "format": "dense", "schemes": 0}, {}
     if is_for_own_reader(quantization):
-        return {**model, "format": "own"}, {}
+        packed = any(classify(name) == "embedding" for name in quantized_linears(checkpoint.index))
+        return {**model, "format": "own", "packed_embedding": packed}, {}
     found = format_of(quantization) if isinstance(quantization, Mapping) else None
     try:
         schemes = {} if found is None else schemes_of(quantization, checkpoint.index)[1]
@@ -109,12 +112,15 @@ def facts_of(checkpoint: Checkpoint) -> tuple[Facts, dict[str, Facts]]:
         "kv_cache": bool(quantization.get("kv_cache_scheme")),
         "act_order": quantization.get("quant_method") == GPTQ and bool(quantization.get("desc_act")),
         "experts": any(".experts." in name for name in schemes),
+        "packed_embedding": any(classify(name) == "embedding" for name in schemes),
     }
     return model, {name: _linear(checkpoint, name, found.name, scheme) for name, scheme in schemes.items()}
 
 
 def _linear(checkpoint: Checkpoint, name: str, format: str, scheme: Scheme) -> Facts:
     facts: Facts = {"expert": ".experts." in name, "bits": scheme.bits, "symmetric": scheme.symmetric}
+    kind = classify(name)
+    facts["place"] = str(kind) if kind in ("embedding", "head") else "block"
     facts["inputs"] = "none" if scheme.inputs is None else scheme.inputs.granularity
     if isinstance(scheme, IntScheme):
         facts |= {"kind": "int", "group_size": -1 if scheme.group_size is None else scheme.group_size}

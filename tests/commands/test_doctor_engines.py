@@ -22,6 +22,7 @@ LINEAR = "model.layers.0.mlp.down_proj"
 RULES: dict[str, Any] = yaml.safe_load(Path(engines.__file__).with_name("engines.yaml").read_text())
 FACTS = {"format", "model_type", "schemes", "kv_cache", "act_order", "tied", "experts"}
 FACTS |= {"kind", "bits", "group_size", "symmetric", "inputs", "granularity", "in_features", "out_features", "expert"}
+FACTS |= {"place", "packed_embedding"}
 
 
 def directory(place: Path, format: str, scheme: IntScheme, out: int = 128, width: int = 256) -> Checkpoint:

@@ -15,6 +15,7 @@ from compress.formats.compressed_tensors import for_own_reader, quantization_con
 from compress.formats.layouts import pack
 from compress.models.checkpoint import Checkpoint
 from compress.models.skeleton import LinearSpec, Skeleton
+from compress.models.tables import is_tied, tables
 from compress.types import IntScheme, QuantizedTensor
 
 Choose = Callable[[LinearSpec], IntScheme | None]
@@ -35,14 +36,18 @@ def quantize(weight: Tensor, scheme: IntScheme) -> QuantizedTensor:
     return QuantizedTensor(codes.to(torch.int8).reshape(weight.shape), scale, stored_zero, scheme)
 
 
-def write_packed(source: Path, target: Path, choose: Choose) -> tuple[Path, Path]:
-    """Writes `target/packed` and `target/dense`: equal models, one packed by `choose`, one with decoded weights."""
+def write_packed(source: Path, target: Path, choose: Choose, outside: bool = False) -> tuple[Path, Path]:
+    """Writes `target/packed` and `target/dense`: equal models, one packed by `choose`, one with decoded weights.
+
+    outside: `choose` is asked of embedding and head too.
+    """
     checkpoint = Checkpoint.open(source)
     packed, dense = load_file(source / "model.safetensors"), load_file(source / "model.safetensors")
     schemes: dict[str, IntScheme] = {}
     ignored: list[str] = []
     conv1d = False
-    for spec in Skeleton(checkpoint, torch.float32).linears():
+    skeleton = Skeleton(checkpoint, torch.float32)
+    for spec in (*skeleton.linears(), *(tables(skeleton) if outside else ())):
         scheme = choose(spec)
         if scheme is None:
             ignored.append(spec.name)
@@ -55,8 +60,12 @@ def write_packed(source: Path, target: Path, choose: Choose) -> tuple[Path, Path
         schemes[spec.name] = scheme
         conv1d = conv1d or spec.layout == "conv1d"
     config = dict(checkpoint.config)
-    quantization = quantization_config(schemes, [*ignored, "lm_head"])
-    if conv1d or any(not scheme.symmetric and "experts" in name for name, scheme in schemes.items()):
+    quantization = quantization_config(schemes, [*ignored, *({"lm_head"} - set(schemes))])
+    if (
+        (outside and is_tied(skeleton))
+        or conv1d
+        or any(not scheme.symmetric and "experts" in name for name, scheme in schemes.items())
+    ):
         quantization = for_own_reader(quantization)
     for name, tensors, settings in (
         ("packed", packed, {**config, "quantization_config": quantization}),

@@ -29,6 +29,10 @@ def test_damaged_checkpoints(packed: Path, tmp_path: Path) -> None:
     survived(packed, tmp_path, 0, 12)
 
 
+def test_damaged_tables(packaged_model: Path, tmp_path: Path) -> None:
+    survived(write_packed(packaged_model, tmp_path / "base", fitting(6, 128), outside=True)[0], tmp_path, 300, 308)
+
+
 @pytest.mark.slow
 def test_many_damaged_checkpoints(packed: Path, tmp_path: Path) -> None:
     survived(packed, tmp_path, 12, 300)
