@@ -37,6 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "recipe_stages": BASE | METHODS | {"formats", "schemes", "recipe_sections"},
     "recipe_checks": BASE | {"recipe_sections"},
     "recipe": BASE | {"recipe_yaml", "recipe_sections", "recipe_stages", "recipe_checks", "calibration"},
+    "recipe_search": BASE | RECIPE,
     "recipe_build": BASE | METHODS | RECIPE | {"schemes"},
     "recipe_distill": BASE | METHODS | RECIPE | {"schemes", "recipe_build"},
     "recipe_prune": BASE | METHODS | RECIPE | {"schemes", "recipe_build"},

@@ -22,7 +22,8 @@ from compress.recipe_stages import DistillStage, PruneStage
 from compress.schemes import FIXED_SCHEMES
 from compress.types import IntScheme, Sparsity
 
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+SEARCHES = sorted((Path(__file__).parent.parent / "recipes").glob("search-*.yaml"))
+RECIPES = [path for path in sorted(SEARCHES[0].parent.glob("*.yaml")) if path not in SEARCHES]
 AWQ = {"version": 1, "stages": [{"method": "awq"}]}
 
 

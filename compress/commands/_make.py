@@ -37,10 +37,10 @@ def make(recipe: Recipe, options: Quantize | Prune | Distill | RunRecipe, view: 
         progress=view.progress(),
     )
     show_made(result, view)
-    return _gates_said(result, recipe, view)
+    return gates_said(result, recipe, view)
 
 
-def _gates_said(result: QuantizeResult, recipe: Recipe, view: View) -> Outcome:
+def gates_said(result: QuantizeResult, recipe: Recipe, view: View) -> Outcome:
     """The table of every gate, and which stage the run ended behind."""
     for verdict in result.verdicts:
         verdict_table(verdict, view)

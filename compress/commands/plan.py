@@ -23,6 +23,7 @@ from compress.commands._plan_parts import by_kind, cost_facts, costs
 from compress.commands._prune_options import Prune
 from compress.commands._quantize_options import Quantize
 from compress.commands._run_options import RunRecipe
+from compress.commands._search_views import plan_search
 from compress.errors import UserError
 
 if TYPE_CHECKING:
@@ -92,7 +93,13 @@ def plan_run(options: RunRecipe, view: View) -> None:
       $ compress plan run recipes/gptq-w3-g128.yaml
       $ compress plan run my.yaml --set stages.0.scheme.group_size=64
     """
-    show_plan(build(options, view), options, view)
+    from compress.recipe_search import load_search
+
+    search = load_search(options.recipe, options.overrides, model=options.model, seed=options.seed)
+    if search is not None:
+        plan_search(search, options, view)
+    else:
+        show_plan(build(options, view), options, view)
 
 
 def build(options: Quantize | Prune | Distill | RunRecipe, view: View) -> Recipe:

@@ -52,10 +52,11 @@ def quantize(
     evaluate: bool = True,
     eval_tokens: int | None = None,
     progress: Progress | None = None,
+    folder: Path | None = None,
 ) -> QuantizeResult:
     """Runs a recipe and scores the artifact against its source by the suite `smoke`.
 
-    eval_tokens: held-out tokens to score, in place of the suite's 16,384.
+    eval_tokens: held-out tokens to score, in place of the suite's 16,384. folder: where the stages before the last lie.
 
     An artifact that is complete already is neither made nor scored again, unless its scores are damaged. One that
     cannot be scored here (no tokenizer, not enough memory for two dense models) is left unscored, and the result says
@@ -67,7 +68,14 @@ def quantize(
     from compress.workflows import stages
 
     done = stages.run(
-        recipe, model=model, output=output, device=device, restart=restart, scored=evaluate, progress=progress
+        recipe,
+        model=model,
+        output=output,
+        device=device,
+        restart=restart,
+        scored=evaluate,
+        progress=progress,
+        folder=folder,
     )
     made = _unscored(done, evaluate)
     if made is not None:

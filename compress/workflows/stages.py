@@ -64,10 +64,12 @@ def run(
     restart: bool,
     scored: bool,
     progress: Progress | None,
+    folder: Path | None = None,
 ) -> StagesResult:
     """Carries out all stages and checks; arguments and errors are those of `pipeline.run` and `checks.carry_out`.
 
-    A distillation without a teacher learns from the model that the run begins with.
+    A distillation without a teacher learns from the model that the run begins with. folder: where the stages before the
+    last lie, in place of the usual.
     """
     from compress.models.hub import local_directory
     from compress.pipeline.resolve import anchored
@@ -80,7 +82,7 @@ def run(
     source = model or recipe.model or content.default_model()
     root = local_directory(source)
     whole = Whole(anchored(recipe, source).model_copy(update={"checks": []}), root.resolve().name)
-    folder = folder_of(whole, output)
+    folder = folder or folder_of(whole, output)
     before: Path = root
     verdicts: tuple[Verdict, ...] = ()
     last = len(recipe.stages)
@@ -106,6 +108,22 @@ def run(
             return StagesResult(run, verdicts, number, checked=True)
         before, whole = run.artifact.path, _with_steps(whole, number - 1, run)
     return StagesResult(run, verdicts, None, checked=bool(wanted))
+
+
+def make_all(
+    recipe: Recipe, *, root: Path, folder: Path, device: str, restart: bool, progress: Progress | None
+) -> RunResult:
+    """Makes all stages as if others followed: each artifact lies in `folder`, where `run` finds it. Gives the last."""
+    from compress.workflows import answers
+
+    refuse_order(recipe)
+    before = root
+    for number, stage in enumerate(recipe.stages, start=1):
+        alone = stage_alone(recipe, stage, root)
+        place = place_of(folder, number, alone)
+        done = answers.run(alone, model=before, output=place, device=device, restart=restart, progress=progress)
+        before = done.artifact.path
+    return done
 
 
 def _single(
@@ -158,7 +176,14 @@ def place_of(folder: Path, number: int, alone: Recipe) -> Path:
 
 def alone_of(recipe: Recipe, stage: Stage, root: Path) -> Recipe:
     """One stage as a recipe; the model is left to the caller."""
-    if isinstance(stage, DistillStage) and stage.teacher is None and len(recipe.stages) > 1:
+    if len(recipe.stages) > 1:
+        return stage_alone(recipe, stage, root)
+    return recipe.model_copy(update={"model": None, "checks": []})
+
+
+def stage_alone(recipe: Recipe, stage: Stage, root: Path) -> Recipe:
+    """One stage of several as a recipe; a student without a teacher learns from the model that all begins with."""
+    if isinstance(stage, DistillStage) and stage.teacher is None:
         stage = stage.model_copy(update={"teacher": str(root)})
     return recipe.model_copy(update={"model": None, "stages": [stage], "checks": []})
 
