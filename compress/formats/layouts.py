@@ -9,7 +9,7 @@ from torch import Tensor
 
 from compress.formats import block_floats, byte_codes, int_packed
 from compress.formats.compressed_tensors import PACKED, format_of
-from compress.formats.tensors import fetch
+from compress.formats.tensors import positive
 from compress.types import BlockFloatScheme, InputScheme, IntScheme, QuantizedTensor, Scheme
 
 PACKED_SUFFIX = ".weight_packed"
@@ -30,7 +30,7 @@ def input_scale_name(inputs: InputScheme) -> str:
 def input_scale(stored: Mapping[str, Tensor], scheme: Scheme) -> Tensor:
     """What calibration stored of a linear's inputs (1,). IntegrityError where it did not."""
     assert scheme.inputs is not None
-    return fetch(stored, input_scale_name(scheme.inputs), 1, (1,))
+    return positive(stored, input_scale_name(scheme.inputs)).clone()
 
 
 def pack(quantized: QuantizedTensor, input_scale: Tensor | None = None) -> dict[str, Tensor]:

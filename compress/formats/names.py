@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from compress.types import Fp8Scheme, IntScheme, NormalFloatScheme, Scheme
+from compress.types import BlockFloatScheme, Fp8Scheme, IntScheme, NormalFloatScheme, Scheme
 
 FormatName = Literal["compressed-tensors", "awq", "gptq", "gptq-v2", "modelopt", "bitsandbytes"]
 FORMATS: tuple[FormatName, ...] = get_args(FormatName)
@@ -68,9 +68,10 @@ def _gptq_v2(scheme: Scheme) -> Refusal | None:
 
 
 def _modelopt(scheme: Scheme) -> Refusal | None:
-    if isinstance(scheme, Fp8Scheme):
+    if isinstance(scheme, Fp8Scheme) or (isinstance(scheme, BlockFloatScheme) and scheme.scale_type == "e4m3"):
         return None
-    return Refusal(f"modelopt is written for FP8 schemes, not for {scheme.name}", "use compressed-tensors, awq or gptq")
+    said = f"modelopt is written for FP8 and NVFP4 schemes, not for {scheme.name}"
+    return Refusal(said, "use compressed-tensors, awq or gptq")
 
 
 def _weights_alone(name: str, scheme: Scheme) -> Refusal:

@@ -37,6 +37,14 @@ def fetch(
     return tensor
 
 
+def positive(stored: Mapping[str, Tensor], name: str) -> Tensor:
+    """A stored number that can be divided by. IntegrityError where it is missing or none."""
+    tensor = stored.get(name)
+    if tensor is None or tensor.numel() != 1 or not 0 < float(tensor) < float("inf"):
+        raise IntegrityError(f"{name} is not one positive number", HINT)
+    return tensor
+
+
 def is_exact(values: Tensor, dtype: torch.dtype) -> bool:
     """Whether every value is a number of `dtype`."""
     return torch.equal(values.to(dtype).double(), values.double())

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from compress.errors import IntegrityError
 from compress.formats import bitmask, kv_cache, registry
 from compress.formats.compressed_tensors import format_of, is_for_own_reader, scheme_of_group
-from compress.formats.layouts import PACKED_SUFFIX, input_scale_name
+from compress.formats.layouts import PACKED_SUFFIX
 from compress.formats.registry import Format
 from compress.models.checkpoint import Checkpoint
 from compress.types import InputScheme, Scheme
@@ -128,15 +128,16 @@ def input_schemes(checkpoint: Checkpoint) -> dict[str, tuple[InputScheme, Tensor
         IntegrityError: a static scale is missing, is not one number, or is none that can be divided by.
     """
     found: dict[str, tuple[InputScheme, Tensor | None]] = {}
-    for linear, scheme in schemes_of(checkpoint).items():
+    format, schemes = packed_linears(checkpoint)
+    for linear, scheme in schemes.items():
         if scheme.inputs is None:
             continue
         scale = None
         if not scheme.inputs.dynamic:
-            name = f"{linear}.{input_scale_name(scheme.inputs)}"
-            scale = checkpoint.read(name).clone() if name in checkpoint.index else None
-            if scale is None or scale.numel() != 1 or not 0 < float(scale) < float("inf"):
-                raise IntegrityError(f"{name} is not one positive number", "run `compress verify` on the artifact")
+            try:
+                scale = format.input_scale(stored_parts(checkpoint, linear, format), scheme)
+            except IntegrityError as error:
+                raise IntegrityError(f"{linear}.{error.message}", error.hint) from error
         found[linear] = (scheme.inputs, scale)
     return found
 

@@ -64,6 +64,7 @@ CASES = [
     ({"bits": 3, "group_size": 64}, ["gptq-v2", "gptq", "compressed-tensors"]),
     ({"bits": 8, "group_size": "channel", "ignore": ["*down_proj"]}, ["gptq", "compressed-tensors"]),
     ({"scheme": "FP8_DYNAMIC"}, ["modelopt", "compressed-tensors"]),
+    ({"scheme": "NVFP4A16"}, ["modelopt", "compressed-tensors"]),
     ({"scheme": "FP8_BLOCK", "ignore": ["*k_proj", "*v_proj", "*q_proj"]}, ["modelopt", "compressed-tensors"]),
 ]
 

@@ -32,6 +32,8 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("bitsandbytes", {"scheme": "NF4"}, "nf4"),
     ("modelopt", {"scheme": "FP8_STATIC"}, "fp8-static"),
     ("modelopt", {"scheme": "FP8_DYNAMIC"}, "fp8-dynamic"),
+    ("modelopt", {"scheme": "NVFP4"}, "nvfp4"),
+    ("modelopt", {"scheme": "NVFP4A16"}, "nvfp4a16"),
     ("modelopt", {"scheme": "FP8_BLOCK", "ignore": ["*k_proj", "*v_proj", "*q_proj"]}, "fp8-block"),
 ]
 
@@ -118,7 +120,7 @@ def test_layers_left_out_are_left_out_by_every_format(tiny: Callable[..., Path],
         ({"format": "gptq", "scheme": "W5A16"}, "gptq holds codes of 2, 3, 4, 8 bits"),
         ({"format": "gptq", "scheme": "W4A16_ASYM"}, "a zero point of 0.*use gptq-v2"),
         ({"format": "gptq-v2", "scheme": "FP8_DYNAMIC"}, "gptq holds integer weights alone"),
-        ({"format": "modelopt"}, "modelopt is written for FP8 schemes, not for W4A16"),
+        ({"format": "modelopt"}, "modelopt is written for FP8 and NVFP4 schemes, not for W4A16"),
         ({"format": "gguf"}, "format"),
         ({"format": "compressed-tensors", "scheme": "NF4"}, "compressed-tensors has no layout for NF4"),
         ({"format": "bitsandbytes"}, "bitsandbytes is written for NF4, not for W4A16"),
