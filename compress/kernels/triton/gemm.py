@@ -1,0 +1,97 @@
+"""Several tokens times a packed weight on tensor cores: decoded in registers, columns shared out over `splits`.
+
+The product is computed transposed, (rows, tokens): weights, which come out of arithmetic, are then the operand that
+tensor cores take from registers, and few tokens fill a block of few columns. Weights are rounded to the inputs' dtype,
+in which a weight-only scheme defines them; sums are float32.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from compress.kernels.triton.decode import dot, e2m1, e4m3, rounded_to, scale_index, scale_of
+
+
+@triton.jit
+def gemm_kernel(
+    x_ptr,
+    words_ptr,
+    high_ptr,
+    scale_ptr,
+    zero_ptr,
+    divisor_ptr,
+    bias_ptr,
+    out_ptr,
+    tokens,
+    rows,
+    columns,
+    chunks,
+    splits,
+    CODES: tl.constexpr,
+    SCALE_KIND: tl.constexpr,
+    BITS: tl.constexpr,
+    FIELD: tl.constexpr,
+    GROUP: tl.constexpr,
+    PLANES_PER_SCALE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_TOKENS: tl.constexpr,
+):
+    """out (splits, tokens, rows): partial sums in float32, or with one split the result, bias added."""
+    PLANES: tl.constexpr = 32 // FIELD
+    CHUNK: tl.constexpr = PLANES * 16
+    SCALES: tl.constexpr = PLANES // PLANES_PER_SCALE
+    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    token = tl.program_id(1) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
+    split = tl.program_id(2)
+    inside = row < rows
+    plane = tl.arange(0, PLANES)
+    total = tl.zeros((BLOCK_ROWS, BLOCK_TOKENS), tl.float32)
+    first, last = split * chunks // splits, (split + 1) * chunks // splits
+    stride = tl.full((), 16, tl.int64) * rows
+    for chunk in range(first, last):
+        at = chunk * stride + row[:, None] * 16 + tl.arange(0, 16)[None, :]
+        words = tl.load(words_ptr + at, mask=inside[:, None], other=0)
+        code = (words[:, None, :] >> (plane * FIELD)[None, :, None]) & ((1 << FIELD) - 1)
+        if BITS == 3:
+            high = tl.load(high_ptr + at, mask=inside[:, None], other=0).to(tl.int32)
+            code |= ((high[:, None, :] >> plane[None, :, None]) & 1) << 2
+        if CODES == "fp4":
+            value = e2m1(code)
+        elif CODES == "fp8":
+            value = e4m3(code)
+        else:
+            value = code.to(tl.float32) - 2 ** (BITS - 1)
+        value = tl.reshape(value, (BLOCK_ROWS, SCALES, PLANES_PER_SCALE * 16))
+        group = scale_index(chunk * CHUNK + tl.arange(0, SCALES) * (PLANES_PER_SCALE * 16), GROUP)
+        grid = tl.broadcast_to(group[None, :] * rows + row[:, None], (BLOCK_ROWS, SCALES))
+        if CODES == "int" and zero_ptr is not None:
+            value -= tl.load(zero_ptr + grid, mask=inside[:, None], other=0).to(tl.float32)[:, :, None]
+        scale = scale_of(tl.load(scale_ptr + grid, mask=inside[:, None], other=0), divisor_ptr, SCALE_KIND)
+        weight = rounded_to(tl.reshape(value * scale[:, :, None], (BLOCK_ROWS, CHUNK)), x_ptr.dtype.element_ty)
+        column = chunk * CHUNK + tl.arange(0, CHUNK)
+        x = tl.load(
+            x_ptr + token.to(tl.int64)[None, :] * columns + column[:, None],
+            mask=(token < tokens)[None, :] & (column < columns)[:, None],
+            other=0.0,
+        )
+        total = dot(weight, x, total)
+    if bias_ptr is not None:
+        total += tl.load(bias_ptr + row, mask=inside, other=0.0).to(tl.float32)[:, None]
+    at = (split.to(tl.int64) * tokens + token)[None, :] * rows + row[:, None]
+    tl.store(
+        out_ptr + at, rounded_to(total, out_ptr.dtype.element_ty), mask=inside[:, None] & (token < tokens)[None, :]
+    )
+
+
+@triton.jit
+def finish_kernel(partial_ptr, bias_ptr, out_ptr, rows, size, splits, BLOCK: tl.constexpr):
+    """out (size,) = sum of partial (splits, size) float32, in order, and the bias of each row; size = tokens * rows."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    total = tl.zeros((BLOCK,), tl.float32)
+    for split in range(splits):
+        total += tl.load(partial_ptr + split * size.to(tl.int64) + at, mask=inside, other=0.0)
+    if bias_ptr is not None:
+        total += tl.load(bias_ptr + at % rows, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out_ptr + at, rounded_to(total, out_ptr.dtype.element_ty), mask=inside)

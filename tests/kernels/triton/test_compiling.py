@@ -1,0 +1,26 @@
+"""Every kernel compiled ahead of time for the GPUs of three generations; what registers spill is reported."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed")
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_kernels_compile(capability: int, capsys: pytest.CaptureFixture[str]) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu_compile", "--capability", str(capability)],
+        cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "0"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    with capsys.disabled():
+        print(result.stdout)
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert result.stdout.count(f"sm_{capability}") >= 20

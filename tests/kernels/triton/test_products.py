@@ -1,0 +1,146 @@
+"""Products with packed weights against float64 over shapes and number formats."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from compress.schemes import FIXED_SCHEMES
+from compress.types import BlockFloatScheme, IntScheme, QuantizedTensor, Scheme
+from tests.kernels.triton.weights import exact, inputs, is_close, quantized
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from compress.kernels.triton import packing
+from compress.kernels.triton.configs import Config, config, table
+from compress.kernels.triton.linear import multiply
+
+BLOCKS = [FIXED_SCHEMES[name] for name in ("NVFP4A16", "MXFP4A16", "MXFP8A16")]
+INTEGERS = [
+    IntScheme(4, 128), IntScheme(4, 64, False), IntScheme(4, 32), IntScheme(4, None, False), IntScheme(3, 128, False),
+    IntScheme(3, None), IntScheme(3, 32), IntScheme(2, 64, False), IntScheme(2, 128), IntScheme(8, 128, False),
+    IntScheme(8, None), IntScheme(8, 32), IntScheme(5, 96, False),
+]  # fmt: skip
+SCHEMES: list[Scheme] = [*INTEGERS, *BLOCKS]
+
+
+def columns_of(scheme: Scheme) -> int:
+    """A width that no chunk of words divides, unless the groups say otherwise."""
+    return 330 if scheme.group_size is None else 3 * scheme.group_size if scheme.group_size > 64 else 192
+
+
+def on(device: str, weight: QuantizedTensor) -> QuantizedTensor:
+    moved = {
+        field.name: value.to(device)
+        for field in dataclasses.fields(weight)
+        if isinstance(value := getattr(weight, field.name), torch.Tensor)
+    }
+    return dataclasses.replace(weight, **moved)
+
+
+QUICK = [INTEGERS[0], INTEGERS[1], INTEGERS[3], INTEGERS[5], INTEGERS[7], INTEGERS[10], *BLOCKS]
+
+
+@pytest.mark.parametrize("scheme", QUICK, ids=lambda scheme: scheme.label)
+def test_products_are_those_of_the_format(scheme: Scheme, device: str) -> None:
+    weight = quantized(37, columns_of(scheme), scheme)
+    packed = packing.pack(on(device, weight))
+    for tokens, dtype in ((1, torch.float32), (5, torch.float32), (3, torch.bfloat16)):
+        x = inputs(tokens, packed.columns, dtype)
+        assert is_close(multiply(packed, x.to(device)), x.double() @ exact(weight).T), (tokens, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda scheme: scheme.label)
+def test_many_shapes(scheme: Scheme, device: str) -> None:
+    for rows, times in ((1, 1), (33, 2), (129, 3), (256, 4)):
+        weight = quantized(rows, times * columns_of(scheme), scheme, torch.float16)
+        packed = packing.pack(on(device, weight))
+        for tokens in (1, 2, 16, 17, 64, 65, 200):
+            for dtype in (torch.float32, torch.float16, torch.bfloat16):
+                x = inputs(tokens, packed.columns, dtype)
+                assert is_close(multiply(packed, x.to(device)), x.double() @ exact(weight).T), (rows, tokens, dtype)
+
+
+@pytest.mark.parametrize("scheme", [IntScheme(4, 128), IntScheme(3, None)], ids=lambda s: s.label)
+def test_a_bias_is_added_once(scheme: Scheme, device: str) -> None:
+    weight = quantized(40, 2048 if scheme.bits == 3 else 1024, scheme)
+    bias = torch.linspace(-9, 9, 40)
+    packed = packing.pack(on(device, weight), bias.to(device))
+    for tokens in (1, 2):
+        x = inputs(tokens, packed.columns, torch.float32)
+        expected = x.double() @ exact(weight).T + bias.double()
+        assert config("gemm", torch.device(device), scheme.bits, tokens, 40, packed.words.shape[0]).splits > 1
+        assert is_close(multiply(packed, x.to(device)), expected)
+
+
+def test_every_fp8_code_and_every_power_of_two(device: str) -> None:
+    scheme = BLOCKS[2]
+    finite = [code for code in range(256) if code & 127 != 127]
+    codes = torch.tensor(finite + [0] * 2, dtype=torch.uint8).reshape(8, 32).view(torch.float8_e4m3fn)
+    ones = torch.full((255, 32), 0x38, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    powers = torch.arange(255, dtype=torch.uint8).unsqueeze(1)
+    cases = [(codes, torch.full((8, 1), 127, dtype=torch.uint8)), (ones, powers)]
+    for codes, scale in cases:
+        weight = QuantizedTensor(codes, scale, None, scheme)
+        packed = packing.pack(on(device, weight))
+        for tokens in (1, 32):
+            found = multiply(packed, torch.eye(32)[:tokens].to(device))
+            assert torch.equal(found.cpu().double(), exact(weight).T[:tokens])
+
+
+def test_every_fp4_code_under_every_fp8_scale(device: str) -> None:
+    scheme = BLOCKS[0]
+    assert isinstance(scheme, BlockFloatScheme)
+    scale = torch.arange(127, dtype=torch.uint8).reshape(-1, 1).view(torch.float8_e4m3fn)
+    codes = torch.arange(16, dtype=torch.uint8).expand(127, 16)
+    weight = QuantizedTensor(codes, scale, None, scheme, torch.tensor([2.0]))
+    packed = packing.pack(on(device, weight))
+    found = multiply(packed, torch.eye(16, device=device))
+    assert torch.equal(found.cpu().double(), exact(weight).T)
+
+
+def test_weights_are_rounded_as_a_weight_only_scheme_defines_them(device: str) -> None:
+    weight = quantized(48, 96, IntScheme(4, 32, False), torch.bfloat16)
+    found = multiply(packing.pack(on(device, weight)), torch.eye(96, dtype=torch.bfloat16, device=device))
+    assert torch.equal(found.cpu(), weight.dequantize().T)
+
+
+def test_a_product_repeats_bit_for_bit_and_keeps_leading_dimensions(device: str) -> None:
+    packed = packing.pack(on(device, quantized(64, 1024, IntScheme(4, 128))))
+    x = inputs(6, 1024, torch.bfloat16).to(device).reshape(2, 3, 1024)
+    first = multiply(packed, x)
+    assert first.shape == (2, 3, 64)
+    assert torch.equal(first, multiply(packed, x))
+    assert multiply(packed, x[:, :0]).shape == (2, 0, 64)
+
+
+def test_bytes_are_those_of_the_format() -> None:
+    for bits in (2, 3, 4, 8):
+        packed = packing.pack(quantized(64, 1024, IntScheme(bits, 128)))
+        assert packed.nbytes == 64 * 1024 * bits // 8 + 64 * 8 * 2
+
+
+def test_what_does_not_fit_is_refused(device: str) -> None:
+    assert "multiple of 32" in (packing.obstacle(IntScheme(4, 48), 96) or "")
+    assert "no Triton product" in (packing.obstacle(FIXED_SCHEMES["FP8_DYNAMIC"], 128) or "")
+    assert packing.obstacle(IntScheme(4, 50), 50) is None
+    with pytest.raises(ValueError, match="multiple of 32"):
+        packing.pack(quantized(8, 96, IntScheme(4, 48)))
+    packed = packing.pack(on(device, quantized(8, 64, IntScheme(4, 32))))
+    for x in (torch.zeros(1, 63), torch.zeros(1, 64, dtype=torch.float64)):
+        with pytest.raises(ValueError, match="do not fit"):
+            multiply(packed, x.to(device))
+
+
+def test_the_table_answers_for_every_shape() -> None:
+    place = torch.device("cpu")
+    for operation in ("gemv", "gemm", "rounded"):
+        for bits in (2, 3, 4, 8):
+            for tokens in (1,) if operation == "gemv" else (2, 16, 17, 4096):
+                found = config(operation, place, bits, tokens, 4096, 32)
+                assert isinstance(found, Config)
+                assert 1 <= found.splits <= 8
+    assert table()["measured_on"] is None or table()["measured_on"]["device"]

@@ -1,0 +1,104 @@
+"""Products with inputs rounded to 8 bits against float64 on what the formats' own rounding makes of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from compress.formats.inputs import round_inputs
+from compress.schemes import FIXED_SCHEMES
+from compress.types import Fp8Scheme, InputScheme, IntScheme, QuantizedTensor, Scheme
+from tests.kernels.triton.weights import inputs, is_close
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from compress.kernels.triton import rounded_linear
+from compress.kernels.triton.rounding import round_kernel
+
+NAMES = ("W8A8", "W8A8_STATIC", "FP8_DYNAMIC", "FP8_STATIC", "FP8_BLOCK")
+
+
+def quantized(rows: int, columns: int, scheme: Scheme) -> QuantizedTensor:
+    generator = torch.Generator().manual_seed(rows)
+    if isinstance(scheme, IntScheme):
+        codes = torch.randint(-128, 128, (rows, columns), generator=generator).to(torch.int8)
+        return QuantizedTensor(codes, torch.rand(rows, 1, generator=generator) * 0.01 + 0.001, None, scheme)
+    assert isinstance(scheme, Fp8Scheme)
+    codes = torch.randn(rows, columns, generator=generator).mul_(40).to(torch.float8_e4m3fn)
+    scale = torch.rand(scheme.scale_shape(rows, columns), generator=generator) * 0.01 + 0.001
+    return QuantizedTensor(codes, scale, None, scheme)
+
+
+def pack(weight: QuantizedTensor, device: str, bias: Tensor | None = None) -> rounded_linear.RoundedWeight:
+    moved = QuantizedTensor(weight.codes.to(device), weight.scale.to(device), None, weight.scheme)
+    assert weight.scheme.inputs is not None
+    static = torch.tensor([0.02], device=device) if weight.scheme.inputs.granularity == "tensor" else None
+    return rounded_linear.pack(moved, static, None if bias is None else bias.to(device))
+
+
+def expected(weight: QuantizedTensor, x: Tensor) -> Tensor:
+    assert weight.scheme.inputs is not None
+    static = torch.tensor([0.02]) if weight.scheme.inputs.granularity == "tensor" else None
+    rounded = round_inputs(x.float(), weight.scheme.inputs, static)
+    return rounded.double() @ weight.dequantize().double().T
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_products_are_those_of_rounded_inputs(name: str, device: str) -> None:
+    weight = quantized(150, 256, FIXED_SCHEMES[name])
+    packed = pack(weight, device)
+    for tokens, dtype in ((1, torch.float32), (19, torch.bfloat16)):
+        x = inputs(tokens, 256, dtype)
+        x[0] = 0
+        assert is_close(rounded_linear.multiply(packed, x.to(device)), expected(weight, x)), (tokens, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_many_shapes(name: str, device: str) -> None:
+    for rows, columns in ((1, 128), (129, 1152), (200, 640)):
+        columns += 0 if name == "FP8_BLOCK" else 6
+        weight, bias = quantized(rows, columns, FIXED_SCHEMES[name]), torch.linspace(-1, 1, rows)
+        packed = pack(weight, device, bias)
+        for tokens in (1, 2, 16, 17, 129, 200):
+            for dtype in (torch.float32, torch.bfloat16):
+                x = inputs(tokens, columns, dtype)
+                wanted = expected(weight, x) + bias.double()
+                assert is_close(rounded_linear.multiply(packed, x.to(device)), wanted), (rows, tokens, dtype)
+
+
+def test_native_fp8_has_the_numbers_of_the_emulated_one(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if device == "cuda" and not rounded_linear.multiplies_fp8(torch.device(device)):
+        pytest.skip("this GPU multiplies no FP8")
+    for name in ("FP8_DYNAMIC", "FP8_BLOCK"):
+        packed, x = pack(quantized(40, 256, FIXED_SCHEMES[name]), device), inputs(5, 256, torch.float32).to(device)
+        found = []
+        for native in (False, True):
+            monkeypatch.setattr(rounded_linear, "multiplies_fp8", lambda _, native=native: native)
+            found.append(rounded_linear.multiply(packed, x))
+        torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+
+
+def test_fp8_codes_are_the_nearest_with_ties_to_even(device: str) -> None:
+    finite = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).double()
+    between = torch.cat([finite, (finite[1:] + finite[:-1]) / 2, finite * 1.001, torch.tensor([1e9, 464.0, 2.0**-40])])
+    values = torch.cat([between, -between]).float().to(device)
+    codes = torch.empty(1, len(values), dtype=torch.uint8, device=device)
+    one, scale = torch.ones(1, device=device), torch.empty(1, 1, device=device)
+    span = 1 << (len(values) - 1).bit_length()
+    round_kernel[(1, 1)](values, one, codes, scale, len(values), len(values), STEPS=448.0, FP8=True, SPAN=span)
+    wanted = values.clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8)
+    assert torch.equal(codes[0].cpu(), wanted.cpu())
+
+
+def test_what_does_not_fit_is_refused(device: str) -> None:
+    assert "not rounded" in (rounded_linear.obstacle(IntScheme(4, 128), 256) or "")
+    assert "not rounded" in (rounded_linear.obstacle(IntScheme(8, 128, True, InputScheme("int", "token")), 256) or "")
+    assert "together" in (rounded_linear.obstacle(Fp8Scheme("tile", InputScheme("float", "token")), 256) or "")
+    assert [name for name in NAMES if rounded_linear.obstacle(FIXED_SCHEMES[name], 256)] == []
+    weight = quantized(8, 64, FIXED_SCHEMES["W8A8_STATIC"])
+    with pytest.raises(ValueError, match="need their scale"):
+        rounded_linear.pack(weight)
+    with pytest.raises(ValueError, match="do not fit"):
+        rounded_linear.multiply(pack(weight, device), torch.zeros(1, 65, device=device))
