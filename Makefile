@@ -43,8 +43,12 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	HYPOTHESIS_PROFILE=default $(PYTEST) -m slow
 
+# On a machine with a CUDA device: parity of every kernel on it, then benchmarks. Elsewhere it fails and says so.
 gpu-check: $(INSTALLED)
+	$(PY) -m benchmarks.gpu_check --require-gpu
 	$(PYTEST) -m gpu
+	$(PYTEST) tests/kernels/triton tests/runtime/triton
+	$(PY) -m benchmarks.gpu_check
 
 check: $(INSTALLED)
 	$(PY) -m ruff check .

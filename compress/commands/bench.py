@@ -80,7 +80,7 @@ class Bench(Machine):
     ] = None
     dtype: Annotated[str, typer.Option(help=DTYPE_HELP, metavar="NAME", rich_help_panel=GENERAL)] = "auto"
     kernel: Annotated[
-        str, typer.Option(help="auto, cpu, cpu-int8 or reference.", metavar="NAME", rich_help_panel=GENERAL)
+        str, typer.Option(help="auto, cpu, cpu-int8, triton or reference.", metavar="NAME", rich_help_panel=GENERAL)
     ] = "auto"
 
 

@@ -60,7 +60,7 @@ class Generate(Machine):
         int, typer.Option(help="Tokens that it proposes at a time.", metavar="N", rich_help_panel=DRAFT)
     ] = 4
     kernel: Annotated[
-        str, typer.Option(help="auto, cpu, cpu-int8 or reference.", metavar="NAME", rich_help_panel=GENERAL)
+        str, typer.Option(help="auto, cpu, cpu-int8, triton or reference.", metavar="NAME", rich_help_panel=GENERAL)
     ] = "auto"
     kv_cache: Annotated[
         str, typer.Option(help="auto, float32, bfloat16, int8 or int4.", metavar="NAME", rich_help_panel=GENERAL)

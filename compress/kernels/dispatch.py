@@ -14,6 +14,7 @@ from torch import Tensor
 
 from compress.errors import UserError, WorkError
 from compress.kernels import batched, reference
+from compress.kernels.triton.available import obstacle as triton_obstacle
 
 OPERATIONS = (
     "gemv_int4",
@@ -65,8 +66,12 @@ def choose(operation: str, device: torch.device | str) -> Choice:
         return Choice("reference", f"no {kind} kernel: the weight is dequantised before the product")
     if operation in ("rounding_loss", "search_range"):
         return Choice("reference", f"no {kind} kernel: plain torch, one candidate at a time")
-    if operation in ("packed_linear", "decoder_step"):
-        return Choice("reference", f"no {kind} kernel: transformers runs the model on decoded weights")
+    if operation == "packed_linear":
+        if (reason := triton_obstacle(device)) is not None:
+            return Choice("reference", f"{reason}: transformers runs the model on decoded weights")
+        return Choice("triton", "packed weights in Triton kernels, inside transformers")
+    if operation == "decoder_step":
+        return Choice("reference", f"no {kind} kernel: transformers runs the model, linear by linear")
     if operation in ("add_moment", "causal_attention"):
         return Choice("reference", f"no {kind} kernel: torch's own product")
     if operation == "prune_columns":

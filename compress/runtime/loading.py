@@ -8,13 +8,13 @@ from pathlib import Path
 from compress.errors import UserError
 from compress.models.checkpoint import Checkpoint
 from compress.models.quiet import quiet
-from compress.runtime import transformers_backend
+from compress.runtime import transformers_backend, triton_backend
 from compress.runtime.native_backend import NativeRuntime
 from compress.runtime.native_shape import Shape, Unsupported, shape_of
 from compress.runtime.protocol import Runtime
 from compress.runtime.transformers_loader import load_config
 
-KERNELS = ("auto", "cpu", "cpu-int8", "reference")
+KERNELS = ("auto", "cpu", "cpu-int8", "triton", "reference")
 KV_CACHES = ("auto", "float32", "bfloat16", "int8", "int4")
 
 
@@ -41,11 +41,12 @@ def load(
 
     device: `auto` (a CUDA device where there is one), `cpu`, `cuda` or `cuda:N`. dtype: what the arithmetic is done in;
     the native engine takes `auto` and `float32`. kernel: `cpu`, the native engine with exact products; `cpu-int8`, the
-    same with inputs of packed weights, and the head, in 8 bits; `reference`, dense arithmetic in transformers; `auto`,
-    `cpu` where the engine computes the model and `reference` elsewhere. prefix_cache: the native engine keeps what it
-    computed of prompts for later calls that begin the same (never for scores). cache_tokens: room of its key-value
-    cache. kv_cache: how the native engine keeps keys and values, `float32` (`auto`), `bfloat16`, or `int8` and `int4`
-    with a grid per token and head.
+    same with inputs of packed weights, and the head, in 8 bits; `triton`, transformers with packed linears in the GPU's
+    kernels; `reference`, dense arithmetic in transformers; `auto`, on a CPU `cpu` where the engine computes the model,
+    on a GPU `triton` where it has quantised linears, and `reference` elsewhere. prefix_cache: the native engine keeps
+    what it computed of prompts for later calls that begin the same (never for scores). cache_tokens: room of its
+    key-value cache. kv_cache: how the native engine keeps keys and values, `float32` (`auto`), `bfloat16`, or `int8`
+    and `int4` with a grid per token and head.
 
     Raises:
         UserError: no model there, an unknown architecture, device, dtype, kernel or cache, or a kernel or cache that
@@ -60,8 +61,14 @@ def load(
     if kernel == "reference":
         _refuse_cache(path, kv_cache, "--kernel reference computes in transformers")
         return transformers_backend.load(path, device, dtype, "reference")
+    if kernel == "triton":
+        _refuse_cache(path, kv_cache, "--kernel triton computes attention in transformers")
+        return triton_backend.load(path, device, dtype)
     checkpoint = Checkpoint.open(path)
     decision = decide(checkpoint, device, dtype)
+    if decision.backend == "transformers+triton" and kernel == "auto":
+        _refuse_cache(path, kv_cache, decision.reason)
+        return triton_backend.load(path, device, dtype)
     if decision.shape is not None:
         return NativeRuntime(
             checkpoint,
@@ -93,7 +100,9 @@ def decide(checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto") ->
     """
     place = transformers_backend.chosen_device(device)
     if place.type != "cpu":
-        return Decision("transformers", f"the native engine has no kernels for {place.type}", None)
+        if (reason := triton_backend.obstacle(checkpoint, place)) is None:
+            return Decision("transformers+triton", "quantised linears stay packed, in Triton kernels", None)
+        return Decision("transformers", f"the native engine has no kernels for {place.type}; Triton: {reason}", None)
     if dtype not in ("auto", "float32"):
         return Decision("transformers", f"the native engine does not compute in {dtype}", None)
     with quiet():

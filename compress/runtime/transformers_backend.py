@@ -47,7 +47,7 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto", kernel: st
         )
     place = chosen_device(device)
     checkpoint = Checkpoint.open(path)
-    return TransformersRuntime(checkpoint, place, _dtype(dtype, place, checkpoint))
+    return TransformersRuntime(checkpoint, place, chosen_dtype(dtype, place, checkpoint))
 
 
 class TransformersRuntime(TextModel):
@@ -62,11 +62,15 @@ class TransformersRuntime(TextModel):
         self.device = str(device)
         self.dtype = str(dtype).removeprefix("torch.")
         with guarded(f"moving the model to {device}"):
-            self.model: Any = load_model(checkpoint, dtype).to(device)
+            self.model: Any = self._build(checkpoint, device, dtype)
         text = self.model.config.get_text_config()
         self.context_length = getattr(text, "max_position_embeddings", None)
         self.vocab_size = text.vocab_size
         self._scorer = ContinuationScorer(self.model, self.device, self.vocab_size, str(self.path))
+
+    def _build(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
+        """The transformers module on its device."""
+        return load_model(checkpoint, dtype).to(device)
 
     def parameters(self) -> int:
         """Number of weights, tied ones once."""
@@ -74,7 +78,11 @@ class TransformersRuntime(TextModel):
 
     def layers(self) -> list[LayerUse]:
         """Every linear, dense as it lies in memory."""
-        return dense_layers(self.model, self.kernel)
+        return self.dense_layers()
+
+    def dense_layers(self) -> list[LayerUse]:
+        """Every module with a weight in memory."""
+        return dense_layers(self.model, "dense")
 
     @torch.inference_mode()
     def score(self, token_ids: Tensor) -> Tensor:
@@ -123,7 +131,8 @@ def chosen_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _dtype(name: str, device: torch.device, checkpoint: Checkpoint) -> torch.dtype:
+def chosen_dtype(name: str, device: torch.device, checkpoint: Checkpoint) -> torch.dtype:
+    """What arithmetic is done in: `auto` is float32 on a CPU, else the checkpoint's own. UserError for another."""
     if name in DTYPES:
         return DTYPES[name]
     if name != "auto":

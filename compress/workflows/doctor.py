@@ -16,14 +16,18 @@ import torch
 from compress import content
 from compress.errors import CompressError
 from compress.formats.int_packed import pack_bits
-from compress.kernels import dispatch, packed_linear, reference
+from compress.kernels import dispatch, gpu_linear, packed_linear, reference
+from compress.kernels.triton import available
 from compress.models.checkpoint import Checkpoint
 from compress.runtime.loading import decide
-from compress.types import IntScheme, QuantizedTensor
+from compress.schemes import FIXED_SCHEMES
+from compress.types import IntScheme, QuantizedTensor, Scheme
 from compress.workflows.memory import available_memory
 
 PACKAGES = ("compress", "torch", "transformers", "compressed-tensors", "safetensors", "tokenizers", "numpy", "pydantic")
 TOLERANCE = 1e-5  # relative to the largest output: float32 sums of some hundred products in another order
+GPU_SCHEMES: dict[str, Scheme] = {f"W{bits}A16": IntScheme(bits, 128) for bits in (2, 3, 4, 8)} | FIXED_SCHEMES
+"""Of which doctor says what multiplies them on a GPU."""
 EIGHT_BIT_TOLERANCE = 2e-2  # inputs rounded to one part in 254 of their block's largest
 
 
@@ -75,6 +79,7 @@ def _kernels() -> Iterator[Check]:
                 yield Check(f"kernel {operation} on {device}", f"{choice.name}: {choice.reason}")
         yield _parity()
         yield _product_parity()
+        yield from _gpu_products()
     except CompressError as error:
         yield Check("native kernels", error.message, "work", error.hint)
 
@@ -113,6 +118,30 @@ def _product_parity() -> Check:
     if errors[0] <= TOLERANCE and errors[1] <= EIGHT_BIT_TOLERANCE:
         return Check("product parity", detail)
     return Check("product parity", detail, "work", "set COMPRESS_ISA=portable, and report this machine's processor")
+
+
+def _gpu_products() -> Iterator[Check]:
+    """What multiplies each scheme's weights on the GPU, and one product there against its definition."""
+    if (reason := available.obstacle("cuda")) is not None:
+        yield Check("triton kernels", f"not used: {reason}")
+        return
+    yield Check("triton kernels", f"triton {metadata.version('triton')}; blocks from a table that no GPU was timed for")
+    for name, scheme in GPU_SCHEMES.items():
+        choice = gpu_linear.choose(scheme, 256, "cuda")
+        yield Check(f"scheme {name} on cuda", f"{choice.name}: {choice.reason}")
+    scheme = IntScheme(4, 64)
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(scheme.qmin, scheme.qmax + 1, (67, 256), dtype=torch.int8, generator=generator)
+    scale = (torch.rand(67, 4, generator=generator) + 0.01).bfloat16()
+    packed, _ = gpu_linear.pack(QuantizedTensor(codes.cuda(), scale.cuda(), None, scheme), None, None)
+    x = torch.randn(3, 256, generator=generator)
+    exact = x.double() @ (codes.double().unflatten(1, (4, 64)) * scale.double().unsqueeze(-1)).flatten(1).T
+    error = float((gpu_linear.multiply(packed, x.cuda()).cpu().double() - exact).abs().max() / exact.abs().max())
+    detail = f"a 4-bit product differs from its definition by {error:.1e} of the largest output"
+    if error <= TOLERANCE:
+        yield Check("triton parity", detail)
+    else:
+        yield Check("triton parity", detail, "work", "use --kernel reference, and report this GPU")
 
 
 def _content() -> Iterator[Check]:

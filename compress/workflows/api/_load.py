@@ -24,7 +24,7 @@ def load(
         model: What to load.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         dtype: Compute dtype: `auto`, `float32`, `bfloat16` or `float16`.
-        kernel: `auto`, `cpu`, `cpu-int8` or `reference`, as `compress.runtime.loading.load` says.
+        kernel: `auto`, `cpu`, `cpu-int8`, `triton` or `reference`, as `compress.runtime.loading.load` says.
         kv_cache: `auto`, `float32`, `bfloat16`, `int8` or `int4`: how the native engine keeps keys and values.
 
     Returns:

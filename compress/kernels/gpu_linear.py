@@ -1,0 +1,60 @@
+"""Which Triton product multiplies a scheme's weights on a GPU, and why; packing for it, and the product itself.
+
+Imports triton only where something is packed or multiplied.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.kernels.dispatch import Choice
+from compress.kernels.triton import available, packing
+from compress.types import QuantizedTensor, Scheme
+
+
+def choose(scheme: Scheme, columns: int, device: torch.device | str) -> Choice:
+    """`triton` or `reference` (decoded weights) for a scheme with so many columns on `device`."""
+    if (reason := available.obstacle(device)) is not None:
+        return Choice("reference", reason)
+    if not _rounds_in_kernel(scheme):
+        if (reason := packing.obstacle(scheme, columns)) is not None:
+            return Choice("reference", reason)
+        before = "" if scheme.inputs is None else ", inputs rounded by torch before it"
+        return Choice("triton", f"weights decoded inside the product{before}")
+    from compress.kernels.triton import rounded_linear
+
+    if (reason := rounded_linear.obstacle(scheme, columns)) is not None:
+        return Choice("reference", reason)
+    if scheme.name.startswith("FP8") and not rounded_linear.multiplies_fp8(torch.device(device)):
+        return Choice("triton", "this device multiplies no FP8: both sides decoded to bfloat16 inside the product")
+    return Choice("triton", "8-bit inputs and weights multiplied as they are")
+
+
+def pack(quantized: QuantizedTensor, input_scale: Tensor | None, bias: Tensor | None) -> tuple[Any, bool]:
+    """A weight packed for `multiply` on the device of its codes, and whether that rounds its inputs.
+
+    input_scale (1,) where its scheme's inputs are static. ValueError where `choose` names no kernel.
+    """
+    if _rounds_in_kernel(quantized.scheme):
+        from compress.kernels.triton import rounded_linear
+
+        return rounded_linear.pack(quantized, input_scale, bias), True
+    return packing.pack(quantized, bias), False
+
+
+def multiply(packed: Any, x: Tensor) -> Tensor:
+    """x (..., in) times what `pack` packed, transposed, plus its bias: (..., out) in the dtype of x."""
+    from compress.kernels.triton import linear, rounded_linear
+
+    if isinstance(packed, packing.PackedWeight):
+        return linear.multiply(packed, x)
+    return rounded_linear.multiply(packed, x)
+
+
+def _rounds_in_kernel(scheme: Scheme) -> bool:
+    """Whether a kernel rounds the inputs: to 8 bits, with floating scales."""
+    inputs = scheme.inputs
+    return inputs is not None and inputs.bits == 8 and inputs.scale_type == "float"

@@ -1,0 +1,69 @@
+"""Models on a GPU through transformers, their quantised linears packed and multiplied by the Triton kernels.
+
+Everything else, attention among it, is transformers' own. Weights are decoded once at load, on the CPU, to probe the
+kernels against them. No CUDA graphs: transformers' cache grows while it runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress.errors import UserError
+from compress.kernels.triton import available
+from compress.models.checkpoint import Checkpoint
+from compress.runtime import native_reader, triton_linears
+from compress.runtime.protocol import LayerUse
+from compress.runtime.transformers_backend import TransformersRuntime, chosen_device, chosen_dtype
+from compress.runtime.transformers_loader import load_model
+
+
+def obstacle(checkpoint: Checkpoint, device: torch.device) -> str | None:
+    """Why the packed linears of a checkpoint are not computed by Triton kernels on `device`; None if they are."""
+    if (reason := available.obstacle(device)) is not None:
+        return reason
+    if not native_reader.reads(checkpoint.config):
+        return "it has no quantised linears that are read here"
+    return None
+
+
+def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> TritonRuntime:
+    """Loads an artifact; `device` and `dtype` as in `transformers_backend.load`.
+
+    Raises:
+        UserError: as that does; no device that runs the kernels; no quantised linear that they compute.
+        IntegrityError: damaged files, or tensors that do not fit the config.
+        WorkError: out of memory, or kernels that are wrong on this device.
+    """
+    place = chosen_device(device)
+    checkpoint = Checkpoint.open(path)
+    if (reason := obstacle(checkpoint, place)) is not None:
+        raise UserError(f"kernel 'triton' does not run {path} on {place}: {reason}", "use --kernel auto")
+    runtime = TritonRuntime(checkpoint, place, chosen_dtype(dtype, place, checkpoint))
+    if not runtime.swapped.linears:
+        reason = next(iter(runtime.swapped.dense.values()), "none is quantised")
+        raise UserError(f"no linear of {path} is computed by Triton kernels: {reason}", "use --kernel reference")
+    return runtime
+
+
+class TritonRuntime(TransformersRuntime):
+    """A transformers model with packed linears; make one with `load`."""
+
+    name = "transformers+triton"
+    kernel = "triton"
+
+    def _build(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Any:
+        model = load_model(checkpoint, dtype)
+        self.swapped = triton_linears.swap(model, checkpoint, device)
+        return model.to(device)
+
+    def parameters(self) -> int:
+        """Number of weights, tied ones once."""
+        return super().parameters() + sum(linear.weights for linear in self.swapped.linears.values())
+
+    def layers(self) -> list[LayerUse]:
+        """The packed linears, then what is dense as it lies in memory."""
+        rest = [use for use in self.dense_layers() if use.name not in self.swapped.linears]
+        return [*self.swapped.layers(), *rest]

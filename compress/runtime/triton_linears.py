@@ -1,0 +1,139 @@
+"""Linears of a transformers module that stay packed on the GPU, their products computed by the Triton kernels.
+
+What enters a linear is rounded as its scheme says: in the kernel for int8 and FP8, before it for 4-bit floats, whose
+products are computed on bfloat16 or whatever the model runs in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.errors import CompressError, WorkError
+from compress.formats.inputs import round_inputs
+from compress.formats.layouts import input_scale_name
+from compress.kernels import gpu_linear
+from compress.models.checkpoint import Checkpoint
+from compress.runtime.native_reader import packed_linears, stored_parts
+from compress.runtime.protocol import LayerUse
+from compress.types import InputScheme, QuantizedTensor, Scheme
+
+TOLERANCE = 0.02
+"""Largest difference of a probe from the decoded weight's product, over its root mean square; bfloat16 has 8 bits."""
+
+
+class TritonLinear(nn.Module):
+    """A linear whose weight `gpu_linear.pack` packed; `inputs` are rounded before it where the kernel does not."""
+
+    def __init__(self, packed: Any, kernel: str, inputs: tuple[InputScheme, Tensor | None] | None) -> None:
+        super().__init__()
+        self.packed = packed
+        self.kernel = kernel
+        self._inputs = inputs
+
+    @property
+    def weights(self) -> int:
+        """Number of weights, the bias counted."""
+        return self.packed.rows * self.packed.columns + (0 if self.packed.bias is None else self.packed.rows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) -> (..., out) in the dtype of x."""
+        if self._inputs is not None:
+            x = round_inputs(x, *self._inputs)
+        return gpu_linear.multiply(self.packed, x)
+
+
+@dataclass(frozen=True, slots=True)
+class Swapped:
+    """Which linears were exchanged, by module name, and why others stayed dense."""
+
+    linears: dict[str, TritonLinear]
+    dense: dict[str, str]
+
+    def layers(self) -> list[LayerUse]:
+        """What each exchanged linear holds and reads."""
+        return [
+            LayerUse(
+                name=name,
+                aliases=(),
+                kernel=linear.kernel,
+                weights=linear.weights,
+                held_bytes=linear.packed.nbytes,
+                read_bytes=linear.packed.nbytes,
+            )
+            for name, linear in self.linears.items()
+        ]
+
+
+def swap(model: nn.Module, checkpoint: Checkpoint, device: torch.device) -> Swapped:
+    """Exchanges the quantised linears of a dense model that kernels on `device` compute, and probes one per scheme.
+
+    Raises:
+        WorkError: a product is not that of the decoded weight on this device.
+    """
+    format, schemes = packed_linears(checkpoint)
+    modules = dict(model.named_modules())
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    found, probed = Swapped({}, {}), set()
+    for name, scheme in schemes.items():
+        place = name if name in modules else prefix + name
+        module = modules.get(place)
+        if not isinstance(module, nn.Linear):
+            found.dense[name] = "transformers keeps it in another form than a linear of its own"
+            continue
+        choice = gpu_linear.choose(scheme, module.in_features, device)
+        if choice.name != "triton":
+            found.dense[name] = choice.reason
+            continue
+        parts = stored_parts(checkpoint, name, format)
+        try:
+            quantized = format.unpack(parts, scheme)
+        except CompressError as error:  # groups in activation order: decoded weights carry them
+            found.dense[name] = error.message
+            continue
+        linear = _linear(quantized, parts, module.bias, device)
+        if scheme not in probed:
+            _probe(name, linear, module, device)
+            probed.add(scheme)
+        parent, _, own = place.rpartition(".")
+        setattr(modules[parent], own, linear)
+        found.linears[place] = linear
+    return found
+
+
+def _linear(
+    quantized: QuantizedTensor, parts: dict[str, Tensor], bias: Tensor | None, device: torch.device
+) -> TritonLinear:
+    scheme: Scheme = quantized.scheme
+    inputs = scheme.inputs
+    stored = None
+    if inputs is not None and not inputs.dynamic:
+        stored = parts[input_scale_name(inputs)].clone().to(device)
+    moved = QuantizedTensor(
+        quantized.codes.to(device),
+        quantized.scale.to(device),
+        None if quantized.zero_point is None else quantized.zero_point.to(device),
+        scheme,
+        None if quantized.divisor is None else quantized.divisor.to(device),
+    )
+    packed, rounds = gpu_linear.pack(moved, stored, None if bias is None else bias.detach().to(device))
+    return TritonLinear(packed, f"triton {scheme.label}", None if rounds or inputs is None else (inputs, stored))
+
+
+def _probe(name: str, linear: TritonLinear, module: nn.Linear, device: torch.device) -> None:
+    """Compares products of one and of three tokens with the dense module's, whose hooks round inputs where it must."""
+    x = torch.randn(3, module.in_features, generator=torch.Generator().manual_seed(0)).to(module.weight.dtype)
+    with torch.inference_mode():
+        wanted = module(x).float()
+        for tokens in (1, 3):
+            found = linear(x[:tokens].to(device)).float().cpu()
+            error = float((found - wanted[:tokens]).abs().max() / wanted.square().mean().sqrt().clamp(min=1e-30))
+            if not error <= TOLERANCE:
+                raise WorkError(
+                    f"{name}: the Triton product of {tokens} tokens differs from that of the decoded weight by "
+                    f"{error:.1e} of the outputs' root mean square",
+                    "use --kernel reference, and report this GPU and the versions that `compress doctor` lists",
+                )
