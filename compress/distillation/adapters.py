@@ -6,7 +6,7 @@ the student computes with while it learns, so that merging changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -59,6 +59,21 @@ def mask(layer: Any, kept: Tensor) -> None:
         return linear(x, weight if isinstance(base, nn.Linear) else weight.T, base.bias)
 
     layer.get_delta_weight = delta
+    layer.forward = forward
+
+
+def rounded(layer: Any, nearest: Callable[[Tensor], Tensor]) -> None:
+    """Lets `layer` compute with its weight and adapter rounded by `nearest` ((out, in) float32 -> the same).
+
+    Gradients go through the rounding as if it were none. Masks are set before.
+    """
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        base = layer.get_base_layer()
+        weight = base.weight + layer.get_delta_weight(ADAPTER).to(base.weight.dtype)
+        error = nearest(weight.detach().float()).to(weight.dtype) - weight.detach()
+        return linear(x, weight + error, base.bias)
+
     layer.forward = forward
 
 

@@ -20,6 +20,7 @@ from compress.models.checkpoint import Checkpoint
 from compress.models.hub import local_directory
 from compress.models.skeleton import Skeleton
 from compress.pipeline import teacher_answers
+from compress.pipeline.packed_student import Packed, Recorded
 from compress.pipeline.work import Problem, Work, load_tokenizer
 from compress.recipe_stages import AnswersConfig, DistillStage
 
@@ -54,6 +55,24 @@ class DistillJob(Work):
     @property
     def teacher_name(self) -> str:
         return self.teacher.path.resolve().name
+
+    @property
+    def stored_config(self) -> dict[str, Any]:
+        """The student's config.json, which is the artifact's too."""
+        found = self.checkpoint.source if isinstance(self.checkpoint, Packed) else self.checkpoint
+        return dict(found.config)
+
+    @cached_property
+    def recorded(self) -> dict[str, Recorded]:
+        """The grids of a quantised student's linears; empty for any other."""
+        return self.checkpoint.recorded() if isinstance(self.checkpoint, Packed) else {}
+
+    @cached_property
+    def may_be_sparse(self) -> set[str]:
+        """Linears whose zeros stay where they have many."""
+        if isinstance(self.checkpoint, Packed):
+            return self.checkpoint.pruned()
+        return {spec.name for spec in self.skeleton.linears()}
 
     @property
     def answers_config(self) -> AnswersConfig:

@@ -20,11 +20,13 @@ from compress.artifact.publish import Contents
 from compress.artifact.staging import Staging
 from compress.artifact.training import TRAINING_NAME, HeldOut, TrainingRecord
 from compress.distillation.configs import HiddenConfig
-from compress.pipeline import lineage, output
+from compress.models.checkpoint import Checkpoint
+from compress.models.skeleton import Skeleton
+from compress.pipeline import lineage, output, packed_student
 from compress.pipeline.block import Workers
 from compress.pipeline.distill_job import DistillJob
 from compress.pipeline.distill_loop import Loop, Progressed
-from compress.pipeline.distill_student import load_plain, open_student, written
+from compress.pipeline.distill_student import load_plain, load_student, open_student, written
 from compress.pipeline.distill_teacher import Teacher
 from compress.pipeline.kinds import Fate
 from compress.pipeline.teacher_cache import TeacherCache
@@ -133,12 +135,14 @@ def _hand_over(job: DistillJob, loop: Loop, staging: Staging, workers: Workers) 
     """Writes the tensors of the artifact, the best weights among them, and what they measure."""
     assert loop.progressed.best is not None
     trained = written(job, loop.student, loop.progressed.best)
-    kl = _written_kl(job, loop, trained)
+    kl = _written_kl(job, loop, trained.dense)
     action: Action = "merged" if loop.student.linears else "trained"
     tied = job.skeleton.stored_copies()
-    fate: Fate = {name: (action, [name]) for name in trained}
+    fate: Fate = {name: (action, [name]) for name in trained.dense}
+    fate |= {name: ("quantized", into) for name, into in trained.into.items()}
     fate |= {name: ("tied", [job.skeleton.tied()[name]]) for name in tied}
-    tensors, fate = output.keep(job, [name for name in job.checkpoint.index if name not in fate], dict(trained), fate)
+    rest = [name for name in job.checkpoint.index if name not in fate]
+    tensors, fate = output.keep(job, rest, dict(trained.stored), fate)
     part = staging.write_part(WEIGHTS, tensors)
     sha256 = {name: record["sha256"] for name, record in part["tensors"].items()}
     now = loop.progressed
@@ -160,13 +164,13 @@ def _hand_over(job: DistillJob, loop: Loop, staging: Staging, workers: Workers) 
         losses=now.losses,
     )
     ledger = {name: entry.model_dump() for name, entry in output.ledger(job, fate, sha256).items()}
-    layers = [layer.model_dump(mode="json") for layer in _layers(job, loop, trained)]
+    layers = [layer.model_dump(mode="json") for layer in _layers(job, loop, trained.dense)]
     _commit(staging, WEIGHTS, record.model_dump(mode="json"), part=part, ledger=ledger, layers=layers)
 
 
 def _written_kl(job: DistillJob, loop: Loop, trained: Mapping[str, Tensor]) -> float:
     """The held-out KL of the weights as the artifact holds them."""
-    model = load_plain(job.checkpoint.path, job.skeleton.dtype).eval()
+    model = load_student(job).eval()
     with torch.no_grad():
         for live, parameter in model.named_parameters():
             if (tensor := trained.get(job.skeleton.stored_name(live))) is not None:
@@ -217,6 +221,10 @@ def _teaching(job: DistillJob) -> Parent:
     return lineage.parent(job.teacher, "teach")
 
 
-def check(directory: Path) -> None:
-    """Refuses a directory that transformers does not load whole."""
-    load_plain(directory, torch.float32)
+def check(job: DistillJob, directory: Path) -> None:
+    """Refuses a directory that does not load whole."""
+    if job.recorded:
+        checkpoint = packed_student.opened(Checkpoint.open(directory))
+        Skeleton(checkpoint, torch.float32)
+    else:
+        load_plain(directory, torch.float32)

@@ -13,6 +13,7 @@ from compress.distillation import adapters
 from compress.errors import IntegrityError, UserError
 from compress.models.quiet import quiet
 from compress.pipeline.distill_job import DistillJob
+from compress.pipeline.packed_student import Recorded
 from compress.pipeline.source import read_finite
 
 SPARSE = 0.01
@@ -24,6 +25,7 @@ class Student:
     """model: in the compute dtype. parameters, masters: what is trained, by a name; masters are float32.
 
     kept: where a trained weight may change, for those that were pruned. linears: of adapters, by checkpoint name.
+    rounded: of a quantised student that learns whole, the grids on which its weights are computed with, by name.
     """
 
     model: Any
@@ -31,12 +33,15 @@ class Student:
     masters: dict[str, Tensor]
     kept: dict[str, Tensor] = field(default_factory=dict)
     linears: dict[str, Any] = field(default_factory=dict)
+    rounded: dict[str, Recorded] = field(default_factory=dict)
 
     def use_masters(self) -> None:
         """Lets the model compute with the masters as they are now."""
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                if parameter.data_ptr() != self.masters[name].data_ptr():
+                if name in self.rounded:
+                    parameter.copy_(self.rounded[name].dense(self.masters[name]))
+                elif parameter.data_ptr() != self.masters[name].data_ptr():
                     parameter.copy_(self.masters[name])
 
 
@@ -74,19 +79,33 @@ def open_student(job: DistillJob) -> Student:
     """The student before its first step. UserError where adapters are wanted and peft is missing."""
     for name in job.checkpoint.index:
         read_finite(job.checkpoint, name)
-    model = load_plain(job.checkpoint.path, job.skeleton.dtype)
+    model = load_student(job)
     model.eval()  # gradients flow all the same, and no dropout makes a step depend on what ran before it
     return _adapted(job, model) if job.stage.lora_rank else _whole(job, model)
 
 
+def load_student(job: DistillJob) -> Any:
+    """The student as transformers runs it; a quantised one on the dense weights that its codes stand for."""
+    if not job.recorded:
+        return load_plain(job.checkpoint.path, job.skeleton.dtype)
+    from transformers import AutoModelForCausalLM
+
+    with quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
+        model: Any = AutoModelForCausalLM.from_config(job.skeleton.config, dtype=job.skeleton.dtype)
+        for live, parameter in model.named_parameters():
+            parameter.copy_(job.checkpoint.read(job.skeleton.stored_name(live)))
+    return model
+
+
 def _whole(job: DistillJob, model: Any) -> Student:
     student = Student(model, {}, {})
-    sparse = {f"{spec.name}.weight" for spec in job.skeleton.linears()}
+    sparse = {f"{name}.weight" for name in job.may_be_sparse}
+    student.rounded = {f"{name}.weight": recorded for name, recorded in job.recorded.items()}
     for live, parameter in model.named_parameters():
         name = job.skeleton.stored_name(live)
         stored = job.checkpoint.read(name)
         master = stored.float().clone()
-        if parameter.dtype == torch.float32:
+        if parameter.dtype == torch.float32 and name not in student.rounded:
             parameter.data = master
         parameter.requires_grad_(True)
         student.parameters[name], student.masters[name] = parameter, master
@@ -106,9 +125,12 @@ def _adapted(job: DistillJob, model: Any) -> Student:
     for name, layer in adapters.layers(student.model).items():
         disk = live[name]
         student.linears[disk] = layer
-        if (kept := _kept(job.checkpoint.read(wanted[disk].weight))) is not None:
+        kept = _kept(job.checkpoint.read(wanted[disk].weight)) if disk in job.may_be_sparse else None
+        if kept is not None:
             student.kept[f"{disk}.weight"] = kept
             adapters.mask(layer, kept)
+        if disk in job.recorded:
+            adapters.rounded(layer, job.recorded[disk].dense)
         for part, factors in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
             parameter = factors[adapters.ADAPTER].weight
             master = parameter.detach().float().clone()
@@ -124,8 +146,20 @@ def _kept(weight: Tensor) -> Tensor | None:
     return kept if 1.0 - float(kept.float().mean()) > SPARSE else None
 
 
-def written(job: DistillJob, student: Student, masters: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The trained tensors as they are stored: merged in float32, cast once. IntegrityError where a zero was lost."""
+@dataclass(frozen=True)
+class Written:
+    """What training made. dense: the trained weights by name, as they will be read; stored: as they lie on disk.
+
+    into: of each packed weight, the names of all that stores it.
+    """
+
+    dense: dict[str, Tensor]
+    stored: dict[str, Tensor]
+    into: dict[str, list[str]]
+
+
+def written(job: DistillJob, student: Student, masters: dict[str, Tensor]) -> Written:
+    """The trained tensors: merged in float32, cast once, or to codes. IntegrityError where a zero was lost."""
     if student.linears:
         sources = {name: job.checkpoint.read(f"{name}.weight") for name in student.linears}
         factors = {name: (masters[f"{name}.lora_A"], masters[f"{name}.lora_B"]) for name in student.linears}
@@ -133,8 +167,20 @@ def written(job: DistillJob, student: Student, masters: dict[str, Tensor]) -> di
         tensors = {f"{name}.weight": weight for name, weight in merged.items()}
     else:
         tensors = masters
-    stored = {name: tensor.to(job.checkpoint.index[name].dtype).contiguous() for name, tensor in tensors.items()}
+    dense: dict[str, Tensor] = {}
+    stored: dict[str, Tensor] = {}
+    into: dict[str, list[str]] = {}
+    for name, tensor in tensors.items():
+        linear = name.removesuffix(".weight")
+        dtype = job.checkpoint.index[name].dtype
+        if (recorded := job.recorded.get(linear)) is None:
+            dense[name] = stored[name] = tensor.to(dtype).contiguous()
+            continue
+        dense[name] = recorded.dense(tensor).to(dtype)
+        parts = {f"{linear}.{part}": value for part, value in recorded.packed(tensor).items()}
+        stored |= parts
+        into[name] = list(parts)
     for name, kept in student.kept.items():
-        if stored[name][~kept].any():
+        if dense[name][~kept].any():
             raise IntegrityError(f"training filled zeros of {name}", "nothing was published; please report this")
-    return stored
+    return Written(dense, stored, into)

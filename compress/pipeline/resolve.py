@@ -16,7 +16,16 @@ from compress.models.checkpoint import Checkpoint
 from compress.models.hub import local_directory
 from compress.models.skeleton import Skeleton
 from compress.models.tables import tables
-from compress.pipeline import depth_job, distill_job, experts_job, job, prune_job, rotated, width_job
+from compress.pipeline import (
+    depth_job,
+    distill_job,
+    experts_job,
+    job,
+    packed_student,
+    prune_job,
+    rotated,
+    width_job,
+)
 from compress.pipeline.depth_job import DepthJob
 from compress.pipeline.distill_job import DistillJob
 from compress.pipeline.experts_job import ExpertsJob
@@ -68,6 +77,8 @@ def resolve(
     checkpoint = Checkpoint.open(local_directory(source))
     if checkpoint.is_artifact:
         _refuse_damaged(checkpoint)
+    if isinstance(recipe.stages[0], DistillStage):
+        checkpoint = packed_student.opened(checkpoint)
     skeleton = Skeleton(checkpoint, compute_dtype(checkpoint))
     recipe = anchored(recipe, source)
     (stage,) = recipe.stages

@@ -226,7 +226,7 @@ def _refine(job: Job, settings: RefineConfig, staging: Staging, workers: Workers
 def _check(job: Work, staging: Staging) -> Callable[[Path], None]:
     """What the kind of stage looks at before an artifact appears."""
     if isinstance(job, DistillJob):
-        return distill_stage.check
+        return lambda directory: distill_stage.check(job, directory)
     kind, last = KINDS[type(job)], staging.journal()[-1]["state"]
     leaving = None
     if kind.keeps_last_state:
@@ -238,10 +238,10 @@ def _check(job: Work, staging: Staging) -> Callable[[Path], None]:
 
 def _contents(job: Work, entries: list[dict[str, Any]]) -> Contents:
     checkpoint, calibration = job.checkpoint, job.calibration
-    recipe, learns = job.recipe, isinstance(job, DistillJob)
+    recipe = job.recipe
     layers = {row["name"]: LayerRecord(**row) for entry in entries for row in entry["layers"]}
     found = Contents(
-        config=dict(checkpoint.config) if learns else KINDS[type(job)].config(job),
+        config=job.stored_config if isinstance(job, DistillJob) else KINDS[type(job)].config(job),
         aux_files=checkpoint.aux_files(),
         recipe=job.told.placeless(),
         recipe_hash=job.told.hash(),

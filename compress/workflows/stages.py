@@ -45,13 +45,14 @@ class StagesResult:
 
 
 def refuse_order(recipe: Recipe) -> None:
-    """Raises UserError where a stage would work on what an earlier one has quantised."""
+    """Raises UserError where a stage would prune or quantise what an earlier one has quantised."""
     for number, stage in enumerate(recipe.stages[:-1]):
-        if isinstance(stage, QuantizeStage):
+        after = recipe.stages[number + 1 :]
+        if isinstance(stage, QuantizeStage) and not all(isinstance(later, DistillStage) for later in after):
             raise UserError(
-                f"stage {number} of the recipe quantises, and stage {number + 1} comes after it: codes can be neither "
-                "pruned nor trained nor quantised again",
-                "quantise in the last stage",
+                f"stage {number} of the recipe quantises, and a stage after it does not distil: codes can be neither "
+                "pruned nor quantised again",
+                "quantise in the last stage, or before stages that distil",
             )
 
 

@@ -100,7 +100,7 @@ def test_a_stage_of_several_asks_the_model_that_the_run_begins_with(
     prune = {"kind": "prune", "method": "magnitude", "sparsity": 0.5}
     wanted = parse_recipe({"model": str(pair[0]), "stages": [prune, *data["stages"]]})
     options: dict[str, Any] = {"model": None, "device": "cpu", "restart": False, "scored": False, "progress": None}
-    made = stages.run(wanted, output=tmp_path / "out", **options).artifact
+    made = stages.run(wanted, output=tmp_path / "out", **options).run.artifact
     assert made.manifest.calibration is not None
     assert made.manifest.calibration.name == f"prompts, answered by {pair[0].name}"
 
