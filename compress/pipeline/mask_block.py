@@ -24,6 +24,7 @@ from compress.pipeline.source import read_weight
 from compress.pipeline.twin import pairs, twin_of
 from compress.pruning import magnitude, ria, sparsegpt, wanda
 from compress.pruning.configs import RiaConfig, SparseGptConfig, WandaConfig
+from compress.pruning.masks import zero_mask
 from compress.quantization.gptq import Preconditioner
 from compress.types import Sparsity
 
@@ -106,11 +107,12 @@ class _Pruner:
 
     def _updated(self, method: SparseGptConfig, shared: Preconditioner, weight: Tensor) -> Tensor:
         assert shared.factored is not None
+        gone = zero_mask(weight)
         if shared.correction is not None:
             if weight.shape[0] >= weight.shape[1]:
                 shared.correction.expand(self._pool)
             weight = shared.correction.corrected(weight)
-        pruned = sparsegpt.prune(weight, shared.factored.upper, shared.order, self._sparsity, self._pool)
+        pruned = sparsegpt.prune(weight, shared.factored.upper, shared.order, self._sparsity, self._pool, gone)
         return sparsegpt.refit(weight, pruned, shared.hessian, method.refit_steps, self._pool)
 
 

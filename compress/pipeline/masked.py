@@ -8,9 +8,11 @@ from torch import Tensor
 
 from compress.artifact.layers import LayerRecord
 from compress.artifact.manifest import Fallback
+from compress.errors import WorkError
 from compress.models.skeleton import LinearSpec
 from compress.pipeline.linears import errors
 from compress.pipeline.prune_job import PruneJob
+from compress.pruning.masks import zero_mask
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -39,12 +41,20 @@ def finished(
 ) -> PrunedLinear:
     """A linear whose weight (out, in) float32 was `original`; rounded to the dtype that it is stored in.
 
+    Zeros of an earlier pruning must still be zero, and are counted in the report: WorkError where one is not.
+
     sample, reference: inputs as `linears.record` takes them. fallback: (what was done other than asked, why).
     """
     dtype = job.checkpoint.index[spec.weight].dtype
     stored = weight.to(dtype)
     error, sqnr = errors(original, stored.float(), sample, reference)
     zeros = int((stored == 0).sum())
+    if (earlier := zero_mask(original)) is not None:
+        if bool(((stored != 0) & earlier).any()):
+            raise WorkError(
+                f"{spec.name}: zeros of an earlier pruning did not stay zero", "nothing was published; report this"
+            )
+        details = {**(details or {}), "zeros_kept": int(earlier.sum())}
     layer = LayerRecord(
         name=spec.name,
         block=spec.block,

@@ -25,31 +25,43 @@ BLOCK_COLUMNS = 128
 ROWS_PER_TILE = 128
 
 
-def prune(weight: Tensor, upper: Tensor, order: Tensor, sparsity: Sparsity, pool: Executor) -> Tensor:
+def prune(
+    weight: Tensor, upper: Tensor, order: Tensor, sparsity: Sparsity, pool: Executor, gone: Tensor | None = None
+) -> Tensor:
     """SparseGPT's result (out, in) float32, exactly as sparse as asked, zeros where pruned.
+
+    Sparser only where more than that is `gone` already, or gone in other places than a pattern leaves.
 
     Args:
         weight: (out, in) float32, not modified.
         upper: (in, in) float32, the upper Cholesky factor U of the inverse Hessian in `order`.
         order: (in,) int64, in which the columns are visited; as stored where the sparsity has a pattern.
+        gone: (out, in) bool, what must be zero whatever it would cost.
     """
     tiles = [tile[:, order].contiguous() for tile in weight.split(ROWS_PER_TILE)]
     width = weight.shape[1]
     step = BLOCK_COLUMNS if sparsity.of is None else sparsity.of * max(1, BLOCK_COLUMNS // sparsity.of)
-    gone = 0
+    earlier = None if gone is None else gone[:, order]
+    count = 0
     for begin in range(0, width, step):
         end = min(begin + step, width)
         corner = upper[begin:end, begin:end].contiguous()
         chosen: list[Tensor | None] = [None] * len(tiles)
         if sparsity.of is None:
             scores = torch.cat([tile[:, begin:end] for tile in tiles]) / corner.diagonal()
-            due = round(weight.shape[0] * end * sparsity.share) - gone
-            marked = least(scores.square_().reshape(1, -1), due).reshape(scores.shape).to(torch.int8)
-            gone += due
-            chosen = list(marked.split(ROWS_PER_TILE))
+            due = round(weight.shape[0] * end * sparsity.share) - count
+            scores.square_()
+            if earlier is not None:
+                scores.masked_fill_(earlier[:, begin:end], -1.0)
+            marked = least(scores.reshape(1, -1), due).reshape(scores.shape)
+            if earlier is not None:
+                marked |= earlier[:, begin:end]
+            count += int(marked.sum())
+            chosen = list(marked.to(torch.int8).split(ROWS_PER_TILE))
         list(pool.map(_corrector(begin, end, corner, upper, sparsity), tiles, chosen))
     back = torch.argsort(order)
-    return torch.cat([tile[:, back] for tile in tiles])
+    found = torch.cat([tile[:, back] for tile in tiles])
+    return found if gone is None else found.masked_fill_(gone, 0.0)
 
 
 def _corrector(

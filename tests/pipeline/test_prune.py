@@ -15,6 +15,7 @@ from compress.artifact.reader import Artifact
 from compress.artifact.verify import verify
 from compress.errors import UserError, WorkError
 from compress.pipeline import PrunePlan
+from compress.pipeline.masked import finished
 from compress.progress import NullProgress
 from compress.pruning.configs import PRUNING
 from compress.recipe import Recipe, load_recipe
@@ -146,6 +147,37 @@ def test_a_plan_counts_the_zeros_and_names_what_does_not_fit(
     with pytest.raises(UserError, match="3:7 does not divide"):
         pipeline.run(misfit, model=source, output=tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("method", MASKING)
+@pytest.mark.parametrize("amount", [{"sparsity": 0.6}, {"sparsity": 0.2}, {"pattern": "2:4"}], ids=str)
+def test_a_second_pruning_keeps_every_zero_of_the_first(
+    method: str, amount: dict[str, Any], tiny: Callable[..., Path], text: Path, tmp_path: Path
+) -> None:
+    first = pipeline.run(recipe("ria", text, sparsity=0.4), model=tiny("llama"), output=tmp_path / "first").artifact
+    second = pipeline.run(recipe(method, text, **amount), model=first.path, output=tmp_path / "second").artifact
+    before, after = harness.tensors(first.path), harness.tensors(second.path)
+    for layer in second.layers():
+        zeros, now = (stored[f"{layer['name']}.weight"] == 0 for stored in (before, after))
+        assert bool(now[zeros].all()), layer["name"]
+        assert layer["details"]["zeros_kept"] == int(zeros.sum())
+        share = float(now.float().mean())
+        wanted = max(0.4, amount.get("sparsity", 0.5))
+        assert wanted - 1e-3 <= share <= wanted + (0.12 if "pattern" in amount or wanted == 0.4 else 0.02)
+
+
+def test_a_zero_that_came_back_is_not_published(
+    tiny: Callable[..., Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = pipeline.run(recipe("magnitude", text), model=tiny("llama"), output=tmp_path / "first").artifact
+
+    def revived(job: Any, spec: Any, original: torch.Tensor, weight: torch.Tensor, *rest: Any) -> Any:
+        return finished(job, spec, original, weight + 1.0, *rest)
+
+    monkeypatch.setattr("compress.pipeline.mask_block.finished", revived)
+    with pytest.raises(WorkError, match="did not stay zero"):
+        pipeline.run(recipe("wanda", text), model=first.path, output=tmp_path / "second")
+    assert not (tmp_path / "second").exists()
 
 
 def test_a_pruned_artifact_can_be_quantised(tiny: Callable[..., Path], text: Path, tmp_path: Path) -> None:
