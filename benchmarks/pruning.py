@@ -53,12 +53,20 @@ def _masks() -> list[Variant]:
 
 
 def _widths() -> list[Variant]:
+    settings: dict[str, dict[str, object]] = {
+        "width": {},
+        "width by activation": {"importance": "activation"},
+        "width by feature": {"importance": "feature"},
+        "width by taylor": {"importance": "taylor"},
+        "width by logits": {"importance": "logits"},
+        "width, half the heads": {"heads": 0.5},
+        "width, 7/8 of the stream": {"hidden": 0.875},
+    }
     rows = []
-    for heads in (1.0, 0.5):
-        name = "width" if heads == 1 else "width, half the heads"
+    for name, setting in settings.items():
         rows += [
-            Variant(f"{name}, no repair", "keep 0.75", {"kind": "width", "heads": heads, "repair": False}),
-            Variant(name, "keep 0.75", {"kind": "width", "heads": heads}),
+            Variant(f"{name}, no repair", "keep 0.75", {"kind": "width", **setting, "repair": False}),
+            Variant(name, "keep 0.75", {"kind": "width", **setting}),
         ]
     return rows
 

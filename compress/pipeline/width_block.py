@@ -29,7 +29,15 @@ from compress.pipeline.inputs import Activations
 from compress.pipeline.linears import errors, put_dense
 from compress.pipeline.source import read_finite, read_weight
 from compress.pipeline.twin import Pair, pairs, twin_of
-from compress.pipeline.width_job import FED_BY_HEADS, FED_BY_NEURONS, HEADS, NEURONS, WidthJob
+from compress.pipeline.width_job import (
+    FED_BY_HEADS,
+    FED_BY_NEURONS,
+    HEADS,
+    HEADS_KEPT,
+    NEURONS,
+    NEURONS_KEPT,
+    WidthJob,
+)
 from compress.pruning import sparsegpt, width
 from compress.pruning.masks import zero_mask
 from compress.quantization.gptq import Preconditioner
@@ -137,14 +145,21 @@ class _Shared:
 
 def _chosen(job: WidthJob, spec: LinearSpec, weight: Tensor, wanted: LinearStats) -> Tensor:
     """The inputs that stay, (kept,) int64 sorted."""
-    factored = cholesky(wanted.hessian, job.method.damp_frac)
-    if factored is None:
-        raise _unusable(spec)
-    hessian, cut = damped(wanted.hessian, factored.damp_frac), job.cut
-    if spec.name.endswith(FED_BY_NEURONS):
-        return width.survivors(weight, hessian, 1, 1, cut.neurons)
-    heads = width.survivors(weight, hessian, cut.kv_heads, cut.head_dim, cut.heads)
-    return (heads.unsqueeze(1) * cut.head_dim + torch.arange(cut.head_dim)).reshape(-1)
+    cut, neurons = job.cut, spec.name.endswith(FED_BY_NEURONS)
+    sections, size, keep = (1, 1, cut.neurons) if neurons else (cut.kv_heads, cut.head_dim, cut.heads)
+    if (listed := job.decided.get(NEURONS_KEPT if neurons else HEADS_KEPT)) is not None:
+        groups = torch.tensor(listed[str(spec.block)])
+    else:
+        factored = cholesky(wanted.hessian, job.method.damp_frac)
+        if factored is None:
+            raise _unusable(spec)
+        if job.method.importance == "repair":
+            hessian = damped(wanted.hessian, factored.damp_frac)
+            groups = width.survivors(weight, hessian, sections, size, keep)
+        else:
+            score = width.activation if job.method.importance == "activation" else width.feature
+            groups = width.highest(score(weight, wanted.hessian), sections, size, keep)
+    return (groups.unsqueeze(1) * size + torch.arange(size)).reshape(-1)
 
 
 def _unusable(spec: LinearSpec) -> WorkError:

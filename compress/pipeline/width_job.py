@@ -21,6 +21,8 @@ from compress.recipe_stages import PruneStage
 FAMILIES = ("gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3")
 # Of these, the ones whose stream can lose channels: Gemma scales its embedding by the width of the stream.
 WITH_CHANNELS = ("llama", "mistral", "qwen2", "qwen3")
+NEURONS_KEPT, HEADS_KEPT = "neurons", "heads"
+"""Of `decided`: the neurons and query heads that stay, by the number of the block as text, where gradients say so."""
 CHANNELS = "channels"
 """Of `decided`: the channels of the stream that stay, sorted."""
 FED_BY_NEURONS, NEURONS = "mlp.down_proj", ("mlp.gate_proj", "mlp.up_proj")

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from compress.models.checkpoint import Checkpoint
-from compress.pipeline import output, width_block, width_channels
+from compress.pipeline import output, width_block, width_channels, width_gradients
 from compress.pipeline.block import Workers
 from compress.pipeline.cut_stage import CutKind
 from compress.pipeline.inputs import Activations
@@ -25,7 +25,10 @@ class WidthKind(CutKind[WidthJob]):
         return f"cutting blocks ({job.cut.neurons} of {job.cut.all_neurons} neurons)"
 
     def decide(self, job: WidthJob, workers: Workers, progress: Progress) -> dict[str, Any] | None:
-        return width_channels.decide(job, workers, progress)
+        found = width_channels.decide(job, workers, progress)
+        if job.method.importance not in ("taylor", "logits"):
+            return found
+        return {**(found or {}), **width_gradients.decide(job, workers, progress)}
 
     def outer(self, job: WidthJob, tensors: dict[str, Tensor], fate: Fate) -> tuple[dict[str, Tensor], Fate]:
         channels = job.channels

@@ -88,6 +88,12 @@ class WidthConfig(_Config):
     """Whole neurons and query heads go, as many in every block, and closed-form least squares repairs what they fed."""
 
     kind: Literal["width"] = "width"
+    importance: Literal["repair", "activation", "feature", "taylor", "logits"] = Field(
+        "repair",
+        description="by what neurons and heads stay: what their loss costs after repair; the norm of what they put out "
+        "(activation, Minitron); that in the directions in which outputs vary most (feature, SlimLLM); first order in "
+        "the loss of the next token (taylor) or in the highest logit (logits, NIRVANA)",
+    )
     repair: bool = Field(True, description="least-squares repair of the linears that lose inputs")
     heads: float = Field(
         1.0, gt=0.0, le=1.0, description="share of the query heads of every KV group that stays; neurons give the rest"

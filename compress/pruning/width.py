@@ -41,6 +41,25 @@ def survivors(weight: Tensor, hessian: Tensor, sections: int, size: int, keep: i
     return alive.nonzero().squeeze(1)
 
 
+def highest(scores: Tensor, sections: int, size: int, keep: int) -> Tensor:
+    """As `survivors`, by the scores (in,) of single inputs, those of a group summed."""
+    rows = scores.reshape(sections, -1, size).sum(2)
+    best = torch.argsort(rows, dim=1, descending=True, stable=True)[:, :keep]
+    return (best + torch.arange(sections).unsqueeze(1) * rows.shape[1]).reshape(-1).sort().values
+
+
+def activation(weight: Tensor, hessian: Tensor) -> Tensor:
+    """The mean square of every input (in,), as Minitron ranks them (arXiv:2407.14679); arguments as for `survivors`."""
+    return hessian.diagonal().clone()
+
+
+def feature(weight: Tensor, hessian: Tensor) -> Tensor:
+    """The mean square of every input (in,) times the energy of its column in the directions v_k of the outputs, each
+    weighted by how much they vary there: w_j^T (W H W^T) w_j = sum_k lambda_k (w_j v_k)^2, after SlimLLM
+   ; arguments as for `survivors`."""
+    return hessian.diagonal() * ((weight @ hessian @ weight.T @ weight) * weight).sum(0)
+
+
 def common_survivors(places: Sequence[tuple[Tensor, Tensor]], keep: int) -> Tensor:
     """Which inputs stay that several linears share, `keep` of them: (keep,) int64 sorted.
 

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from compress import pipeline
 from compress.artifact.verify import verify
 from compress.errors import UserError, WorkError
 from compress.pipeline import WidthPlan, width_stage
+from compress.pipeline.resolve import resolve
 from compress.pipeline.width_job import FAMILIES, WITH_CHANNELS
 from compress.progress import NullProgress
 from compress.recipe import Recipe, parse_recipe
@@ -143,6 +145,56 @@ def test_zeros_of_an_earlier_pruning_stay(tiny: Callable[..., Path], text: Path,
 
 def count_zeros(tensor: torch.Tensor) -> int:
     return int((tensor == 0).sum())
+
+
+@pytest.mark.parametrize("importance", ["activation", "feature", "taylor", "logits"])
+def test_every_importance_cuts_as_much_and_chooses_by_its_own_measure(
+    importance: str, tiny: Callable[..., Path], text: Path, tmp_path: Path
+) -> None:
+    source = tiny("llama")
+    paths = [
+        pipeline.run(recipe(text, heads=0.6, importance=each, repair=False), model=source, output=tmp_path / each)
+        for each in ("repair", importance)
+    ]
+    usual, other = (harness.tensors(each.artifact.path) for each in paths)
+    assert {n: t.shape for n, t in usual.items()} == {n: t.shape for n, t in other.items()}
+    assert any(not torch.equal(usual[name], other[name]) for name in usual)
+
+
+@pytest.mark.parametrize("importance", ["taylor", "logits"])
+def test_gradients_are_those_of_the_whole_model(
+    importance: str, tiny: Callable[..., Path], text: Path, tmp_path: Path
+) -> None:
+    source = tiny("qwen3")
+    made = pipeline.run(
+        recipe(text, samples=2, importance=importance, repair=False), model=source, output=tmp_path / "o"
+    )
+    job = resolve(recipe(text, samples=2, importance=importance), model=source, output=None, device="auto")
+    assert job.calibration is not None
+    tokens = job.calibration.tokens
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    seen: list[torch.Tensor] = []
+
+    def keep(module: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        given[0].retain_grad()
+        seen.append(given[0])
+
+    for layer in model.model.layers:
+        layer.mlp.down_proj.register_forward_pre_hook(keep)
+    logits = model(tokens, use_cache=False).logits
+    if importance == "taylor":
+        torch.nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum"
+        ).backward()
+    else:
+        logits.amax(-1).sum().backward()
+    before, after = harness.tensors(source), harness.tensors(made.artifact.path)
+    for block, inputs in enumerate(seen):
+        assert inputs.grad is not None
+        score = (inputs * inputs.grad).abs().sum((0, 1))
+        name = f"model.layers.{block}.mlp.up_proj.weight"
+        best = score.argsort(descending=True)[: len(after[name])].sort().values
+        assert torch.equal(after[name], before[name][best])
 
 
 class _StopsAfterOneBlock(NullProgress):

@@ -1,0 +1,105 @@
+"""First-order importance of neurons and query heads: what the objective loses, to first order, where one is silent.
+
+Of every token t and neuron j that is |a_tj dL/da_tj|, of a head the magnitude of the sum over its values; the sums over
+tokens decide. L is the loss of the next token (taylor; LLM-Pruner, arXiv:2305.11627, ranks weights so), or the highest
+logit, which needs no label (logits; after NIRVANA, arXiv:2509.14230). The model is walked backwards block by block from
+the hidden states of one forward pass, so one block with its gradients is in memory at a time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.errors import WorkError
+from compress.pipeline import inputs
+from compress.pipeline.block import Workers
+from compress.pipeline.width_job import FED_BY_HEADS, FED_BY_NEURONS, HEADS_KEPT, NEURONS_KEPT, WidthJob
+from compress.progress import Progress
+from compress.pruning import width
+
+TOKENS = 8192
+"""How many calibration tokens the gradients are taken over."""
+
+
+def decide(job: WidthJob, workers: Workers, progress: Progress) -> dict[str, Any]:
+    """The neurons and the query heads of every block that stay, sorted.
+
+    Raises WorkError where a gradient is not finite.
+    """
+    assert job.calibration is not None
+    tokens = job.calibration.tokens
+    tokens = tokens[: max(1, TOKENS // tokens.shape[1])]
+    blocks, cut = job.skeleton.num_blocks, job.cut
+    entering = inputs.enter(job.skeleton, tokens, False)
+    progress.begin("gradients of what neurons and heads put out", 2 * blocks)
+    hidden = [entering.quantized]
+    for block in range(blocks):
+        module = job.skeleton.materialise(block)
+        leaving = list(workers.pool.map(lambda run: run(), entering.runs(job.skeleton, module)))
+        entering = entering.advanced(leaving)
+        hidden.append(leaving)
+        progress.advance(f"block {block}: forward")
+    gradient = _at_the_end(job, tokens, hidden.pop())
+    kept: dict[str, dict[str, list[int]]] = {NEURONS_KEPT: {}, HEADS_KEPT: {}}
+    for block in reversed(range(blocks)):
+        gradient, neurons, heads = _through(job, block, entering.calls, hidden.pop(), gradient)
+        if not (torch.isfinite(neurons).all() and torch.isfinite(heads).all()):
+            raise WorkError(f"the gradients of block {block} are not finite", "check the model with `compress eval`")
+        kept[NEURONS_KEPT][str(block)] = width.highest(neurons, 1, 1, cut.neurons).tolist()
+        kept[HEADS_KEPT][str(block)] = width.highest(heads, cut.kv_heads, 1, cut.heads).tolist()
+        progress.advance(f"block {block}: backward")
+    progress.end()
+    return kept
+
+
+def _at_the_end(job: WidthJob, tokens: Tensor, leaving: list[Tensor]) -> list[Tensor]:
+    """The gradient of the objective by what leaves the last block, chunk by chunk."""
+    found, place = [], 0
+    for chunk in leaving:
+        parts = []
+        for window in chunk.split(1):
+            state = window.clone().requires_grad_()
+            with torch.enable_grad():
+                logits = job.skeleton.differentiable_head(state)[0]
+                if job.method.importance == "taylor":
+                    objective = nn.functional.cross_entropy(logits[:-1], tokens[place, 1:], reduction="sum")
+                else:
+                    objective = logits.amax(-1).sum()
+                parts.append(torch.autograd.grad(objective, state)[0])
+            place += 1
+        found.append(torch.cat(parts))
+    return found
+
+
+def _through(
+    job: WidthJob, block: int, calls: list[Any], hidden: list[Tensor], gradient: list[Tensor]
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """The gradient by what enters the block, and the importance of its neurons (neurons,) and query heads (heads,)."""
+    skeleton = job.skeleton
+    module = skeleton.materialise(block)
+    live = skeleton.modules(block, module)
+    watched = [next(m for n, m in live.items() if n.endswith(end)) for end in (FED_BY_NEURONS, FED_BY_HEADS)]
+    seen: dict[int, Tensor] = {}
+    handles = [
+        m.register_forward_pre_hook(lambda _, given, at=at: seen.__setitem__(at, given[0]))
+        for at, m in enumerate(watched)
+    ]
+    neurons, heads = torch.zeros(job.cut.all_neurons), torch.zeros(job.cut.all_heads * job.cut.kv_heads)
+    below = []
+    try:
+        for place, (entering, above) in enumerate(zip(hidden, gradient, strict=True)):
+            state = entering.clone().requires_grad_()
+            with torch.enable_grad():
+                leaving = skeleton.run_block(module, state, calls[place][block])
+                by = torch.autograd.grad(leaving, [state, seen[0], seen[1]], above)
+            below.append(by[0])
+            neurons += (seen[0].detach() * by[1]).float().abs().flatten(0, -2).sum(0)
+            of_heads = (seen[1].detach() * by[2]).float().flatten(0, -2)
+            heads += of_heads.reshape(len(of_heads), -1, job.cut.head_dim).sum(2).abs().sum(0)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return below, neurons, heads
