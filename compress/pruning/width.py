@@ -54,9 +54,11 @@ def activation(weight: Tensor, hessian: Tensor) -> Tensor:
 
 
 def feature(weight: Tensor, hessian: Tensor) -> Tensor:
-    """The mean square of every input (in,) times the energy of its column in the directions v_k of the outputs, each
-    weighted by how much they vary there: w_j^T (W H W^T) w_j = sum_k lambda_k (w_j v_k)^2, after SlimLLM
-   ; arguments as for `survivors`."""
+    """The mean square of every input times the energy of its column in the directions v_k of the outputs, each
+    weighted by how much they vary there, w_j^T (W H W^T) w_j = sum_k lambda_k (w_j v_k)^2, as SlimLLM has it: (in,).
+
+    Arguments as for `survivors`.
+    """
     return hessian.diagonal() * ((weight @ hessian @ weight.T @ weight) * weight).sum(0)
 
 
