@@ -36,8 +36,8 @@ def doctor(options: Doctor, view: View) -> Outcome | None:
     With ARTIFACT and --engine it says instead whether that engine loads the artifact, what would go wrong and what to
     change, from rules with their sources; the engine need not be installed.
 
-    Exit code 1 if the engine does not load the artifact, 4 if something does not work, 5 if packaged content is
-    damaged.
+    Exit code 1 if the engine does not load the artifact, 3 if no rule says so or otherwise, 4 if something does not
+    work, 5 if packaged content is damaged.
 
     Examples:
 
@@ -69,7 +69,7 @@ def _about_engine(artifact: Path, engine: str, view: View) -> Outcome:
         {"engine": engine, "format": found.format, "answer": found.answer, "findings": found.findings},
         lines,
     )
-    return Outcome.GATE_FAILED if found.answer == "does not load" else Outcome.OK
+    return {"does not load": Outcome.GATE_FAILED, "not known": Outcome.INCONCLUSIVE}.get(found.answer, Outcome.OK)
 
 
 def _about_installation(view: View) -> None:

@@ -5,7 +5,7 @@ Nothing is loaded but headers and config.json, and no engine needs to be install
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -20,18 +20,27 @@ from compress.formats.gptq import QUANT_METHOD as GPTQ
 from compress.formats.layouts import quantized_linears
 from compress.formats.registry import format_of, schemes_of
 from compress.models.checkpoint import Checkpoint
-from compress.types import BlockFloatScheme, Fp8Scheme, IntScheme, Scheme
+from compress.types import BlockFloatScheme, Fp8Scheme, IntScheme, NormalFloatScheme, Scheme
 
 Facts = dict[str, str | int | bool]
-Answer = Literal["loads", "loads with warnings", "does not load"]
+Answer = Literal["loads", "loads with warnings", "not known", "does not load"]
+Verdict = Literal["fails", "unknown", "warns"]
+_WORST: dict[Verdict, Answer] = {
+    "fails": "does not load",
+    "unknown": "not known",
+    "warns": "loads with warnings",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A rule that holds: for which linear first (None: for the model), for how many, and what to do."""
+    """A rule that holds: for which linear first (None: for the model), for how many, and what to do.
+
+    Where it is that no rule covers something, the verdict is unknown.
+    """
 
     rule: str
-    verdict: Literal["fails", "warns"]
+    verdict: Verdict
     why: str
     hint: str
     linear: str | None
@@ -64,8 +73,11 @@ def diagnose(checkpoint: Checkpoint, engine: str) -> Diagnosis:
     if engine not in engines():
         raise UserError(f"unknown engine {engine!r}", f"there are rules for {', '.join(engines())}")
     model, linears = facts_of(checkpoint)
-    findings = []
-    for rule in [*_rules()["common"], *_rules()["engines"][engine]]:
+    findings: list[Finding] = []
+    rules = [*_rules()["common"], *_rules()["engines"][engine]]
+    for rule in rules:
+        if rule["verdict"] == "loads":
+            continue
         hit = [name for name, facts in linears.items() if _holds(rule["when"], {**model, **facts})]
         if hit or _holds(rule["when"], model):
             about = hit[0] if hit and not rule["when"].keys() <= model.keys() else None
@@ -81,12 +93,39 @@ def diagnose(checkpoint: Checkpoint, engine: str) -> Diagnosis:
                     date=str(rule["date"]),
                 )
             )
-    findings.sort(key=lambda finding: finding.verdict != "fails")
-    verdicts = {finding.verdict for finding in findings}
-    answer: Answer = (
-        "does not load" if "fails" in verdicts else "loads with warnings" if "warns" in verdicts else "loads"
-    )
+    if all(finding.verdict != "fails" for finding in findings):
+        findings += _uncovered([rule["when"] for rule in rules if rule["verdict"] == "loads"], engine, model, linears)
+    order = list(_WORST)
+    findings.sort(key=lambda finding: order.index(finding.verdict))
+    answer = _WORST[findings[0].verdict] if findings else "loads"
     return Diagnosis(engine, str(model["format"]), answer, findings)
+
+
+def _uncovered(
+    known: Sequence[Mapping[str, Any]], engine: str, model: Facts, linears: Mapping[str, Facts]
+) -> Iterator[Finding]:
+    """What no rule says that the engine reads: the architecture, or the weights. known: conditions of such rules."""
+    of_models = [when for when in known if when.keys() == {"model_type"}]
+    of_weights = [when for when in known if when.keys() != {"model_type"}]
+    if not any(_holds(when, model) for when in of_models):
+        yield _unknown("architecture", f"whether {engine} knows models of type {model['model_type']}")
+    missed = [name for name, facts in linears.items() if not any(_holds(w, {**model, **facts}) for w in of_weights)]
+    if missed or (not linears and not any(_holds(when, model) for when in of_weights)):
+        what = f"{linears[missed[0]].get('kind')} weights in {model['format']}" if missed else str(model["format"])
+        yield _unknown("weights", f"whether {engine} reads {what}", missed)
+
+
+def _unknown(rule: str, what: str, linears: Sequence[str] = ()) -> Finding:
+    return Finding(
+        rule=f"uncovered-{rule}",
+        verdict="unknown",
+        why=f"no rule here says {what}",
+        hint="try the engine's own loader before a release",
+        linear=linears[0] if linears else None,
+        linears=len(linears),
+        source="none",
+        date="",
+    )
 
 
 def facts_of(checkpoint: Checkpoint) -> tuple[Facts, dict[str, Facts]]:
@@ -127,7 +166,9 @@ def _linear(checkpoint: Checkpoint, name: str, format: str, scheme: Scheme) -> F
     if isinstance(scheme, Fp8Scheme):
         facts |= {"kind": "fp8", "granularity": scheme.granularity}
     if isinstance(scheme, BlockFloatScheme):
-        facts |= {"kind": "block", "group_size": scheme.group_size}
+        facts |= {"kind": scheme.name.lower().removesuffix("a16"), "group_size": scheme.group_size}
+    if isinstance(scheme, NormalFloatScheme):
+        facts |= {"kind": "nf4", "group_size": scheme.group_size}
     out, width = _shape(checkpoint, name, format, scheme)
     return facts | {"out_features": out, "in_features": width}
 

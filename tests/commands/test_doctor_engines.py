@@ -14,6 +14,9 @@ from safetensors.torch import save_file
 
 from compress.formats.registry import FORMATS
 from compress.models.checkpoint import Checkpoint
+from compress.quantization import rtn
+from compress.quantization.configs import RtnConfig
+from compress.schemes import FIXED_SCHEMES
 from compress.types import IntScheme, QuantizedTensor, Scheme
 from compress.workflows import engines
 from compress.workflows.engines import diagnose
@@ -32,12 +35,19 @@ def directory(place: Path, format: str, scheme: IntScheme, out: int = 128, width
     weight = QuantizedTensor(
         torch.zeros(out, width, dtype=torch.int8), torch.ones(out, groups, dtype=torch.float16), zero, scheme
     )
+    return written(place, format, weight)
+
+
+def written(place: Path, format: str, weight: QuantizedTensor) -> Checkpoint:
+    """A model directory of one packed linear, with a number for its inputs where the scheme stores one."""
     chosen = FORMATS[format]  # type: ignore[index]
     place.mkdir()
-    schemes: dict[str, Scheme] = {LINEAR: scheme}
+    schemes: dict[str, Scheme] = {LINEAR: weight.scheme}
+    static = weight.scheme.inputs is not None and not weight.scheme.inputs.dynamic
+    stored = chosen.pack(weight, torch.ones(1) if static else None)
     config = {"model_type": "llama", "quantization_config": chosen.config(schemes, ["lm_head"])}
     (place / "config.json").write_text(json.dumps(config))
-    save_file({f"{LINEAR}.{name}": t for name, t in chosen.pack(weight, None).items()}, place / "model.safetensors")
+    save_file({f"{LINEAR}.{name}": t for name, t in stored.items()}, place / "model.safetensors")
     return Checkpoint.open(place)
 
 
@@ -92,13 +102,51 @@ def test_shapes_come_from_what_is_stored(format: str, out: int, width: int, rule
 
 
 def test_what_no_rule_covers_is_not_called_loading(run: Callable, tmp_path: Path) -> None:
-    path = tmp_path / "nvfp4"
-    made = run("quantize", "--method", "rtn", "--scheme", "NVFP4A16", "--output", path, "--no-eval")
+    path = tmp_path / "mxfp8"
+    made = run("quantize", "--method", "rtn", "--scheme", "MXFP8A16", "--output", path, "--no-eval")
     assert made.code == 0
-    for engine in ("vllm", "sglang", "trtllm", "tgi"):
+    for engine in ("vllm", "sglang", "trtllm"):
         found = diagnose(Checkpoint.open(path), engine)
-        assert found.answer != "loads"
-        assert "block-floats" in [finding.rule for finding in found.findings]
+        assert (found.answer, found.findings[0].rule) == ("not known", "uncovered-weights")
+        assert found.findings[0].linears == 42
+    shown = run("doctor", path, "--engine", "vllm")
+    assert shown.code == 3
+    assert "no rule here says whether vllm reads mxfp8 weights in compressed-tensors" in shown.out
+    assert run("doctor", path, "--engine", "transformers").code == 0
+
+
+def test_an_architecture_that_no_rule_names_is_not_called_loading(tmp_path: Path) -> None:
+    checkpoint = directory(tmp_path / "model", "compressed-tensors", IntScheme(4, 128))
+    checkpoint.config["model_type"] = "newest"
+    for engine in set(RULES["engines"]) - {"trtllm", "llamacpp"}:  # which do not load these weights at all
+        found = diagnose(checkpoint, engine)
+        assert found.answer == "not known"
+        assert "uncovered-architecture" in [finding.rule for finding in found.findings]
+    checkpoint.config["model_type"] = "opt"
+    del checkpoint.config["quantization_config"]
+    assert diagnose(checkpoint, "trtllm").answer == diagnose(checkpoint, "llamacpp").answer == "not known"
+    assert diagnose(checkpoint, "vllm").answer == "loads"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "format", "engine", "answer", "rules"),
+    [
+        ("NVFP4", "compressed-tensors", "vllm", "loads with warnings", ["fp4-hardware"]),
+        ("NVFP4", "modelopt", "trtllm", "loads with warnings", ["fp4-hardware"]),
+        ("NVFP4A16", "modelopt", "trtllm", "not known", ["uncovered-weights", "fp4-hardware"]),
+        ("NVFP4A16", "modelopt", "transformers", "does not load", ["modelopt"]),
+        ("MXFP4A16", "compressed-tensors", "vllm", "loads with warnings", ["mxfp4-weights"]),
+        ("MXFP4", "compressed-tensors", "sglang", "not known", ["uncovered-weights"]),
+        ("NF4", "bitsandbytes", "transformers", "loads with warnings", ["bitsandbytes-package"]),
+        ("NF4", "bitsandbytes", "trtllm", "does not load", ["bitsandbytes"]),
+        ("NF4", "bitsandbytes", "tgi", "not known", ["uncovered-weights"]),
+    ],
+)
+def test_floats(scheme: str, format: str, engine: str, answer: str, rules: list[str], tmp_path: Path) -> None:
+    named = FIXED_SCHEMES[scheme]
+    weight = rtn.transform(torch.randn(128, 256), named, RtnConfig(scale_search=False), torch.bfloat16)
+    found = diagnose(written(tmp_path / "model", format, weight), engine)
+    assert (found.answer, [finding.rule for finding in found.findings]) == (answer, rules)
 
 
 def test_dense_models_and_layouts_without_a_name(tmp_path: Path) -> None:
@@ -118,7 +166,7 @@ def test_every_rule_is_whole_and_names_facts_that_there_are() -> None:
         assert len({rule["id"] for rule in rules}) == len(rules)
         for rule in rules:
             assert set(rule) == {"id", "when", "verdict", "why", "hint", "source", "date"}, rule["id"]
-            assert rule["verdict"] in ("fails", "warns")
+            assert rule["verdict"] in ("loads", "fails", "warns")
             assert rule["when"].keys() <= FACTS, rule["id"]
             assert all(rule[key] for key in ("why", "hint", "source"))
             for wanted in rule["when"].values():
