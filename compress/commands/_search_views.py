@@ -10,6 +10,7 @@ from compress.commands._gate_views import OUTCOMES, verdict_table
 from compress.commands._make import gates_said, show_made
 from compress.commands._output import View, duration, number, size
 from compress.commands._run_options import RunRecipe
+from compress.errors import UserError
 
 if TYPE_CHECKING:
     from compress.recipe_search import Search
@@ -49,12 +50,12 @@ def run_search(search: Search, options: RunRecipe, view: View) -> Outcome:
 
 
 def plan_search(search: Search, options: RunRecipe, view: View) -> Outcome:
-    """Every candidate planned with all that follows it, as if it won."""
+    """Every candidate planned with all that follows it, as if it won. Raises UserError where one has a problem."""
     _environment.prepare(options.threads)
     _environment.import_models()
     from compress.workflows import staged_plan
 
-    rows, document, seconds = [], {}, 0.0
+    rows, document, seconds, hints = [], {}, 0.0, list[str]()
     for name in search.candidates:
         plans = staged_plan.plan(
             search.won(name), model=None, output=None, device=options.device, restart=options.restart, scored=True
@@ -66,6 +67,7 @@ def plan_search(search: Search, options: RunRecipe, view: View) -> Outcome:
         whole = known[-1].output_bytes if len(known) == len(plans) else None
         memory = f"about {size(max(plan.peak_memory_bytes for plan in known))}"
         problems = "; ".join(problem for plan in known for problem in plan.problems)
+        hints += [plan.hint for plan in known if plan.problems]
         rows.append((name, size(made), size(whole), memory, problems))
         document[name] = plans
     view.table("Candidates", ("CANDIDATE", ">SIZE", ">AFTER ALL STAGES", ">PEAK MEMORY", "PROBLEMS"), rows)
@@ -73,6 +75,9 @@ def plan_search(search: Search, options: RunRecipe, view: View) -> Outcome:
         {"candidates": document, "seconds_estimate": seconds},
         [f"{len(rows)} candidates, made and taught in about {duration(seconds)}; which one wins only the run tells"],
     )
+    if hints:
+        said = "; ".join(f"{row[0]}: {row[-1]}" for row in rows if row[-1])
+        raise UserError(f"the plan has a problem: {said}", hints[0])
     return Outcome.OK
 
 

@@ -15,7 +15,9 @@ from compress import content
 from compress.artifact import durable, store
 from compress.artifact.attach import attach
 from compress.artifact.canonical import sha256_json
+from compress.artifact.reader import is_artifact
 from compress.artifact.scores import Score, headline_scores
+from compress.errors import UserError
 from compress.recipe_checks import GateCheck
 from compress.recipe_search import Search
 from compress.workflows.checks import attached_record, carry_out, refuse_unknown
@@ -80,7 +82,9 @@ def find(
     from compress.models.hub import local_directory
 
     policy = search.stage.policy
-    refuse_unknown([] if policy is None else [GateCheck(policy=policy)])
+    later = [placed.check for placed in search.won(next(iter(search.candidates))).checks]
+    refuse_unknown([*later, *([] if policy is None else [GateCheck(policy=policy)])])
+    _refuse_full(output, restart)
     root = local_directory(model or search.model or content.default_model())
     suite = _suite(search)
     made: dict[str, Artifact] = {}
@@ -143,6 +147,15 @@ def run(
     if done.stopped is not None or done.artifact.attachment(RESULT) == data:
         return done
     return replace(done, artifact=attach(done.artifact.path, {RESULT: data}))
+
+
+def _refuse_full(output: str | Path | None, restart: bool) -> None:
+    """Raises UserError where the output holds something that the last stage would refuse to replace, hours later."""
+    path = None if output is None else Path(output)
+    if path is None or restart or not path.exists() or is_artifact(path):
+        return
+    if not path.is_dir() or any(path.iterdir()):
+        raise UserError(f"output {path} already holds something else", "give another --output, or empty it")
 
 
 def candidate_folder(search: Search, name: str, root: Path, output: str | Path | None) -> Path:

@@ -70,7 +70,7 @@ def run(
     """Carries out all stages and checks; arguments and errors are those of `pipeline.run` and `checks.carry_out`.
 
     A distillation without a teacher learns from the model that the run begins with. folder: where the stages before the
-    last lie, in place of the usual.
+    last lie, in place of the usual; those that are there are taken, even with `restart`.
     """
     from compress.models.hub import local_directory
     from compress.pipeline.resolve import anchored
@@ -83,15 +83,16 @@ def run(
     source = model or recipe.model or content.default_model()
     root = local_directory(source)
     whole = Whole(anchored(recipe, source).model_copy(update={"checks": []}), root.resolve().name)
-    folder = folder or folder_of(whole, output)
+    earlier = folder or folder_of(whole, output)
     before: Path = root
     verdicts: tuple[Verdict, ...] = ()
     last = len(recipe.stages)
     for number, stage in enumerate(recipe.stages, start=1):
         alone, wanted = alone_of(recipe, stage, root), checks_behind(recipe, number)
         if number < last:
-            place = place_of(folder, number, alone)
-            run = answers.run(alone, model=before, output=place, device=device, restart=restart, progress=progress)
+            place = place_of(earlier, number, alone)
+            anew = restart and folder is None
+            run = answers.run(alone, model=before, output=place, device=device, restart=anew, progress=progress)
         else:
             run = answers.run(
                 alone,

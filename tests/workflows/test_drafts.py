@@ -11,9 +11,11 @@ import pytest
 
 from compress.cli import main
 from compress.content import default_model
+from compress.recipe import parse_recipe
 from compress.runtime.loading import load
 from compress.runtime.text_model import TextModel
 from compress.workflows.drafts import open_draft, worth
+from compress.workflows.quantize import quantize
 
 PROMPT = "Once upon a time there was a king"
 
@@ -53,3 +55,23 @@ def test_what_cannot_draft_is_refused(
     ):
         assert main([*words, *more]) == code
         assert said in capsys.readouterr().err
+
+
+def test_a_draft_learns_from_the_compressed_model_that_it_drafts_for(
+    text: Path, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    model, artifact = tiny("llama"), tmp_path / "target"
+    rounded = {"kind": "quantize", "method": "rtn", "scheme": {"bits": 4, "group_size": 32}}
+    quantize(parse_recipe({"stages": [rounded]}), model=model, output=artifact, evaluate=False)
+    cut = {"kind": "prune", "method": {"kind": "depth", "protect_first": 0, "protect_last": 0}, "keep": 0.7}
+    cut["calibration"] = {"source": str(text), "samples": 4, "seq_len": 24}
+    learn = {"kind": "distill", "lora_rank": 0, "steps": 2, "batch_size": 4, "teacher": str(artifact)}
+    learn["calibration"] = {"source": str(text), "samples": 24, "seq_len": 24}
+    done = quantize(parse_recipe({"stages": [cut, learn]}), model=model, output=tmp_path / "draft", evaluate=False)
+    assert [parent.stage for parent in done.artifact.manifest.parents] == ["prune", "teach", "distill"]
+    assert done.artifact.manifest.parents[1].name == "target"
+    target = cast(TextModel, load(artifact))
+    draft = open_draft(done.artifact.path, target)
+    found = worth(target, draft, 3, prompts=["word one two", "three"], new_tokens=8)
+    assert found.equal
+    assert found.speculation.proposed > 0

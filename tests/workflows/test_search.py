@@ -97,6 +97,13 @@ def test_a_gate_that_no_candidate_passes_ends_the_run(
     assert shown["winner"] is None
     assert [row["verdict"] for row in shown["candidates"]] == ["FAIL", "FAIL", None]
     assert not (tmp_path / "out").exists()
+    wrong = ["--set", "stages.1.scheme.group_size=7"]
+    assert main(["plan", *words, *wrong]) == 2
+    assert "group size 7 does not divide" in capsys.readouterr().err
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("kept")
+    assert main([*words[:-2], str(tmp_path / "full"), "--json"]) == 2
+    assert "already holds something else" in capsys.readouterr().err
     assert main(["plan", *words]) == 0
     planned = json.loads(capsys.readouterr().out)
     assert set(planned["candidates"]) == {"repaired", "bare", "whole"}
