@@ -98,7 +98,7 @@ def _set_stage(stage: dict[str, Any], settings: Settings) -> list[str]:
     add_ignored(stage, settings.ignore)
     for table, given in (("embeddings", settings.embeddings), ("head", settings.head)):
         if given is not None:
-            stage[table] = None if given == "none" else given
+            stage[table] = None if given in ("none", "auto") else given  # auto: a budget fills it in
     if settings.refine is not None:
         stage["refine"] = (stage.get("refine") or {}) if settings.refine else None
     if settings.format is not None:

@@ -21,10 +21,12 @@ def wanted(options: Quantize) -> Target | None:
     Raises:
         UserError: two budgets, one that is none, or options that say what the budget is to choose.
     """
-    from compress.workflows.budget.target import parse_target
+    from compress.workflows.budget.target import chosen_tables, parse_target
 
     chosen = {"bits": options.bits, "scheme": options.scheme}
-    return parse_target(options.target_bits, options.target_size, options.max_kl, chosen)
+    target = parse_target(options.target_bits, options.target_size, options.max_kl, chosen, options.target_file_bits)
+    chosen_tables(options.embeddings, options.head, target)
+    return target
 
 
 def make_within(target: Target, recipe: Recipe, options: Quantize, view: View) -> None:
@@ -37,6 +39,7 @@ def make_within(target: Target, recipe: Recipe, options: Quantize, view: View) -
         recipe,
         target,
         group_sizes=_group_sizes(options),
+        chosen_tables=_tables(options, target),
         output=options.output,
         device=options.device,
         restart=options.restart,
@@ -57,8 +60,9 @@ def show_plan_within(target: Target, recipe: Recipe, options: Quantize, view: Vi
     from compress.workflows.budget.plan import plan_budget
 
     search = open_search(
-        recipe, model=None, output=options.output, device=options.device, group_sizes=_group_sizes(options)
-    )
+        recipe, model=None, output=options.output, device=options.device, group_sizes=_group_sizes(options),
+        chosen_tables=_tables(options, target),
+    )  # fmt: skip
     plan = plan_budget(search, target)
     view.result(
         {name: getattr(plan, name) for name in plan.__dataclass_fields__},
@@ -78,6 +82,12 @@ def show_plan_within(target: Target, recipe: Recipe, options: Quantize, view: Vi
             )
         ),
     )  # fmt: skip
+
+
+def _tables(options: Quantize, target: Target) -> list[str]:
+    from compress.workflows.budget.target import chosen_tables
+
+    return chosen_tables(options.embeddings, options.head, target)
 
 
 def _group_sizes(options: Quantize) -> list[int | None] | None:

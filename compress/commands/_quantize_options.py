@@ -81,8 +81,8 @@ class Quantize(Run):
     embeddings: Annotated[
         str | None,
         typer.Option(
-            help="Scheme of the token embedding, such as W8A16-channel or W6A16-g64; 16 bits if left out. A head that "
-            "is tied to it goes with it.",
+            help="Scheme of the token embedding, such as W8A16-channel or W6A16-g64, or `auto` within a budget; "
+            "16 bits if left out. A head that is tied to it goes with it.",
             metavar="SCHEME",
             rich_help_panel=METHOD,
         ),
@@ -100,6 +100,15 @@ class Quantize(Run):
         typer.Option(
             help="Mix schemes, measured for the least loss, within so many stored bits per weight of the quantised "
             "linears; gptq if no --method is given.",
+            metavar="BITS",
+            rich_help_panel=BUDGET,
+        ),
+    ] = None
+    target_file_bits: Annotated[
+        float | None,
+        typer.Option(
+            help="The same over all weights of the model, embeddings, norms and head counted; with --embeddings auto "
+            "and --head auto these get schemes of the budget's choice too.",
             metavar="BITS",
             rich_help_panel=BUDGET,
         ),
@@ -140,7 +149,9 @@ class Quantize(Run):
         """
         if self.format is not None and self.format not in FORMATS:
             raise UserError(f"unknown format {self.format!r}", f"this version writes {', '.join(FORMATS)}")
-        within = any(value is not None for value in (self.target_bits, self.target_size, self.max_kl))
+        within = any(
+            value is not None for value in (self.target_bits, self.target_file_bits, self.target_size, self.max_kl)
+        )
         return Settings(
             method=METHOD_WITHIN if within and self.method is None and self.recipe is None else self.method,
             bits=self.bits,

@@ -13,8 +13,11 @@ from compress import pipeline
 from compress.artifact.staging import Staging
 from compress.artifact.verify import verify
 from compress.errors import UserError, WorkError
+from compress.evaluation.reports.layer_sections import layer_sections
 from compress.exporters.dense import export_dense
+from compress.exporters.packed import export_packed
 from compress.formats.compressed_tensors import is_for_own_reader
+from compress.models.checkpoint import Checkpoint
 from compress.pipeline.job import Job
 from compress.pipeline.resolve import resolve
 from compress.pipeline.run import deterministic
@@ -22,6 +25,7 @@ from compress.pipeline.tuned_model import TunedModel
 from compress.recipe import Recipe, parse_recipe
 from compress.runtime import loading
 from compress.types import IntScheme
+from compress.workflows.engines import diagnose
 from tests.pipeline import harness
 from tests.tiny_models import tiny_tokens
 
@@ -77,6 +81,14 @@ def test_a_tied_model_takes_the_head_for_the_same_table(tiny: Callable[..., Path
         for name in ("embeddings", "head")
     )
     assert harness.tensor_hashes(one) == harness.tensor_hashes(other)
+    assert "| outside | 1 |" in (one.path / "README.md").read_text()
+    shown = next(section for section in layer_sections(one) if section.heading == "Error by layer")
+    assert shown.table is not None
+    assert shown.table.rows[-1][0] == "outside"
+    assert [finding.rule for finding in diagnose(Checkpoint.open(one.path), "vllm").findings][:2] == [
+        "own-reader",
+        "packed-embedding",
+    ]
 
 
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
@@ -115,6 +127,9 @@ def test_what_transformers_loads(
     assert is_for_own_reader(artifact.config["quantization_config"]) == (not loads)
     expected = harness.fake_quantized_logits(source, artifact, tokens)
     torch.testing.assert_close(loading.load(artifact.path, device="cpu").score(tokens), expected, rtol=1e-4, atol=1e-4)
+    if loads and "embeddings" in stage:
+        with pytest.raises(UserError, match=r"no place for model\.embed_tokens"):
+            export_packed(artifact.path, tmp_path / "awq", "awq")
     if loads:
         torch.testing.assert_close(harness.loaded_logits(artifact.path, tokens), expected, rtol=1e-4, atol=1e-4)
 

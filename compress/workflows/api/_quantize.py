@@ -30,6 +30,7 @@ def quantize(
     refine: bool | None = None,
     format: str | None = None,
     target_bits: float | None = None,
+    target_file_bits: float | None = None,
     target_size: str | None = None,
     max_kl: float | None = None,
     recipe: Recipe | PathLike | None = None,
@@ -58,13 +59,14 @@ def quantize(
         kv_cache: `fp8` stores calibrated scales of an FP8 key and value cache, with schemes that round inputs.
         ignore: Names or patterns of linears to leave as they are.
         embeddings, head: Layouts of the token embedding and of the output projection, such as `W6A16-g64`; 16 bits if
-            None. Of a model that ties the two, either one stands for both.
+            None, `auto` for what a budget chooses. Of a model that ties the two, either one stands for both.
         refine: Whether scales and norms are tuned afterwards on the KL to the original, with the whole model in memory;
             default False.
         format: `compressed-tensors` (the default), `awq`, `gptq`, `gptq-v2` or `modelopt`.
-        target_bits, target_size, max_kl: Mix schemes by measurement, in place of `bits` and `scheme`: within so many
-            stored bits per weight, within a size of the weight files such as `3.2GiB`, or the fewest bits of at most
-            so much KL; `method` is then `gptq` if None, and `group_size` the only one to choose from.
+        target_bits, target_file_bits, target_size, max_kl: Mix schemes by measurement, in place of `bits` and `scheme`:
+            within so many stored bits per weight of what they are chosen for, or of the whole model, within a size of
+            the weight files such as `3.2GiB`, or the fewest bits of at most so much KL; `method` is then `gptq` if
+            None, and `group_size` the only one to choose from.
         recipe: A Recipe or a recipe file to start from; the settings above override a file, and exclude a Recipe.
         calib: A packaged text, a text, JSONL, JSON or Parquet file, a hub data set, or a mix `a:0.5,b:0.5`; default
             `tales`.
@@ -87,9 +89,12 @@ def quantize(
         IntegrityError: damaged source files.
     """
     from compress.workflows import quantize as workflow
-    from compress.workflows.budget.target import METHOD, chosen_group_sizes, parse_target
+    from compress.workflows.budget.target import METHOD, chosen_group_sizes, chosen_tables, parse_target
 
-    target = parse_target(target_bits, target_size, max_kl, chosen={"bits": bits, "scheme": scheme})
+    target = parse_target(
+        target_bits, target_size, max_kl, chosen={"bits": bits, "scheme": scheme}, file_bits=target_file_bits
+    )
+    measured = chosen_tables(embeddings, head, target)
     settings = Settings(
         method=METHOD if target is not None and method is None and recipe is None else method,
         bits=bits,
@@ -115,6 +120,7 @@ def quantize(
             target,
             model=model,
             group_sizes=chosen_group_sizes(group_size),
+            chosen_tables=measured,
             output=None if output is None else Path(output),
             device=device,
             restart=restart,

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
+from torch import Tensor
+
+from compress.quantization.configs import GptqConfig
 from compress.types import IntScheme
 from compress.workflows.budget.units import Unit
 
@@ -21,6 +24,18 @@ class Measured:
 
     errors: Mapping[str, float]
     divergences: Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Signal:
+    """What losses are measured on and by: tokens (windows, seq) int64 for the errors and, others, for the KL.
+
+    method: GPTQ's settings; None for round to nearest with searched scales.
+    """
+
+    learning: Tensor
+    measuring: Tensor
+    method: GptqConfig | None
 
 
 def anchors(unit: Unit) -> list[IntScheme]:

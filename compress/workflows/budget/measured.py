@@ -20,6 +20,7 @@ from compress.calibration.tokens import CalibrationSet, draw
 from compress.errors import UserError
 from compress.evaluation.resume import cache_home
 from compress.models.skeleton import Skeleton
+from compress.models.tables import tables
 from compress.pipeline.block import Workers
 from compress.pipeline.job import Job
 from compress.pipeline.resolve import resolve
@@ -28,10 +29,10 @@ from compress.progress import Progress
 from compress.quantization.configs import GptqConfig
 from compress.recipe import Recipe
 from compress.recipe_sections import CalibrationConfig
-from compress.workflows.budget.losses import Measured, losses
+from compress.workflows.budget.losses import Measured, Signal, losses
 from compress.workflows.budget.recipes import neutral, open_stage
-from compress.workflows.budget.sensitivity import Signal, measure
-from compress.workflows.budget.units import GROUP_SIZES, Unit, grid, units
+from compress.workflows.budget.sensitivity import measure
+from compress.workflows.budget.units import GROUP_SIZES, Unit, grid, table_units, units
 
 LEARNING_WINDOWS = 32
 MEASURING_WINDOWS = 8
@@ -108,8 +109,11 @@ def open_search(
     output: Path | None,
     device: str,
     group_sizes: Sequence[int | None] | None,
+    chosen_tables: Sequence[str] = (),
 ) -> Search:
     """Opens the source and lays out units and options.
+
+    chosen_tables: `embeddings` and `head`, those of them whose schemes are chosen too; of a tied one, either name.
 
     Raises:
         UserError: what `pipeline.run` would refuse about model, calibration text and ignored linears, or a recipe that
@@ -121,13 +125,19 @@ def open_search(
     job.refuse_problems()
     usual = CalibrationConfig()  # for methods that read no text, because a measurement does
     usual = usual.model_copy(update={"seq_len": min(usual.seq_len, job.skeleton.max_positions)})
-    scale_bits = {spec.name: 8 * job.scale_dtype(spec).itemsize for spec in job.skeleton.linears()}
+    outside = tables(job.skeleton)
+    scale_bits = {spec.name: 8 * job.scale_dtype(spec).itemsize for spec in (*job.skeleton.linears(), *outside)}
     every = grid(stage.scheme.to_scheme().symmetric, group_sizes=group_sizes or GROUP_SIZES)
     options = [option for option in every if stage.method.refusal(option) is None]
     if not options:
         raise UserError(str(stage.method.refusal(every[0])), "choose a method that rounds weights to integers")
     learning, measuring, held_out = _texts(job, stage.calibration or usual)
-    return Search(recipe, job, units(job.skeleton, job.schemes, options, scale_bits), learning, measuring, held_out)
+    named = dict(zip(("embeddings", "head"), outside, strict=False))
+    asked = {
+        table: spec for table, spec in named.items() if table in chosen_tables or (len(named) == 1 and chosen_tables)
+    }
+    every_unit = [*units(job.skeleton, job.schemes, options, scale_bits), *table_units(asked, options, scale_bits)]
+    return Search(recipe, job, every_unit, learning, measuring, held_out)
 
 
 def _texts(job: Job, wanted: CalibrationConfig) -> tuple[CalibrationSet, Tensor, bool]:

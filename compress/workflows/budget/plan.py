@@ -100,7 +100,7 @@ def _seconds(search: Search, missing: set[str]) -> float:
     rates = {option: rounding_rate(search.job, option) for unit in search.units for option in unit.options}
     rounding = 0.0
     for unit in (unit for unit in search.units if unit.name in missing):
-        work += len(anchors(unit)) * search.measuring.numel() * (sum(per_block[unit.block :]) + head)
+        work += len(anchors(unit)) * search.measuring.numel() * (sum(per_block[max(unit.block, 0) :]) + head)
         for spec in unit.linears:
             work += learning * spec.in_features**2
             work += len(unit.options) * 6.0 * spec.out_features * spec.in_features**2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from compress.errors import UserError
 from compress.recipe import Recipe
@@ -42,17 +42,24 @@ def chosen_recipe(recipe: Recipe, units: Sequence[Unit], choice: Sequence[IntSch
     """The recipe that gives each unit its chosen scheme: the commonest (by weights) as the stage's, others by name."""
     weights: dict[IntScheme, int] = {}
     names: dict[IntScheme, list[str]] = {}
+    tables: dict[str, SchemeConfig] = {}
     for unit, scheme in zip(units, choice, strict=True):
+        if unit.table is not None:
+            tables[unit.table] = _config(scheme)
+            continue
         weights[scheme] = weights.get(scheme, 0) + unit.weights
         names.setdefault(scheme, []).extend(spec.name for spec in unit.linears)
     ordered = sorted(weights, key=lambda scheme: (scheme.bits, -(scheme.group_size or 1 << 62)))
     commonest = max(ordered, key=lambda scheme: weights[scheme])
     overrides = [Override(linears=names[scheme], scheme=_config(scheme)) for scheme in ordered if scheme != commonest]
-    return _with(recipe, commonest, overrides)
+    return _with(recipe, commonest, overrides, tables)
 
 
-def _with(recipe: Recipe, scheme: IntScheme, overrides: list[Override]) -> Recipe:
-    stage = open_stage(recipe).model_copy(update={"scheme": _config(scheme), "overrides": overrides})
+def _with(
+    recipe: Recipe, scheme: IntScheme, overrides: list[Override], tables: Mapping[str, SchemeConfig] | None = None
+) -> Recipe:
+    update = {"scheme": _config(scheme), "overrides": overrides, **(tables or {})}
+    stage = open_stage(recipe).model_copy(update=update)
     return recipe.model_copy(update={"stages": [stage]})
 
 

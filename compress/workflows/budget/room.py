@@ -33,6 +33,11 @@ def allowed_bits(target: Target, job: Job, units: Sequence[Unit]) -> int:
     if target.kind == "bits":
         allowed = math.floor(target.value * weights)
         nearest = f"--target-bits {math.ceil(1000 * least / weights) / 1000:g}"
+    elif target.kind == "file-bits":
+        parameters = job.skeleton.parameters()
+        around_bits = 8 * tensor_bytes(job, units, 0)
+        allowed = math.floor(target.value * parameters) - around_bits
+        nearest = f"--target-file-bits {math.ceil(1000 * (around_bits + least) / parameters) / 1000:g}"
     else:
         around = file_bytes(job, units, most) - most // 8
         allowed = 8 * (int(target.value) - around)
@@ -40,7 +45,8 @@ def allowed_bits(target: Target, job: Job, units: Sequence[Unit]) -> int:
     if least > allowed:
         raise UserError(
             f"{target.option} {target.value:g} cannot be met: the smallest that the options give is more",
-            f"the nearest is {nearest}; embeddings, head and ignored linears keep their precision",
+            f"the nearest is {nearest}; ignored linears keep their precision, and so do embeddings and head without "
+            "--embeddings auto and --head auto",
         )
     return allowed
 
@@ -50,19 +56,38 @@ def file_bytes(job: Job, units: Sequence[Unit], bits: int) -> int:
 
     Headers are counted as for the largest options: offsets in them have as many digits, or fewer, for any choice.
     """
+    tensors = _tensors(job, units)
+    total = sum(nbytes for *_, nbytes in tensors)
+    shards = total // DEFAULT_SHARD_BYTES + 1
+    return tensor_bytes(job, units, bits) + len(encode_header(tensors)) + 128 * (shards - 1)
+
+
+def tensor_bytes(job: Job, units: Sequence[Unit], bits: int) -> int:
+    """Bytes of all tensors, if the units take so many bits."""
+    replaced = _replaced(job, units)
+    kept = sum(nbytes for name, _, _, nbytes in _tensors(job, units) if name in job.checkpoint.index)
+    chosen = {spec.weight for unit in units for spec in unit.linears}
+    fixed = sum(job.stored_bits(spec) for weight, (spec, _) in replaced.items() if weight not in chosen)
+    return kept + SHAPE_BYTES * len(replaced) + math.ceil((bits + fixed) / 8)
+
+
+def _replaced(job: Job, units: Sequence[Unit]) -> dict[str, tuple[LinearSpec, IntScheme]]:
+    """By dense tensor, what is packed in its place: the largest option of each unit, and tables of a given scheme."""
+    found = {spec.weight: (spec, job.integers(spec)) for spec in job.tables}
+    return found | {spec.weight: (spec, unit.options[-1]) for unit in units for spec in unit.linears}
+
+
+def _tensors(job: Job, units: Sequence[Unit]) -> list[Tensor]:
+    """Everything in the weight files, units in their largest options."""
     index, copies = job.checkpoint.index, job.skeleton.stored_copies()
-    replaced = {spec.weight: (spec, unit.options[-1]) for unit in units for spec in unit.linears}
+    replaced = _replaced(job, units)
     tensors: list[Tensor] = []
     for name, info in index.items():
         if name in replaced:
             tensors += _packed(*replaced[name], _NAMES[str(info.dtype).removeprefix("torch.")])
         elif name not in copies:
             tensors.append((name, _NAMES[str(info.dtype).removeprefix("torch.")], tuple(info.shape), info.nbytes))
-    total = sum(nbytes for *_, nbytes in tensors)
-    shards = total // DEFAULT_SHARD_BYTES + 1
-    header = len(encode_header(tensors)) + 128 * (shards - 1)
-    kept = sum(nbytes for name, _, _, nbytes in tensors if name in index)
-    return kept + SHAPE_BYTES * len(replaced) + header + math.ceil(bits / 8)
+    return tensors
 
 
 def _packed(spec: LinearSpec, scheme: IntScheme, scale_dtype: str) -> list[Tensor]:

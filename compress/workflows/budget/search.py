@@ -59,6 +59,7 @@ def quantize_to_budget(
     *,
     model: str | Path | None = None,
     group_sizes: Sequence[int | None] | None = None,
+    chosen_tables: Sequence[str] = (),
     output: Path | None = None,
     device: str = "auto",
     restart: bool = False,
@@ -69,14 +70,17 @@ def quantize_to_budget(
     """Makes the best mixture of integer schemes within a budget; the artifact's recipe.yaml makes the same bytes again.
 
     recipe: method, calibration, ignored linears and symmetry; its bits and group size are what is chosen.
-    group_sizes: those to choose from; 32, 64 and 128 if None. Other arguments as for `workflows.quantize.quantize`.
+    group_sizes: those to choose from; 32, 64 and 128 if None. chosen_tables: `embeddings` and `head`, those of them
+    whose schemes are chosen too. Other arguments as for `workflows.quantize.quantize`.
 
     Raises:
         UserError: a budget that cannot be met (with the nearest that can), or what `quantize` raises.
         WorkError, IntegrityError: as `quantize` does. Measurements that were finished are kept.
     """
     progress = progress or NullProgress()
-    search = open_search(recipe, model=model, output=output, device=device, group_sizes=group_sizes)
+    search = open_search(
+        recipe, model=model, output=output, device=device, group_sizes=group_sizes, chosen_tables=chosen_tables
+    )
     solver = Solver(search, target)
     if not search.held_out:
         progress.warn("the calibration text has no windows left to measure on: KL is measured on those it learns from")

@@ -22,7 +22,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -40,22 +39,11 @@ from compress.quantization import gptq
 from compress.quantization.configs import GptqConfig
 from compress.quantization.grid import quantize, search_grid
 from compress.types import IntScheme, QuantizedTensor
-from compress.workflows.budget.losses import Measured, anchors
+from compress.workflows.budget import table_losses
+from compress.workflows.budget.losses import Measured, Signal, anchors
 from compress.workflows.budget.units import Unit
 
 ROWS_PER_TASK = 256
-
-
-@dataclass(frozen=True, eq=False)
-class Signal:
-    """What losses are measured on and by: tokens (windows, seq) int64 for the errors and, others, for the KL.
-
-    method: GPTQ's settings; None for round to nearest with searched scales.
-    """
-
-    learning: Tensor
-    measuring: Tensor
-    method: GptqConfig | None
 
 
 def measure(
@@ -90,10 +78,12 @@ def _measure(
     workers: Workers,
     progress: Progress,
 ) -> None:
+    outside = [unit for unit in missing if unit.table is not None]
     modules = [skeleton.materialise(block) for block in range(skeleton.num_blocks)]
-    original = _Original(skeleton, modules, inputs.enter(skeleton, signal.measuring, False), workers)
+    original = _Original(skeleton, modules, signal.measuring, workers)
     learning = inputs.enter(skeleton, signal.learning, False)
-    for block in range(max(unit.block for unit in missing) + 1):
+    last = skeleton.num_blocks - 1 if outside else max(unit.block for unit in missing)
+    for block in range(last + 1):
         here = [unit for unit in missing if unit.block == block]
         rounding = _Rounding(skeleton, modules[block], here, signal.method, workers)
         learning = rounding.through(learning)
@@ -111,14 +101,19 @@ def _measure(
             )
             found(unit, result)
             progress.advance(unit.name)
+    if outside:
+        measured_tables = table_losses.measure(skeleton, outside, signal, learning, original.with_table, workers)
+        for unit, result in measured_tables:
+            found(unit, result)
+            progress.advance(unit.name)
 
 
 class _Original:
     """The original model, and what it makes of the measuring text."""
 
-    def __init__(self, skeleton: Skeleton, modules: Sequence[nn.Module], start: Activations, workers: Workers) -> None:
-        self._skeleton, self._modules = skeleton, modules
-        self._entering = [start]
+    def __init__(self, skeleton: Skeleton, modules: Sequence[nn.Module], tokens: Tensor, workers: Workers) -> None:
+        self._skeleton, self._modules, self._tokens = skeleton, modules, tokens
+        self._entering = [inputs.enter(skeleton, tokens, False)]
         self._one_model = threading.Lock()  # its head runs with stand-ins for the blocks, which must not be copied then
         for module in modules:
             now = self._entering[-1]
@@ -133,12 +128,28 @@ class _Original:
         live = self._skeleton.modules(block, changed)
         for name, quantized in weights.items():
             put(live[name], quantized)
-        total, tokens, now = 0.0, 0, self._entering[block]
+        return self._through(self._entering[block], [changed, *self._modules[block + 1 :]], block, None)
+
+    @torch.inference_mode()
+    def with_table(self, table: Tensor, looked_up: bool, multiplied: bool) -> float:
+        """The same with this table (vocabulary, width) for the embedding, for the head, or for both."""
+        start, modules = self._entering[-1], []
+        if looked_up:
+            with self._one_model:
+                start = inputs.enter(self._skeleton, self._tokens, False, rows=lambda rows: table[rows])
+            modules = list(self._modules)
+        return self._through(start, modules, 0, table if multiplied else None)
+
+    def _through(self, now: Activations, modules: Sequence[nn.Module], first: int, head: Tensor | None) -> float:
+        """Mean over tokens of the KL, from these states through these blocks, of which the first has this number."""
+        total, tokens = 0.0, 0
         for place, hidden in enumerate(now.quantized):
-            for number, module in enumerate([changed, *self._modules[block + 1 :]], start=block):
+            for number, module in enumerate(modules, start=first):
                 hidden = self._skeleton.run_block(module, hidden, now.calls[place][number])
             with self._one_model:
+                self._skeleton.output_projection.replaced = head
                 logits = self._skeleton.head(hidden)
+                self._skeleton.output_projection.replaced = None
             wanted, found = self._wanted[place], torch.log_softmax(logits, -1)
             total += float((wanted.exp() * (wanted - found)).sum(dtype=torch.float64))
             tokens += wanted.shape[0] * wanted.shape[1]

@@ -12,16 +12,24 @@ from compress.errors import UserError
 _UNITS = {"": 1, "B": 1, **{f"{p}B": 1000**n for n, p in enumerate("kMGT", 1)}, "KB": 1000}
 _UNITS |= {f"{p}iB": 1024**n for n, p in enumerate("KMGT", 1)}
 
+AUTO = "auto"
+"""What embedding and head are called whose scheme the budget chooses."""
 METHOD = "gptq"
 """What rounds within a budget unless said otherwise: the best quality per bit."""
 
-Kind = Literal["bits", "bytes", "kl"]
+Kind = Literal["bits", "file-bits", "bytes", "kl"]
+OPTIONS: dict[Kind, str] = {
+    "bits": "--target-bits",
+    "file-bits": "--target-file-bits",
+    "bytes": "--target-size",
+    "kl": "--max-kl",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """`bits`: at most so many stored bits per weight of the quantised linears; `bytes`: of the weight files;
-    `kl`: the fewest bits whose KL, in nats per token, is at most this."""
+    """`bits`: at most so many stored bits per weight of what schemes are chosen for; `file-bits`: of all that the model
+    has; `bytes`: of the weight files; `kl`: the fewest bits whose KL, in nats per token, is at most this."""
 
     kind: Kind
     value: float
@@ -29,18 +37,23 @@ class Target:
     @property
     def option(self) -> str:
         """As the command line has it."""
-        return {"bits": "--target-bits", "bytes": "--target-size", "kl": "--max-kl"}[self.kind]
+        return OPTIONS[self.kind]
 
     @property
     def text(self) -> str:
         """In words."""
         if self.kind == "bytes":
             return f"at most {self.value:.0f} bytes"
-        return f"at most {self.value:g} bits per weight" if self.kind == "bits" else f"KL at most {self.value:g}"
+        of = {"bits": "bits per weight", "file-bits": "bits per weight of the whole file"}.get(self.kind)
+        return f"KL at most {self.value:g}" if of is None else f"at most {self.value:g} {of}"
 
 
 def parse_target(
-    bits: float | None, size: str | None, max_kl: float | None, chosen: Mapping[str, object] | None = None
+    bits: float | None,
+    size: str | None,
+    max_kl: float | None,
+    chosen: Mapping[str, object] | None = None,
+    file_bits: float | None = None,
 ) -> Target | None:
     """The budget that the options name, None for none.
 
@@ -49,7 +62,7 @@ def parse_target(
     Raises:
         UserError: more than one, a value that is none, or something that contradicts a budget.
     """
-    options = {"--target-bits": bits, "--target-size": size, "--max-kl": max_kl}
+    options = {"--target-bits": bits, "--target-file-bits": file_bits, "--target-size": size, "--max-kl": max_kl}
     given = [name for name, value in options.items() if value is not None]
     said = [f"--{name}" for name, value in (chosen or {}).items() if value is not None]
     if given and said:
@@ -61,6 +74,8 @@ def parse_target(
         raise UserError(f"{' and '.join(given)} are two budgets", "give one of them")
     if bits is not None:
         return Target("bits", _positive("--target-bits", bits))
+    if file_bits is not None:
+        return Target("file-bits", _positive("--target-file-bits", file_bits))
     if max_kl is not None:
         return Target("kl", _positive("--max-kl", max_kl))
     return None if size is None else Target("bytes", float(parse_size(size)))
@@ -71,6 +86,21 @@ def chosen_group_sizes(given: int | str | None) -> list[int | None] | None:
     if given is None:
         return None
     return [None if given == "channel" else int(given)]
+
+
+def chosen_tables(embeddings: str | None, head: str | None, target: Target | None) -> list[str]:
+    """Which of `embeddings` and `head` a budget chooses schemes for: those that are `auto`.
+
+    Raises:
+        UserError: `auto` without a budget.
+    """
+    found = [name for name, given in (("embeddings", embeddings), ("head", head)) if given == AUTO]
+    if found and target is None:
+        raise UserError(
+            f"--{found[0]} {AUTO} is for a budget, which chooses its scheme",
+            f"give {', '.join(OPTIONS.values())}, or a scheme",
+        )
+    return found
 
 
 def parse_size(text: str) -> int:

@@ -9,12 +9,16 @@ from compress.models.skeleton import LinearSpec, Skeleton
 from compress.types import IntScheme
 
 BITS = (2, 3, 4, 5, 6, 8)
+TABLE_BITS = (3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Linears of one block that engines load as one matrix, or one alone; all experts of a block are one unit."""
+    """Linears of one block that engines load as one matrix, or one alone; all experts of a block are one unit.
+
+    table: `embeddings` or `head` where it is one of these, as a recipe's stage calls it.
+    """
 
     name: str
     block: int
@@ -23,6 +27,7 @@ class Unit:
     """The schemes that divide every width, from the fewest bits to the most."""
     bits: tuple[int, ...]
     """Stored bits of the whole unit under each option: codes, scales and zero points."""
+    table: str | None = None
 
     @property
     def weights(self) -> int:
@@ -49,14 +54,32 @@ def units(
         specs = {spec.name: spec for spec in skeleton.linears(block) if spec.name in chosen}
         for names in _tied(specs, skeleton.fusion_groups(block)):
             members = tuple(specs[name] for name in names)
-            fitting = [option for option in options if all(option.fits(spec.in_features) for spec in members)]
-            if not fitting:
-                fitting = list(dict.fromkeys(IntScheme(each.bits, None, each.symmetric) for each in options))
-            sized = [(sum(stored_bits(s, option, scale_bits[s.name]) for s in members), option) for option in fitting]
-            sized.sort(key=lambda pair: (pair[0], pair[1].bits))
-            bits, ordered = zip(*sized, strict=True)
-            found.append(Unit(_name(members), block, members, ordered, bits))
+            found.append(_unit(_name(members), members, options, scale_bits))
     return found
+
+
+def table_units(
+    specs: Mapping[str, LinearSpec], options: Sequence[IntScheme], scale_bits: Mapping[str, int]
+) -> list[Unit]:
+    """The units of embedding and head, by what a recipe's stage calls them."""
+    finer = [option for option in options if option.bits in TABLE_BITS]
+    return [_unit(spec.name, (spec,), finer, scale_bits, table) for table, spec in specs.items()]
+
+
+def _unit(
+    name: str,
+    members: tuple[LinearSpec, ...],
+    options: Sequence[IntScheme],
+    scale_bits: Mapping[str, int],
+    table: str | None = None,
+) -> Unit:
+    fitting = [option for option in options if all(option.fits(spec.in_features) for spec in members)]
+    if not fitting:
+        fitting = list(dict.fromkeys(IntScheme(each.bits, None, each.symmetric) for each in options))
+    sized = [(sum(stored_bits(s, option, scale_bits[s.name]) for s in members), option) for option in fitting]
+    sized.sort(key=lambda pair: (pair[0], pair[1].bits))
+    bits, ordered = zip(*sized, strict=True)
+    return Unit(name, members[0].block, members, ordered, bits, table)
 
 
 def stored_bits(spec: LinearSpec, scheme: IntScheme, scale_bits: int) -> int:
