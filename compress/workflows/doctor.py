@@ -79,7 +79,7 @@ def _kernels() -> Iterator[Check]:
                 yield Check(f"kernel {operation} on {device}", f"{choice.name}: {choice.reason}")
         yield _parity()
         yield _product_parity()
-        yield from _gpu_products()
+        yield from gpu_products()
     except CompressError as error:
         yield Check("native kernels", error.message, "work", error.hint)
 
@@ -120,7 +120,7 @@ def _product_parity() -> Check:
     return Check("product parity", detail, "work", "set COMPRESS_ISA=portable, and report this machine's processor")
 
 
-def _gpu_products() -> Iterator[Check]:
+def gpu_products() -> Iterator[Check]:
     """What multiplies each scheme's weights on the GPU, and one product there against its definition."""
     if (reason := available.obstacle("cuda")) is not None:
         yield Check("triton kernels", f"not used: {reason}")

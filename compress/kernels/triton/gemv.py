@@ -2,7 +2,8 @@
 
 Integer codes become float32 without a conversion: the field's bits are put into the mantissa of 2^23 where they stand,
 which makes the number 2^23 + code * 2^place; the power of two is taken back from the input. Every weight has exactly
-the value (code - zero) * scale; products and sums are float32.
+the value (code - zero) * scale; products and sums are float32. The bits of 2^23 come as an argument: from a register,
+masking a field and putting it there is one instruction, and two where both are constants.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ import triton
 import triton.language as tl
 
 from compress.kernels.triton.decode import e2m1, e4m3, rounded_to, scale_index, scale_of
+
+MAGIC = 0x4B000000
+"""The bits of float32 2^23, which `gemv_kernel` wants as `magic`."""
 
 
 @triton.jit
@@ -27,6 +31,7 @@ def gemv_kernel(
     columns,
     chunks,
     splits,
+    magic,
     CODES: tl.constexpr,
     SCALE_KIND: tl.constexpr,
     BITS: tl.constexpr,
@@ -38,18 +43,25 @@ def gemv_kernel(
     """out (splits, rows): partial sums in float32, or with one split the result in the dtype of `out`, bias added."""
     PLANES: tl.constexpr = 32 // FIELD
     CHUNK: tl.constexpr = PLANES * 16
-    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS))[:, None]
     inside = row < rows
     lane = tl.arange(0, 16)
     split = tl.program_id(1)
     first, last = split * chunks // splits, (split + 1) * chunks // splits
     total = tl.zeros((BLOCK_ROWS, 16), tl.float32)
     stride = tl.full((), 16, tl.int64) * rows
+    at = first * stride + row * 16 + lane[None, :]
+    coming = tl.load(words_ptr + at, mask=inside, other=0)
+    if BITS == 3:
+        coming_high = tl.load(high_ptr + at, mask=inside, other=0).to(tl.int32)
     for chunk in range(first, last):
-        at = chunk * stride + row[:, None] * 16 + lane[None, :]
-        words = tl.load(words_ptr + at, mask=inside[:, None], other=0)
+        words = coming
+        at += stride
+        more = inside & (chunk + 1 < last)  # the next words are on their way while these are multiplied
+        coming = tl.load(words_ptr + at, mask=more, other=0)
         if BITS == 3:
-            high = tl.load(high_ptr + at, mask=inside[:, None], other=0).to(tl.int32)
+            high = coming_high
+            coming_high = tl.load(high_ptr + at, mask=more, other=0).to(tl.int32)
         part = tl.zeros((BLOCK_ROWS, 16), tl.float32)
         for plane in tl.static_range(PLANES):
             if plane % PLANES_PER_SCALE == 0:
@@ -58,28 +70,28 @@ def gemv_kernel(
                     tl.load(scale_ptr + group * rows + row, mask=inside, other=0), divisor_ptr, SCALE_KIND
                 )  # fmt: skip
                 if CODES == "int":
-                    offset = tl.full((BLOCK_ROWS,), 2 ** (BITS - 1), tl.float32)
+                    offset = tl.full((BLOCK_ROWS, 1), 2 ** (BITS - 1), tl.float32)
                     if zero_ptr is not None:
                         offset += tl.load(zero_ptr + group * rows + row, mask=inside, other=0).to(tl.float32)
             column = chunk * CHUNK + plane * 16 + lane
             x = tl.load(x_ptr + column, mask=column < columns, other=0.0).to(tl.float32)
             if CODES == "int" and BITS != 3:
                 field = (words >> (plane * FIELD // 16 * 16)) & (((1 << FIELD) - 1) << (plane * FIELD % 16))
-                moved = (field | 0x4B000000).to(tl.float32, bitcast=True)
-                value = moved - (offset * 2.0 ** (plane * FIELD % 16) + 8388608.0)[:, None]
+                moved = (field | magic).to(tl.float32, bitcast=True)
+                value = moved - (offset * 2.0 ** (plane * FIELD % 16) + 8388608.0)
                 part += value * (x * 2.0 ** -(plane * FIELD % 16))[None, :]
             elif CODES == "int":
                 code = ((words >> (plane * 2)) & 3) | (((high >> plane) & 1) << 2)
-                value = (code | 0x4B000000).to(tl.float32, bitcast=True) - (offset + 8388608.0)[:, None]
+                value = (code | magic).to(tl.float32, bitcast=True) - (offset + 8388608.0)
                 part += value * x[None, :]
             elif CODES == "fp4":
                 part += e2m1((words >> (plane * 4)) & 15) * x[None, :]
             else:
                 part += e4m3((words >> (plane * 8)) & 255) * x[None, :]
             if (plane + 1) % PLANES_PER_SCALE == 0:
-                total += part * scale[:, None]
+                total += part * scale
                 part = tl.zeros((BLOCK_ROWS, 16), tl.float32)
-    result = tl.sum(total, axis=1)
+    result = tl.sum(total, axis=1, keep_dims=True)
     if bias_ptr is not None:
         result += tl.load(bias_ptr + row, mask=inside, other=0.0).to(tl.float32)
     tl.store(out_ptr + split * rows + row, rounded_to(result, out_ptr.dtype.element_ty), mask=inside)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from compress.kernels.triton.configs import config
 from compress.kernels.triton.gemm import finish_kernel, gemm_kernel
-from compress.kernels.triton.gemv import gemv_kernel
+from compress.kernels.triton.gemv import MAGIC, gemv_kernel
 from compress.kernels.triton.packing import PackedWeight
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -51,7 +51,7 @@ def multiply(weight: PackedWeight, x: Tensor) -> Tensor:
     sizes = (weight.rows, weight.columns, chunks, cut.splits)
     row_blocks = triton.cdiv(weight.rows, cut.block_rows)
     if tokens == 1:
-        gemv_kernel[(row_blocks, cut.splits)](inputs, *stored, *sizes, **constants)
+        gemv_kernel[(row_blocks, cut.splits)](inputs, *stored, *sizes, MAGIC, **constants)
     else:
         grid = (row_blocks, triton.cdiv(tokens, cut.block_tokens), cut.splits)
         gemm_kernel[grid](inputs, *stored, tokens, *sizes, **constants, BLOCK_TOKENS=cut.block_tokens)

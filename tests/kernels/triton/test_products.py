@@ -13,9 +13,12 @@ from tests.kernels.triton.weights import exact, inputs, is_close, quantized
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from compress.kernels.triton import packing
+from compress.kernels import gpu_linear
+from compress.kernels.dispatch import Choice
+from compress.kernels.triton import available, packing
 from compress.kernels.triton.configs import Config, config, table
 from compress.kernels.triton.linear import multiply
+from compress.workflows import doctor
 
 BLOCKS = [FIXED_SCHEMES[name] for name in ("NVFP4A16", "MXFP4A16", "MXFP8A16")]
 INTEGERS = [
@@ -133,6 +136,29 @@ def test_what_does_not_fit_is_refused(device: str) -> None:
     for x in (torch.zeros(1, 63), torch.zeros(1, 64, dtype=torch.float64)):
         with pytest.raises(ValueError, match="do not fit"):
             multiply(packed, x.to(device))
+
+
+def test_what_multiplies_each_scheme_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(available, "obstacle", lambda _: None)
+    found = {name: gpu_linear.choose(scheme, 256, "cpu") for name, scheme in FIXED_SCHEMES.items()}
+    found["W4A16"] = gpu_linear.choose(IntScheme(4, 128), 256, "cpu")
+    for name in ("W4A16", "NVFP4A16", "MXFP4A16", "MXFP8A16"):
+        assert (found[name].name, found[name].reason) == ("triton", "weights decoded inside the product")
+    for name in ("NVFP4", "MXFP4", "MXFP8"):
+        assert found[name].reason.endswith("inputs rounded by torch before it")
+    assert "as they are" in found["W8A8"].reason
+    assert "multiplies no FP8" in found["FP8_BLOCK"].reason
+    assert found["NF4"].name == "reference"
+    odd = gpu_linear.choose(IntScheme(4, 48), 96, "cpu")
+    assert (odd.name, "multiple of 32" in odd.reason) == ("reference", True)
+    monkeypatch.setattr(available, "obstacle", lambda _: "triton is not installed")
+    assert gpu_linear.choose(IntScheme(4, 128), 256, "cuda") == Choice("reference", "triton is not installed")
+
+
+def test_doctor_says_why_the_kernels_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(available, "find_spec", lambda _: None)
+    (check,) = doctor.gpu_products()
+    assert (check.name, check.detail, check.broken) == ("triton kernels", "not used: triton is not installed", None)
 
 
 def test_the_table_answers_for_every_shape() -> None:
