@@ -5,6 +5,7 @@ Imports triton only where something is packed or multiplied.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -49,9 +50,11 @@ def multiply(packed: Any, x: Tensor) -> Tensor:
     """x (..., in) times what `pack` packed, transposed, plus its bias: (..., out) in the dtype of x."""
     from compress.kernels.triton import linear, rounded_linear
 
-    if isinstance(packed, packing.PackedWeight):
-        return linear.multiply(packed, x)
-    return rounded_linear.multiply(packed, x)
+    here = torch.cuda.device(x.device) if x.is_cuda else nullcontext()  # triton launches on the current device
+    with here:
+        if isinstance(packed, packing.PackedWeight):
+            return linear.multiply(packed, x)
+        return rounded_linear.multiply(packed, x)
 
 
 def _rounds_in_kernel(scheme: Scheme) -> bool:

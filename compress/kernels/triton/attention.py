@@ -21,7 +21,7 @@ def capped(scores, SOFTCAP: tl.constexpr):
         return scores
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["queries", "keys"])
 def attention_kernel(
     q_ptr,
     k_ptr,

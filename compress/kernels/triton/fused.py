@@ -48,7 +48,7 @@ def rotary_kernel(x_ptr, cos_ptr, sin_ptr, out_ptr, heads, HALF: tl.constexpr, S
     tl.store(out_ptr + place * 2 * HALF + HALF + at, rounded_to(b * cos + a * sin, dtype), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def gate_kernel(gate_ptr, up_ptr, out_ptr, size, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
     """out = activation(gate) * up, elementwise."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

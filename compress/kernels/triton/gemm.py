@@ -13,7 +13,7 @@ import triton.language as tl
 from compress.kernels.triton.decode import dot, e2m1, e4m3, rounded_to, scale_index, scale_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "chunks", "splits"])
 def gemm_kernel(
     x_ptr,
     words_ptr,
@@ -84,7 +84,7 @@ def gemm_kernel(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size", "splits"])
 def finish_kernel(partial_ptr, bias_ptr, out_ptr, rows, size, splits, BLOCK: tl.constexpr):
     """out (size,) = sum of partial (splits, size) float32, in order, and the bias of each row; size = tokens * rows."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

@@ -17,7 +17,7 @@ MAGIC = 0x4B000000
 """The bits of float32 2^23, which `gemv_kernel` wants as `magic`."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks", "splits"])
 def gemv_kernel(
     x_ptr,
     words_ptr,

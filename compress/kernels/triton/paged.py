@@ -84,7 +84,7 @@ def write_kernel(
         tl.store(values_ptr + place * DIM + lane, rounded_to(v, values_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_width", "splits"])
 def paged_kernel(
     q_ptr,
     keys_ptr,
@@ -160,7 +160,7 @@ def paged_kernel(
     tl.store(weight_ptr + row, weight, mask=number < SHARED)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "splits"])
 def join_kernel(part_ptr, most_ptr, weight_ptr, out_ptr, rows, splits, DIM: tl.constexpr, SPAN: tl.constexpr):
     """out (rows, dim) of the shares (splits, rows, dim) of each sequence and head, in order."""
     row, lane = tl.program_id(0).to(tl.int64), tl.arange(0, SPAN)

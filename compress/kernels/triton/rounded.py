@@ -12,7 +12,7 @@ import triton.language as tl
 from compress.kernels.triton.decode import dot, e4m3, rounded_to
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "chunks", "splits"])
 def rounded_kernel(
     x_ptr,
     x_scale_ptr,
