@@ -12,17 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.errors import CompressError, WorkError
+from compress.errors import UserError, WorkError
 from compress.formats.inputs import round_inputs
-from compress.formats.layouts import input_scale_name
+from compress.formats.registry import Format
 from compress.kernels import gpu_linear
 from compress.models.checkpoint import Checkpoint
 from compress.runtime.native_reader import packed_linears, stored_parts
 from compress.runtime.protocol import LayerUse
 from compress.types import InputScheme, QuantizedTensor, Scheme
 
-TOLERANCE = 0.02
-"""Largest difference of a probe from the decoded weight's product, over its root mean square; bfloat16 has 8 bits."""
+TOLERANCE = 0.05
+"""Largest difference of a probe from the decoded weight's product, over what the sizes of its row and of the inputs let
+one expect of it. In bfloat16 both are rounded to 2^-9 of themselves, and may be 5 times as large as expected."""
 
 
 class TritonLinear(nn.Module):
@@ -91,10 +92,10 @@ def swap(model: nn.Module, checkpoint: Checkpoint, device: torch.device) -> Swap
         parts = stored_parts(checkpoint, name, format)
         try:
             quantized = format.unpack(parts, scheme)
-        except CompressError as error:  # groups in activation order: decoded weights carry them
+        except UserError as error:  # groups in activation order: decoded weights carry them
             found.dense[name] = error.message
             continue
-        linear = _linear(quantized, parts, module.bias, device)
+        linear = _linear(quantized, _input_scale(format, parts, scheme), module.bias, device)
         if scheme not in probed:
             _probe(name, linear, module, device)
             probed.add(scheme)
@@ -104,14 +105,19 @@ def swap(model: nn.Module, checkpoint: Checkpoint, device: torch.device) -> Swap
     return found
 
 
+def _input_scale(format: Format, parts: dict[str, Tensor], scheme: Scheme) -> Tensor | None:
+    """The stored scale (1,) of static inputs."""
+    if scheme.inputs is None or scheme.inputs.dynamic:
+        return None
+    return format.input_scale(parts, scheme)
+
+
 def _linear(
-    quantized: QuantizedTensor, parts: dict[str, Tensor], bias: Tensor | None, device: torch.device
+    quantized: QuantizedTensor, input_scale: Tensor | None, bias: Tensor | None, device: torch.device
 ) -> TritonLinear:
-    scheme: Scheme = quantized.scheme
+    scheme = quantized.scheme
     inputs = scheme.inputs
-    stored = None
-    if inputs is not None and not inputs.dynamic:
-        stored = parts[input_scale_name(inputs)].clone().to(device)
+    stored = None if input_scale is None else input_scale.to(device)
     moved = QuantizedTensor(
         quantized.codes.to(device),
         quantized.scale.to(device),
@@ -128,12 +134,15 @@ def _probe(name: str, linear: TritonLinear, module: nn.Linear, device: torch.dev
     x = torch.randn(3, module.in_features, generator=torch.Generator().manual_seed(0)).to(module.weight.dtype)
     with torch.inference_mode():
         wanted = module(x).float()
+        bias = 0 if module.bias is None else module.bias.float().abs()
+        rows = module.weight.float().norm(dim=1) * (module.in_features**-0.5)
         for tokens in (1, 3):
             found = linear(x[:tokens].to(device)).float().cpu()
-            error = float((found - wanted[:tokens]).abs().max() / wanted.square().mean().sqrt().clamp(min=1e-30))
+            size = rows * x[:tokens].float().norm(dim=1, keepdim=True) + bias
+            error = float(((found - wanted[:tokens]).abs() / size.clamp(min=1e-30)).max())
             if not error <= TOLERANCE:
                 raise WorkError(
                     f"{name}: the Triton product of {tokens} tokens differs from that of the decoded weight by "
-                    f"{error:.1e} of the outputs' root mean square",
+                    f"{error:.1e} of what one expects of an output",
                     "use --kernel reference, and report this GPU and the versions that `compress doctor` lists",
                 )
