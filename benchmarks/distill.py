@@ -121,6 +121,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--eval-tokens", type=int, default=cases.EVAL_TOKENS)
     parser.add_argument("--make", type=int, nargs="*", help="only make these rows, counted from 0, and score nothing")
+    parser.add_argument("--rows", type=int, nargs="*", help="only these rows, counted from 0")
     parser.add_argument("--json", type=Path, help="write the numbers here")
     arguments = parser.parse_args()
     workspace = Workspace(arguments.work, arguments.shared, None, threads=1)
@@ -128,6 +129,8 @@ def main() -> None:
     work = arguments.work / "distill" / f"{arguments.model}-{arguments.steps}"
     work.mkdir(parents=True, exist_ok=True)
     rows = WAYS if arguments.make is None else [WAYS[number] for number in arguments.make]
+    if arguments.rows is not None:
+        rows = [WAYS[number] for number in arguments.rows]
     made = {way.name: _made(way, parent, work, arguments.steps) for way in rows}
     if arguments.make is not None:
         return

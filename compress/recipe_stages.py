@@ -255,6 +255,10 @@ class DistillStage(Section):
 
     @model_validator(mode="after")
     def _some_time(self) -> DistillStage:
+        if self.method.own_text and (self.steps is None or self.minutes is not None):
+            raise ValueError(
+                f"{self.method.kind} needs `steps`, and no `minutes`: how long one takes is not known before"
+            )
         if self.minutes is None and self.steps is None:
             object.__setattr__(self, "minutes", DEFAULT_MINUTES)
         return self

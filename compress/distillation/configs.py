@@ -20,6 +20,8 @@ class _Config(BaseModel):
     """Whether the loss looks at the teacher's logits at all."""
     cached: ClassVar[bool] = False
     """Whether a few tokens of the teacher at every place are all that the loss looks at, so that a cache holds them."""
+    own_text: ClassVar[bool] = False
+    """Whether the student writes the text that it learns on, so that the loss is not one of a given text."""
 
 
 class _Tempered(_Config):
@@ -108,6 +110,20 @@ class HiddenConfig(_Tempered):
     paper: ClassVar[str] = "arXiv:1910.01108, arXiv:1909.10351"
 
 
+class OnPolicyConfig(_Config):
+    """Generalised JSD on what the student writes itself: it continues how windows of the text begin (trl does it)."""
+
+    kind: Literal["on-policy"] = "on-policy"
+    beta: float = Field(1.0, ge=0.0, le=1.0, description="0 is the forward KL, 1 the reverse KL")
+    temperature: float = Field(1.0, gt=0.0, le=100.0, description="of what the student writes, and of the loss")
+    prompt_tokens: int = Field(16, ge=1, le=100_000, description="tokens of a window that the student continues")
+    max_tokens: int = Field(32, ge=1, le=100_000, description="tokens that it writes at most")
+
+    own_text: ClassVar[bool] = True
+    summary: ClassVar[str] = "divergence on text that the student writes itself, by trl; needs --steps"
+    paper: ClassVar[str] = "arXiv:2306.13649"
+
+
 class CrossEntropyConfig(_Config):
     """The text's own next token, as in ordinary fine-tuning; the teacher only says how far away the student is."""
 
@@ -126,6 +142,7 @@ LossConfig = Annotated[
     | TopKConfig
     | SampledKlConfig
     | HiddenConfig
+    | OnPolicyConfig
     | CrossEntropyConfig,
     Field(discriminator="kind"),
 ]

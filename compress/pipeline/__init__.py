@@ -20,7 +20,7 @@ fold.py     moving a scale from a linear into what feeds it, checked on the live
 linears.py  quantising one linear in row tiles, and measuring the error; masked.py: one linear with zeros;
             zeros.py, joint.py: zeros that stay through a quantisation, or are made by it
 distill_job.py, distill_teacher.py, distill_student.py, distill_loop.py, distill_stage.py, distill_plan.py: training
-distill_hidden.py  projections between hidden states
+distill_hidden.py  projections between hidden states; packed_student.py  codes that learn; on_policy.py  through trl
 teacher_cache.py  what a teacher says, written once; teacher_answers.py its answers to prompts; shards.py how both lie
 lineage.py  where a source comes from
 output.py   which tensors a block writes, and the ledger

@@ -41,6 +41,11 @@ class DistillJob(Work):
     """Where the teacher's answers are, of a stage that asks for them; a plan has none."""
 
     @property
+    def compute_dtype(self) -> torch.dtype:
+        """What both models compute in; trl trains what it is given, so that is float32."""
+        return torch.float32 if self.stage.method.own_text else self.skeleton.dtype
+
+    @property
     def label(self) -> str:
         return f"lora{self.stage.lora_rank}" if self.stage.lora_rank else "full"
 

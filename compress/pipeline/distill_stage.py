@@ -22,7 +22,7 @@ from compress.artifact.training import TRAINING_NAME, HeldOut, TrainingRecord
 from compress.distillation.configs import HiddenConfig
 from compress.models.checkpoint import Checkpoint
 from compress.models.skeleton import Skeleton
-from compress.pipeline import lineage, output, packed_student
+from compress.pipeline import lineage, on_policy, output, packed_student
 from compress.pipeline.block import Workers
 from compress.pipeline.distill_job import DistillJob
 from compress.pipeline.distill_loop import Loop, Progressed
@@ -43,7 +43,8 @@ def train(job: DistillJob, staging: Staging, workers: Workers, progress: Progres
     if any(entry["key"] == WEIGHTS for entry in entries):
         return entries[-1]["training"]["done"], 0
     student = open_student(job)
-    teacher = Teacher(load_plain(job.teacher.path, job.skeleton.dtype), job.calibration.tokens.numel(), _states(job))
+    live = load_plain(job.teacher.path, job.compute_dtype)
+    teacher = Teacher(live, job.calibration.tokens.numel(), _states(job))
     steps = entries[0]["training"]["steps"] if entries else job.stage.steps
     loop = Loop(job, student, teacher, workers, steps or 1)
     if job.stage.cache is not None:
@@ -57,7 +58,10 @@ def train(job: DistillJob, staging: Staging, workers: Workers, progress: Progres
             loop.steps = _affordable(loop)
         _commit(staging, BEGIN, {"steps": loop.steps})
     resumed = loop.progressed.step
-    _steps(loop, staging, progress, resumed)
+    if job.stage.method.own_text:
+        on_policy.train(job, loop, live, progress)
+    else:
+        _steps(loop, staging, progress, resumed)
     _hand_over(job, loop, staging, workers)
     return resumed, loop.progressed.step - resumed
 

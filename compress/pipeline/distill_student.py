@@ -13,7 +13,7 @@ from compress.distillation import adapters
 from compress.errors import IntegrityError, UserError
 from compress.models.quiet import quiet
 from compress.pipeline.distill_job import DistillJob
-from compress.pipeline.packed_student import Recorded
+from compress.pipeline.packed_student import Packed, Recorded
 from compress.pipeline.source import read_finite
 
 SPARSE = 0.01
@@ -87,7 +87,7 @@ def open_student(job: DistillJob) -> Student:
 def load_student(job: DistillJob) -> Any:
     """The student as transformers runs it; a quantised one on the dense weights that its codes stand for."""
     if not job.recorded:
-        return load_plain(job.checkpoint.path, job.skeleton.dtype)
+        return load_plain(job.checkpoint.path, job.compute_dtype)
     from transformers import AutoModelForCausalLM
 
     with quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -180,6 +180,11 @@ def written(job: DistillJob, student: Student, masters: dict[str, Tensor]) -> Wr
         parts = {f"{linear}.{part}": value for part, value in recorded.packed(tensor).items()}
         stored |= parts
         into[name] = list(parts)
+    if isinstance(job.checkpoint, Packed):
+        for linear in sorted(job.recorded.keys() - {name.removesuffix(".weight") for name in tensors}):
+            parts = job.checkpoint.stored(linear)  # what learned nothing, such as a packed embedding under adapters
+            stored |= parts
+            into[f"{linear}.weight"] = list(parts)
     for name, kept in student.kept.items():
         if dense[name][~kept].any():
             raise IntegrityError(f"training filled zeros of {name}", "nothing was published; please report this")

@@ -98,6 +98,10 @@ class Packed(Checkpoint):
             found[linear] = Recorded(self._format, Grid(stored.scale.clone(), stored.zero_point, scheme))
         return found
 
+    def stored(self, linear: str) -> dict[str, Tensor]:
+        """All that a packed linear is stored as, by full name."""
+        return {name: self.source.read(name) for name in (f"{linear}.{part}" for part in self.parts[linear])}
+
     def pruned(self) -> set[str]:
         """The linears whose zeros were made by pruning, which codes of few bits have many of besides."""
         layers = Artifact.open(self.path).layers() if self.is_artifact else []

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from compress import content
 from compress.artifact.verify import verify
 from compress.calibration.mix import Part, packaged, parse_mix, spell
+from compress.distillation.configs import OnPolicyConfig
 from compress.errors import IntegrityError, UserError
 from compress.models.checkpoint import Checkpoint
 from compress.models.hub import local_directory
@@ -21,6 +22,7 @@ from compress.pipeline import (
     distill_job,
     experts_job,
     job,
+    on_policy,
     packed_student,
     prune_job,
     rotated,
@@ -100,6 +102,8 @@ def resolve(
         teacher, problems = distill_job.assign(stage, checkpoint, skeleton, stage.teacher)
         if teacher.is_artifact:
             _refuse_damaged(teacher)
+        if isinstance(stage.method, OnPolicyConfig):
+            problems += on_policy.problems(stage.method, checkpoint, skeleton, teacher)
         return DistillJob(stage=stage, teacher=teacher, reasons={}, problems=problems, answers=answers, **shared)
     schemes, reasons, problems = job.assign(stage, skeleton)
     if isinstance(stage.method, HadamardConfig):

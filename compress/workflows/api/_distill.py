@@ -45,7 +45,8 @@ def distill(
     Args:
         student: Model directory, hub id or artifact that learns.
         teacher: What it learns from; the packaged model if None.
-        loss: `forward-kl` (the default), `reverse-kl`, `jsd`, `skew-kl`, `topk-kl`, `sampled-kl`, `hidden` or `ce`.
+        loss: `forward-kl` (the default), `reverse-kl`, `jsd`, `skew-kl`, `topk-kl`, `sampled-kl`, `hidden`,
+            `on-policy` or `ce`.
         temperature: Flattens both distributions; default 1.
         minutes: How long to train, measured in steps at the start; default 8.
         steps: How many steps, in place of `minutes`.

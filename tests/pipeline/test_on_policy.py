@@ -1,0 +1,94 @@
+"""A student that learns on what it writes itself, through trl."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from compress import pipeline
+from compress.errors import UserError
+from compress.recipe import Recipe, parse_recipe
+from compress.recipe_distill import DistillSettings, build_distill_recipe
+from compress.recipe_prune import PruneSettings, build_prune_recipe
+from tests.pipeline import harness
+
+
+@pytest.fixture(scope="module")
+def pair(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A teacher, and a student that is the teacher with its matrices a little off."""
+    teacher = tiny("llama")
+
+    def off(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(1)
+        inside = harness.block_matrices(state)
+        return {
+            n: t + 0.3 * t.std() * torch.randn(t.shape, generator=generator) if n in inside else t
+            for n, t in sorted(state.items())
+        }
+
+    return teacher, harness.copy_with(teacher, tmp_path_factory.mktemp("pair") / "student", off)
+
+
+def recipe(teacher: Path, text: Path, **settings: Any) -> Recipe:
+    usual = {"data": str(text), "seq_len": 24, "samples": 44, "steps": 4, "batch_size": 4, "loss": "on-policy"}
+    made = build_distill_recipe(DistillSettings(**{"teacher": str(teacher), **usual, **settings}))
+    data = made.model_dump()
+    data["stages"][0]["method"] |= {"prompt_tokens": 6, "max_tokens": 8}
+    return parse_recipe({"stages": data["stages"]})
+
+
+@pytest.mark.parametrize("settings", [{"full": True, "learning_rate": 2e-3}, {"lora_rank": 4, "learning_rate": 1e-2}])
+def test_a_sparse_student_learns_on_its_own_words_and_keeps_its_zeros(
+    settings: dict[str, Any], tiny: Callable[..., Path], text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("trl")
+    teacher = tiny("llama")
+    sparse = build_prune_recipe(PruneSettings(method="magnitude", pattern="2:4"))[0]
+    student = pipeline.run(sparse, model=teacher, output=tmp_path / "sparse").artifact
+    capsys.readouterr()
+    wanted = recipe(teacher, text, **settings)
+    made = pipeline.run(wanted, model=student.path, output=tmp_path / "out").artifact
+    assert capsys.readouterr().out == "", "what trl logs is not for the terminal"
+    learned = made.training()
+    assert learned is not None
+    assert (len(learned["losses"]), learned["done"], learned["loss"]["kind"]) == (4, 4, "on-policy")
+    assert learned["written_kl"] < learned["held_out"][0]["kl"]
+    before, after = harness.tensors(student.path), harness.tensors(made.path)
+    for name in harness.block_matrices(before):
+        assert not after[name][before[name] == 0].any(), name
+        assert not torch.equal(after[name], before[name]), name
+    if "lora_rank" in settings:
+        again = pipeline.run(wanted, model=student.path, output=tmp_path / "again").artifact
+        assert again.artifact_id == made.artifact_id
+
+
+def test_without_trl_it_is_refused_with_a_hint(
+    pair: tuple[Path, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "trl", None)
+    with pytest.raises(UserError, match="needs trl") as caught:
+        pipeline.run(recipe(pair[0], text, full=True), model=pair[1], output=tmp_path / "out")
+    assert "compress[distill]" in caught.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_learn_on_policy_is_refused_before_any_work(
+    pair: tuple[Path, Path], text: Path, tmp_path: Path
+) -> None:
+    quantised = parse_recipe(
+        {"stages": [{"kind": "quantize", "method": "rtn", "scheme": {"bits": 4, "group_size": 16}}]}
+    )
+    packed = pipeline.run(quantised, model=pair[0], output=tmp_path / "packed").artifact.path
+    with pytest.raises(UserError, match="quantised student cannot learn on-policy"):
+        pipeline.run(recipe(pair[0], text), model=packed, output=tmp_path / "out")
+    data = recipe(pair[0], text).model_dump()
+    data["stages"][0]["method"]["max_tokens"] = 50_000
+    with pytest.raises(UserError, match="exceed the student's context"):
+        pipeline.run(parse_recipe({"stages": data["stages"]}), model=pair[1], output=tmp_path / "out")
+    with pytest.raises(UserError, match="needs `steps`"):
+        recipe(pair[0], text, steps=None, minutes=1.0)
