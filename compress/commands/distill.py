@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compress.commands._command import command
+from compress.commands._command import Outcome, command
 from compress.commands._distill_options import Distill
 from compress.commands._make import make
 from compress.commands._options import MAKE
@@ -11,7 +11,7 @@ from compress.commands.plan import build, show_plan
 
 
 @command("distill", Distill, panel=MAKE)
-def distill(options: Distill, view: View) -> None:
+def distill(options: Distill, view: View) -> Outcome:
     """Train a smaller or pruned model to answer as its teacher does.
 
     The student is any model directory or artifact with the teacher's tokenizer: a dense model, or one that was pruned.
@@ -35,4 +35,5 @@ def distill(options: Distill, view: View) -> None:
     if options.dry_run:
         show_plan(recipe, options, view)
     else:
-        make(recipe, options, view)
+        return make(recipe, options, view)
+    return Outcome.OK

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compress.commands import _cut_target
-from compress.commands._command import command
+from compress.commands._command import Outcome, command
 from compress.commands._make import make
 from compress.commands._options import MAKE
 from compress.commands._output import View
@@ -12,7 +12,7 @@ from compress.commands.plan import build, show_plan
 
 
 @command("prune", Prune, panel=MAKE)
-def prune(options: Prune, view: View) -> None:
+def prune(options: Prune, view: View) -> Outcome:
     """Remove single weights, or whole neurons, heads, blocks and experts.
 
     With a sparsity or a pattern, weights become zero: the file stays dense, and common engines run it no faster. With
@@ -41,4 +41,5 @@ def prune(options: Prune, view: View) -> None:
     if options.dry_run:
         show_plan(recipe, options, view)
     else:
-        make(recipe, options, view)
+        return make(recipe, options, view)
+    return Outcome.OK

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compress.commands import _budget
-from compress.commands._command import command
+from compress.commands._command import Outcome, command
 from compress.commands._make import make
 from compress.commands._options import MAKE
 from compress.commands._output import View
@@ -12,7 +12,7 @@ from compress.commands.plan import build, show_plan
 
 
 @command("quantize", Quantize, panel=MAKE)
-def quantize(options: Quantize, view: View) -> None:
+def quantize(options: Quantize, view: View) -> Outcome:
     """Quantise the linears of a model's decoder blocks, block by block.
 
     Killed at any moment, the same command resumes and makes the same bytes. The finished artifact is scored against
@@ -39,4 +39,5 @@ def quantize(options: Quantize, view: View) -> None:
     elif options.dry_run:
         show_plan(recipe, options, view)
     else:
-        make(recipe, options, view)
+        return make(recipe, options, view)
+    return Outcome.OK

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
+import compress
 from compress.artifact.reader import Artifact
 from compress.artifact.verify import verify
+from compress.cli import main
 from compress.commands.show import lineage_text
-from compress.errors import UserError
+from compress.errors import UserError, WorkError
 from compress.models.checkpoint import Checkpoint
 from compress.recipe import Recipe, parse_recipe
 from compress.workflows import staged_plan
@@ -177,3 +179,18 @@ def test_a_plan_finds_what_a_later_stage_cannot_do_and_says_what_it_cannot_tell(
     packed = {"kind": "prune", "method": "magnitude", "sparsity": 0.5, "format": "sparse-bitmask"}
     *_, last = staged_plan.plan(parse_recipe({"stages": [packed, ROUND]}), **given)
     assert last.plan is None
+
+
+def test_every_way_to_run_a_recipe_obeys_its_gate(
+    policy: Callable[[float], str], tiny: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "gated.yaml"
+    path.write_text(yaml.safe_dump({"stages": [ROUND, gate(policy(9.0))]}))
+    words = ["quantize", str(tiny("llama")), "--recipe", str(path), "--output", str(tmp_path / "out"), "--quiet"]
+    assert main(words) == 1
+    assert "gate small: FAIL; the run ended behind stage 1 of 1 (quantize rtn)" in capsys.readouterr().err
+    with pytest.raises(WorkError, match="gate small: FAIL behind stage 1"):
+        compress.quantize(tiny("llama"), recipe=path, output=tmp_path / "out")
+    assert Artifact.open(tmp_path / "out").attachment("verdict.json") is not None
+    with pytest.raises(UserError, match="not held to a recipe's gates"):
+        compress.quantize(tiny("llama"), recipe=path, target_bits=4.0, output=tmp_path / "mixed")

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from compress.errors import IntegrityError
+from compress.errors import IntegrityError, WorkError
 from compress.runtime.drafting.sequence import Growing, opened
 from compress.runtime.sampling import Sampler
 from compress.runtime.text_model import TextModel
@@ -83,7 +83,10 @@ class _ModelAtWork:
         tokens: list[int] = []
         drawn: list[Tensor] = []
         while len(tokens) < count:
-            logits = fitted(self._sequence.extend(pending)[-1], self._vocabulary)
+            logits = self._sequence.extend(pending)[-1]
+            if not bool(torch.isfinite(logits).all()):
+                raise WorkError("the draft's logits are not finite", "its weights are damaged: make it again")
+            logits = fitted(logits, self._vocabulary)
             token, probabilities = sampler.draft(logits)
             tokens.append(token)
             drawn += [] if probabilities is None else [probabilities]

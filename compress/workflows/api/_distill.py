@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compress.workflows.api._given import PathLike
+from compress.workflows.api._given import PathLike, let_through
 
 if TYPE_CHECKING:
     from compress.artifact.reader import Artifact
@@ -98,7 +98,7 @@ def distill(
         answers=answers,
         seed=seed,
     )
-    return workflow.quantize(
+    made = workflow.quantize(
         build_distill_recipe(settings, base=recipe),
         output=output,
         device=device,
@@ -106,4 +106,5 @@ def distill(
         evaluate=evaluate,
         eval_tokens=eval_tokens,
         progress=progress,
-    ).artifact
+    )
+    return let_through(made)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from compress.recipe_build import Settings, build_recipe
 
 if TYPE_CHECKING:
+    from compress.artifact.reader import Artifact
     from compress.recipe import Recipe
+    from compress.workflows.quantize import QuantizeResult
 
 PathLike = str | Path
 
@@ -30,3 +32,16 @@ def whole_recipe(recipe: Recipe | PathLike | None, settings: Settings) -> Recipe
     if settings != Settings(ignore=settings.ignore) or settings.ignore:
         raise UserError("a Recipe and single settings were both given", "put the settings into the recipe")
     return recipe
+
+
+def let_through(result: QuantizeResult) -> Artifact:
+    """The artifact of a run that no gate ended. Raises WorkError for one that a gate of the recipe ended."""
+    from compress.errors import WorkError
+
+    if result.stopped is None:
+        return result.artifact
+    verdict = result.verdicts[-1]
+    raise WorkError(
+        f"gate {verdict.policy}: {verdict.verdict} behind stage {result.stopped} of the recipe",
+        f"the artifact stays, with its verdict: {result.artifact.path}",
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from compress.workflows.api._given import PathLike
+from compress.workflows.api._given import PathLike, let_through
 
 if TYPE_CHECKING:
     from compress.artifact.reader import Artifact
@@ -94,7 +94,7 @@ def prune(
         from compress.workflows.cut_search import aim
 
         wanted = aim(wanted, target, model=model, output=output, device=device, progress=progress).recipe
-    return workflow.quantize(
+    made = workflow.quantize(
         wanted,
         model=model,
         output=output,
@@ -103,4 +103,5 @@ def prune(
         evaluate=evaluate,
         eval_tokens=eval_tokens,
         progress=progress,
-    ).artifact
+    )
+    return let_through(made)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compress.recipe_build import Settings
-from compress.workflows.api._given import PathLike, whole_recipe
+from compress.workflows.api._given import PathLike, let_through, whole_recipe
 
 if TYPE_CHECKING:
     from compress.artifact.reader import Artifact
@@ -128,7 +128,7 @@ def quantize(
             eval_tokens=eval_tokens,
             progress=progress,
         ).made.artifact
-    return workflow.quantize(
+    made = workflow.quantize(
         whole_recipe(recipe, settings),
         model=model,
         output=output,
@@ -137,4 +137,5 @@ def quantize(
         evaluate=evaluate,
         eval_tokens=eval_tokens,
         progress=progress,
-    ).artifact
+    )
+    return let_through(made)

@@ -21,6 +21,8 @@ def open_stage(recipe: Recipe) -> QuantizeStage:
     stage = recipe.stages[0]
     if len(recipe.stages) != 1 or not isinstance(stage, QuantizeStage):
         raise UserError("a budget needs a recipe of one quantising stage", "remove the other stages")
+    if recipe.checks:
+        raise UserError("a budget is not held to a recipe's gates", "remove them, and use `compress gate` afterwards")
     if stage.overrides:
         raise UserError(
             "the recipe gives linears schemes of their own already", "remove its `overrides`, or the budget"
