@@ -74,6 +74,13 @@ def unpack(stored: Mapping[str, Tensor], scheme: Scheme) -> QuantizedTensor:
     return QuantizedTensor(index, scale.reshape(out, -1), None, nf4, nested=nested)
 
 
+def scales(stored: Mapping[str, Tensor]) -> Tensor:
+    """The scales of a linear as numbers (out, groups)."""
+    quantized = unpack(stored, NormalFloatScheme())
+    assert quantized.nested is not None
+    return quantized.nested.decode(quantized.scale)
+
+
 def _spelled(quantized: QuantizedTensor, nested: NestedScales) -> Tensor:
     said = {
         "quant_type": "nf4",

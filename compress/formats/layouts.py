@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from compress.formats import block_floats, byte_codes, int_packed
+from compress.formats import block_floats, byte_codes, e8m0, int_packed
 from compress.formats.compressed_tensors import PACKED, format_of
 from compress.formats.tensors import positive
 from compress.types import BlockFloatScheme, InputScheme, IntScheme, QuantizedTensor, Scheme
@@ -31,6 +31,12 @@ def input_scale(stored: Mapping[str, Tensor], scheme: Scheme) -> Tensor:
     """What calibration stored of a linear's inputs (1,). IntegrityError where it did not."""
     assert scheme.inputs is not None
     return positive(stored, input_scale_name(scheme.inputs)).clone()
+
+
+def scales(stored: Mapping[str, Tensor]) -> Tensor:
+    """The scales of a linear as numbers; powers of two are stored as their exponents."""
+    scale = stored["weight_scale"]
+    return e8m0.decode(scale) if scale.dtype == torch.uint8 else scale.float()
 
 
 def pack(quantized: QuantizedTensor, input_scale: Tensor | None = None) -> dict[str, Tensor]:

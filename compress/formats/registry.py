@@ -44,6 +44,7 @@ class Format:
     files: what stands beside config.json, by name, from the quantisation part of the config.
     ignored: linears that a config leaves out by name; of candidates where it names them by patterns.
     input_scale: what the scheme's static inputs are rounded with (1,), of stored tensors.
+    scales: those of a linear as numbers, of stored tensors.
     experts: whether loaders of the format know experts of a mixture, which models keep fused.
     """
 
@@ -64,6 +65,7 @@ class Format:
     experts: bool = True
     ignored: Callable[[Mapping[str, Any], Sequence[str]], list[str]]
     input_scale: Callable[[Mapping[str, Tensor], Scheme], Tensor] = layouts.input_scale
+    scales: Callable[[Mapping[str, Tensor]], Tensor] = layouts.scales
 
     def linears(self, names: Mapping[str, object]) -> list[str]:
         """The linears among stored tensors (by name) that are quantised."""
@@ -92,6 +94,10 @@ def _listed(key: str) -> Callable[[Mapping[str, Any], Sequence[str]], list[str]]
     return lambda quantization, candidates: list(quantization.get(key) or [])
 
 
+def _plain_scales(stored: Mapping[str, Tensor]) -> Tensor:
+    return stored["scales"].float()
+
+
 def _gptq(name: FormatName, version: gptq.Version) -> Format:
     return Format(
         name=name,
@@ -107,6 +113,7 @@ def _gptq(name: FormatName, version: gptq.Version) -> Format:
         shape_refusal=gptq.shape_refusal,
         value_refusal=partial(gptq.value_refusal, version=version),
         ignored=gptq.ignored,
+        scales=_plain_scales,
     )
 
 
@@ -137,6 +144,7 @@ FORMATS: dict[FormatName, Format] = {
             shape_refusal=awq.shape_refusal,
             config_refusal=awq.config_refusal,
             ignored=_listed("modules_to_not_convert"),
+            scales=_plain_scales,
         ),
         _gptq("gptq", 1),
         _gptq("gptq-v2", 2),
@@ -170,6 +178,7 @@ FORMATS: dict[FormatName, Format] = {
             layout=bitsandbytes.layout,
             config_refusal=bitsandbytes.config_refusal,
             ignored=_listed("llm_int8_skip_modules"),
+            scales=bitsandbytes.scales,
             experts=False,
         ),
     )

@@ -14,6 +14,7 @@ import compress
 from compress import pipeline
 from compress.artifact.verify import verify
 from compress.errors import UserError
+from compress.evaluation.reports.linear_values import read_values
 from compress.evaluation.scheme import scheme_of
 from compress.models.checkpoint import Checkpoint
 from compress.recipe import load_recipe, parse_recipe
@@ -54,6 +55,8 @@ def test_every_format_is_read_back_and_sized_as_planned(
     assert verify(artifact.path).problems == []
     assert scheme_of(artifact.config) == label
     assert artifact.manifest.sizes.bits_per_weight == pytest.approx(planned.bits_per_weight, abs=1e-6)
+    (values,) = read_values(artifact, ["model.layers.1.mlp.up_proj"])
+    assert 0 < values.scale_middle <= values.scale_largest
     layers = [layer["bits_per_weight"] for layer in artifact.layers() if layer["scheme"]]
     assert min(layers) <= planned.bits_per_weight <= max(layers)
     assert load_recipe(artifact.path / "recipe.yaml").stages[0].format == name  # type: ignore[union-attr]

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from compress.formats.layouts import SCALE_SUFFIX
 from compress.models.checkpoint import Checkpoint
-from compress.runtime.native_reader import dense_state
+from compress.runtime.native_reader import dense_state, packed_linears, stored_parts
 
 if TYPE_CHECKING:
     from compress.artifact.reader import Artifact
@@ -46,11 +45,11 @@ class LinearValues:
 def read_values(artifact: Artifact, names: Sequence[str]) -> list[LinearValues]:
     """Reads and decodes these quantised linears, one at a time. Raises IntegrityError for damaged files."""
     checkpoint = Checkpoint.open(artifact.path)
-    state = dense_state(checkpoint)
+    state, (format, _) = dense_state(checkpoint), packed_linears(checkpoint)
     found = []
     for name in names:
         weight = state[f"{name}.weight"][...].float().flatten()
-        scale = checkpoint.read(name + SCALE_SUFFIX).float().abs().flatten()
+        scale = format.scales(stored_parts(checkpoint, name, format)).abs().flatten()
         found.append(
             LinearValues(
                 name,
