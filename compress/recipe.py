@@ -82,6 +82,7 @@ class Recipe(Section):
                 if stage.get(table, True) is None:
                     del stage[table]
             stage.pop("teacher", None)
+            stage.pop("stats", None)  # what is read there is what would be measured
             if "cache" in stage:  # where it lies is nobody's business, that what is read there is rounded is
                 stage |= {"cached": True} if stage.pop("cache") is not None else {}
             if stage.get("minutes") is not None:

@@ -32,6 +32,7 @@ class PruneSettings:
     repair: bool | None = None
     allocation: str | None = None
     format: str | None = None
+    stats: str | None = None
     ignore: Sequence[str] = ()
     calib: str | None = None
     samples: int | None = None
@@ -69,7 +70,7 @@ def build_prune_recipe(settings: PruneSettings, *, base: str | Path | None = Non
     set_method(stage, settings.method, DEFAULT_METHOD if settings.keep is None else STRUCTURED_METHOD)
     _set_repair(stage, settings.repair)
     _set_amount(stage, settings)
-    for key, value in (("allocation", settings.allocation), ("format", settings.format)):
+    for key, value in (("allocation", settings.allocation), ("format", settings.format), ("stats", settings.stats)):
         if value is not None:
             stage[key] = value
     add_ignored(stage, settings.ignore)

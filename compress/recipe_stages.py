@@ -11,7 +11,7 @@ from compress.errors import UserError
 from compress.formats.names import FormatName
 from compress.formats.names import refusal as not_carried_by
 from compress.formats.names import usual as usual_format
-from compress.pruning.configs import PruningConfig
+from compress.pruning.configs import DepthConfig, PruningConfig, WidthConfig
 from compress.quantization.configs import METHODS, MethodConfig, RefineConfig, short_form
 from compress.recipe_sections import (
     AnyScheme,
@@ -142,7 +142,8 @@ class PruneStage(Section):
     `sparsity`, a share of each linear's weights, or a `pattern` such as 2:4; of a structured method `keep`, the share
     of all parameters that stays. `allocation` shares a sparsity out among the blocks, by their outliers (owl) or their
     spectra (alphapruning), in place of evenly. `format` sparse-bitmask stores one bit for each weight, and those that
-    stay: smaller on disk, for our own reader.
+    stay: smaller on disk, for our own reader. `stats` is a directory where what a cut measures of the whole model is
+    kept for other amounts.
     """
 
     kind: Literal["prune"] = "prune"
@@ -153,6 +154,7 @@ class PruneStage(Section):
     allocation: Literal["uniform", "owl", "alphapruning"] = "uniform"
     format: Literal["dense", "sparse-bitmask"] = "dense"
     ignore: list[StrictStr] = Field(default_factory=list)
+    stats: StrictStr | None = Field(default=None, min_length=1)
     calibration: CalibrationConfig | None = None
 
     @field_validator("pattern")
@@ -179,6 +181,19 @@ class PruneStage(Section):
     def _zeros_are_packed(self) -> PruneStage:
         if self.method.structured and self.format != "dense":
             raise ValueError(f"{self.method.kind} leaves no zeros that {self.format} could pack")
+        return self
+
+    @model_validator(mode="after")
+    def _statistics_are_of_the_whole_model(self) -> PruneStage:
+        method = self.method
+        measures = isinstance(method, DepthConfig) or (
+            isinstance(method, WidthConfig) and (method.importance in ("taylor", "logits") or method.hidden < 1)
+        )
+        if self.stats is not None and not measures:
+            raise ValueError(
+                f"stats: {method.kind} with these settings measures block by block as it goes, and keeps nothing: it "
+                "is for depth, and for width with `hidden` or an importance of first order"
+            )
         return self
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from compress.commands._options import (
+    CALIBRATION,
     METHOD,
     OUTPUT,
     BaseRecipe,
@@ -117,6 +118,15 @@ class Prune(Run):
         ),
     ] = None
 
+    stats: Annotated[
+        str | None,
+        typer.Option(
+            help="Of cuts: keep in this directory what is measured of the whole model, and read it for other amounts.",
+            metavar="DIR",
+            rich_help_panel=CALIBRATION,
+        ),
+    ] = None
+
     def target(self) -> CutTarget | None:
         """What the cut is to come down to; None where --keep says it. Raises UserError for two of them."""
         return parse_cut_target(
@@ -133,6 +143,7 @@ class Prune(Run):
             repair=self.repair,
             allocation=self.allocation,
             format=self.format,
+            stats=self.stats,
             ignore=self.ignore,
             calib=self.calib,
             samples=self.samples,

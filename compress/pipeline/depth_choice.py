@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from compress.errors import WorkError
-from compress.pipeline import inputs
+from compress.pipeline import inputs, stats_cache
 from compress.pipeline.block import Workers
 from compress.pipeline.depth_job import DROPPED, DepthJob
 from compress.pipeline.inputs import Activations
@@ -33,16 +34,28 @@ def decide(job: DepthJob, workers: Workers, progress: Progress) -> dict[str, Any
     assert job.calibration is not None
     tokens = job.calibration.tokens
     if job.method.choose == "influence":
-        scores = _influences(job, inputs.enter(job.skeleton, tokens, False), workers, progress)
+        scores = stats_cache.measured(
+            job, "influence", {}, lambda: {"influence": _influences(job, tokens, workers, progress)}, progress
+        )["influence"].tolist()
         chosen = sorted(job.cut.candidates, key=lambda block: (scores[block], block))[: job.cut.drop]
         return {DROPPED: sorted(chosen), "influence": {str(block): scores[block] for block in chosen}}
     windows = tokens[: max(1, LOSS_TOKENS // tokens.shape[1])]
-    return _by_loss(job, inputs.enter(job.skeleton, windows, False), workers, progress)
+    found = stats_cache.measured(job, "loss", _known(job), lambda: _by_loss(job, windows, workers, progress), progress)
+    order, losses = (found[name][: job.cut.drop].tolist() for name in ("order", "loss"))
+    return {DROPPED: sorted(order), "loss": {str(block): loss for block, loss in zip(order, losses, strict=True)}}
 
 
-def _influences(job: DepthJob, entering: Activations, workers: Workers, progress: Progress) -> list[float]:
-    """The mean influence of every block, in order."""
-    found = []
+def _known(job: DepthJob) -> dict[str, Any]:
+    """What the order depends on in which blocks go: that of more blocks begins with that of fewer."""
+    longer = [{"candidates": list(job.cut.candidates), "drop": drop}
+              for drop in range(job.cut.drop, len(job.cut.candidates) + 1)]  # fmt: skip
+    there = (facts for facts in longer if (path := stats_cache.place(job, "loss", facts)) is not None and path.is_dir())
+    return next(there, longer[0])
+
+
+def _influences(job: DepthJob, tokens: Tensor, workers: Workers, progress: Progress) -> Tensor:
+    """The mean influence of every block, in order: (blocks,) float64."""
+    found, entering = [], inputs.enter(job.skeleton, tokens, False)
     progress.begin("measuring the influence of blocks", job.cut.blocks)
     for block in range(job.cut.blocks):
         module = job.skeleton.materialise(block)
@@ -52,10 +65,12 @@ def _influences(job: DepthJob, entering: Activations, workers: Workers, progress
         entering = entering.advanced(leaving)
         progress.advance(f"block {block}: {found[-1]:.4f}")
     progress.end()
-    return found
+    return torch.tensor(found, dtype=torch.float64)
 
 
-def _by_loss(job: DepthJob, entering: Activations, workers: Workers, progress: Progress) -> dict[str, Any]:
+def _by_loss(job: DepthJob, tokens: Tensor, workers: Workers, progress: Progress) -> dict[str, Tensor]:
+    """The order in which blocks go, int64, and what the model without them loses after each, float64."""
+    entering = inputs.enter(job.skeleton, tokens, False)
     reference: list[Tensor] = []
     dropped: dict[int, float] = {}
     progress.begin(f"choosing {job.cut.drop} of {len(job.cut.candidates)} blocks", job.cut.drop)
@@ -68,7 +83,8 @@ def _by_loss(job: DepthJob, entering: Activations, workers: Workers, progress: P
         dropped[best] = losses[best]
         progress.advance(f"block {best} goes: KL {losses[best]:.4f}")
     progress.end()
-    return {DROPPED: sorted(dropped), "loss": {str(block): loss for block, loss in dropped.items()}}
+    order = torch.tensor(list(dropped), dtype=torch.int64)
+    return {"order": order, "loss": torch.tensor(list(dropped.values()), dtype=torch.float64)}
 
 
 def _round(

@@ -140,6 +140,8 @@ def _stage_anchored(stage: Stage) -> Stage:
         stage = stage.model_copy(update={"teacher": _model_anchored(stage.teacher)})
     if isinstance(stage, DistillStage) and stage.cache is not None:
         stage = stage.model_copy(update={"cache": str(Path(stage.cache).resolve())})
+    if isinstance(stage, PruneStage) and stage.stats is not None:
+        stage = stage.model_copy(update={"stats": str(Path(stage.stats).resolve())})
     if stage.calibration is None:
         return stage
     parts = tuple(Part(_text_anchored(part.source), part.share) for part in parse_mix(stage.calibration.source))

@@ -23,7 +23,7 @@ from compress.artifact.layers import LayerRecord
 from compress.calibration.staged import StagedForward
 from compress.calibration.statistics import collect
 from compress.errors import WorkError
-from compress.pipeline import inputs
+from compress.pipeline import inputs, stats_cache
 from compress.pipeline.block import Workers, stages
 from compress.pipeline.inputs import Activations
 from compress.pipeline.source import read_finite
@@ -33,6 +33,7 @@ from compress.progress import Progress
 from compress.pruning import width
 from compress.quantization.hessian import cholesky, damped
 
+PARTS = ("readers", "moments")
 HEAD_WINDOWS = 8
 SLICE_ROWS = 4096
 _ATTENTION, _MLP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
@@ -47,7 +48,15 @@ def decide(job: WidthJob, workers: Workers, progress: Progress) -> dict[str, Any
         return None
     assert job.calibration is not None
     progress.begin("choosing channels of the stream", job.skeleton.num_blocks + 1)
-    places = list(_places(job, workers, progress))
+
+    def measure() -> dict[str, Tensor]:
+        parts = enumerate(_places(job, workers, progress))
+        return {f"{part}.{place}": each for place, pair in parts for part, each in zip(PARTS, pair, strict=True)}
+
+    facts = {"damp_frac": job.method.damp_frac}
+    found = stats_cache.measured(job, "channels", facts, measure, progress)
+    count = len(found) // len(PARTS)
+    places = [(found[f"{PARTS[0]}.{place}"], found[f"{PARTS[1]}.{place}"]) for place in range(count)]
     kept = width.common_survivors(places, job.cut.hidden)
     progress.end()
     return {CHANNELS: kept.tolist()}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.errors import WorkError
-from compress.pipeline import inputs
+from compress.pipeline import inputs, stats_cache
 from compress.pipeline.block import Workers
 from compress.pipeline.width_job import FED_BY_HEADS, FED_BY_NEURONS, HEADS_KEPT, NEURONS_KEPT, WidthJob
 from compress.progress import Progress
@@ -29,10 +29,22 @@ def decide(job: WidthJob, workers: Workers, progress: Progress) -> dict[str, Any
 
     Raises WorkError where a gradient is not finite.
     """
+    what, cut = f"gradients-{job.method.importance}", job.cut
+    found = stats_cache.measured(job, what, {}, lambda: _importance(job, workers, progress), progress)
+    neurons: dict[str, list[int]] = {}
+    heads: dict[str, list[int]] = {}
+    for block in map(str, range(job.skeleton.num_blocks)):
+        neurons[block] = width.highest(found[f"{NEURONS_KEPT}.{block}"], 1, 1, cut.neurons).tolist()
+        heads[block] = width.highest(found[f"{HEADS_KEPT}.{block}"], cut.kv_heads, 1, cut.heads).tolist()
+    return {NEURONS_KEPT: neurons, HEADS_KEPT: heads}
+
+
+def _importance(job: WidthJob, workers: Workers, progress: Progress) -> dict[str, Tensor]:
+    """Of every block, by its number: the importance of its neurons (neurons,) and of its query heads (heads,)."""
     assert job.calibration is not None
     tokens = job.calibration.tokens
     tokens = tokens[: max(1, TOKENS // tokens.shape[1])]
-    blocks, cut = job.skeleton.num_blocks, job.cut
+    blocks = job.skeleton.num_blocks
     entering = inputs.enter(job.skeleton, tokens, False)
     progress.begin("gradients of what neurons and heads put out", 2 * blocks)
     hidden = [entering.quantized]
@@ -43,13 +55,12 @@ def decide(job: WidthJob, workers: Workers, progress: Progress) -> dict[str, Any
         hidden.append(leaving)
         progress.advance(f"block {block}: forward")
     gradient = _at_the_end(job, tokens, hidden.pop())
-    kept: dict[str, dict[str, list[int]]] = {NEURONS_KEPT: {}, HEADS_KEPT: {}}
+    kept: dict[str, Tensor] = {}
     for block in reversed(range(blocks)):
         gradient, neurons, heads = _through(job, block, entering.calls, hidden.pop(), gradient)
         if not (torch.isfinite(neurons).all() and torch.isfinite(heads).all()):
             raise WorkError(f"the gradients of block {block} are not finite", "check the model with `compress eval`")
-        kept[NEURONS_KEPT][str(block)] = width.highest(neurons, 1, 1, cut.neurons).tolist()
-        kept[HEADS_KEPT][str(block)] = width.highest(heads, cut.kv_heads, 1, cut.heads).tolist()
+        kept |= {f"{NEURONS_KEPT}.{block}": neurons, f"{HEADS_KEPT}.{block}": heads}
         progress.advance(f"block {block}: backward")
     progress.end()
     return kept

@@ -26,6 +26,7 @@ def prune(
     repair: bool | None = None,
     allocation: str | None = None,
     format: str | None = None,
+    stats: str | None = None,
     ignore: Sequence[str] = (),
     recipe: PathLike | None = None,
     calib: str | None = None,
@@ -59,6 +60,7 @@ def prune(
         repair: Of `width`: whether the linears that lose inputs are repaired; default True.
         allocation: How blocks share a `sparsity`: `uniform` (the default), `owl` or `alphapruning`.
         format: `dense` (the default) or `sparse-bitmask`, smaller on disk, which `compress.load` reads.
+        stats: A directory where what a cut measures of the whole model is kept, and read for other amounts.
         ignore: Names or patterns of linears to leave as they are.
         recipe: A recipe file to start from; the settings above override it.
         calib, samples, seq_len, seed, output, device, restart, evaluate, eval_tokens, progress: As for `quantize`;
@@ -83,6 +85,7 @@ def prune(
         repair=repair,
         allocation=allocation,
         format=format,
+        stats=stats,
         ignore=ignore,
         calib=calib,
         samples=samples,
