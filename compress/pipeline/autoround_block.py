@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from compress.calibration.batches import split
 from compress.calibration.staged import StagedForward
 from compress.calibration.statistics import collect_groups
-from compress.errors import UserError, WorkError
+from compress.errors import WorkError
 from compress.models.skeleton import LinearSpec
 from compress.pipeline.block import BlockResult, OpenBlock, Workers, open_block, stages
 from compress.pipeline.inputs import Activations
@@ -73,16 +74,6 @@ def through_block(
             )  # fmt: skip
     result.activations = entering.advanced(forward.outputs, [] if twin is None else twin.outputs)
     return result
-
-
-def split(samples: int, share: float) -> tuple[list[int], list[int]]:
-    """The windows that teach, and those that choose."""
-    held = max(1, round(samples * share))
-    if held >= samples:
-        raise UserError(
-            f"{held} of {samples} calibration windows are held out, which leaves none to learn from", "raise --samples"
-        )
-    return list(range(samples - held)), list(range(samples - held, samples))
 
 
 def _begun(

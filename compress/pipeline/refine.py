@@ -15,7 +15,8 @@ from torch import Tensor
 
 from compress.artifact.layers import LayerRecord
 from compress.artifact.manifest import Fallback
-from compress.errors import UserError, WorkError
+from compress.calibration.batches import batches, split
+from compress.errors import WorkError
 from compress.formats import layouts
 from compress.models.skeleton import LinearSpec
 from compress.pipeline.block import Workers
@@ -50,7 +51,7 @@ def refine(
         WorkError: the divergence from the original is not finite.
     """
     assert job.calibration is not None
-    learning, held = _split(len(job.calibration.tokens), settings)
+    learning, held = split(len(job.calibration.tokens), settings.held_out)
     model = TunedModel(job, stored, job.calibration.tokens, workers)
     before = _finite(model.divergence(held))
     after = _tune(model, settings, learning, held, before, job.recipe.seed, progress)
@@ -59,17 +60,6 @@ def refine(
         return Written({}, {}, fallbacks=[fallback])
     tensors, fate = _written(job, model, stored)
     return Written(tensors, fate, layers=list(_reports(job, model, layers, {"kl_before": before, "kl_after": after})))
-
-
-def _split(samples: int, settings: RefineConfig) -> tuple[list[int], list[int]]:
-    """The windows that teach, and those that choose."""
-    held = max(1, round(samples * settings.held_out))
-    if held >= samples:
-        raise UserError(
-            f"refining holds {held} of {samples} calibration windows out, which leaves none to learn from",
-            "raise --samples",
-        )
-    return list(range(samples - held)), list(range(samples - held, samples))
 
 
 def _tune(
@@ -89,7 +79,7 @@ def _tune(
     rates = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / WARM_UP) * (1 - step / settings.steps)
     )
-    drawn = _drawn(learning, settings.windows, seed)
+    drawn = batches(learning, settings.windows, seed)
     best, kept = before, _state(model)
     every = max(1, settings.steps // settings.checks)
     progress.begin("tuning scales and norms", settings.steps)
@@ -114,19 +104,6 @@ def _tune(
 
 def _state(model: TunedModel) -> dict[str, Tensor]:
     return {name: tuned.change.detach().clone() for name, tuned in model.tuned.items()}
-
-
-def _drawn(windows: Sequence[int], count: int, seed: int) -> Iterator[list[int]]:
-    """Batches of windows, each window once before any comes again."""
-    generator = torch.Generator().manual_seed(seed)
-    left: list[int] = []
-    while True:
-        batch: list[int] = []
-        while len(batch) < count:
-            left = left or [windows[place] for place in torch.randperm(len(windows), generator=generator).tolist()]
-            taken = min(count - len(batch), len(left))
-            batch, left = batch + left[:taken], left[taken:]
-        yield batch
 
 
 def _finite(divergence: float) -> float:

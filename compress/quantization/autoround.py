@@ -8,11 +8,12 @@ computes the loss runs on plain dense weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from compress.calibration.batches import batches
 from compress.kernels.scales import stored_scale
 from compress.quantization.configs import AutoRoundConfig
 from compress.quantization.grid import Grid, grouped
@@ -136,16 +137,3 @@ def tune(
         weight.restore(state)
     advance()
     return first, best
-
-
-def batches(windows: Sequence[int], count: int, seed: int) -> Iterator[list[int]]:
-    """Batches of so many windows without end, each window once before any comes again."""
-    generator = torch.Generator().manual_seed(seed)
-    left: list[int] = []
-    while True:
-        batch: list[int] = []
-        while len(batch) < count:
-            left = left or [windows[place] for place in torch.randperm(len(windows), generator=generator).tolist()]
-            taken = min(count - len(batch), len(left))
-            batch, left = batch + left[:taken], left[taken:]
-        yield batch

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compress.quantization.autoround import NARROWEST, WIDEST, TunedRounding, batches, tune
+from compress.quantization.autoround import NARROWEST, WIDEST, TunedRounding, tune
 from compress.quantization.configs import AutoRoundConfig
 from compress.quantization.grid import min_max_grid, quantize
 from compress.schemes import FIXED_SCHEMES
@@ -122,12 +122,6 @@ def test_what_was_best_on_held_out_text_is_kept() -> None:
     assert (first, best) == (1.0, 0.5)
     assert torch.equal(tuned.offset, states[1])
     assert not torch.equal(states[1], states[3])
-
-
-def test_every_window_is_drawn_once_before_any_comes_again() -> None:
-    drawn = batches(range(7), 3, seed=0)
-    seen = [window for _ in range(7) for window in next(drawn)]
-    assert [sorted(seen[start : start + 7]) for start in (0, 7, 14)] == [list(range(7))] * 3
 
 
 def test_what_it_is_not_for() -> None:
