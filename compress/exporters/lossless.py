@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -17,11 +16,11 @@ from compress.formats.names import FormatName, Refusal, refusal
 from compress.formats.registry import FORMATS, Format
 from compress.formats.tensors import exact, is_exact
 from compress.models.checkpoint import Checkpoint
+from compress.models.tables import in_block
 from compress.progress import Progress
 from compress.runtime.native_reader import packed_linears, stored_parts
 from compress.types import Fp8Scheme, IntScheme, QuantizedTensor, Scheme
 
-_IN_BLOCK = re.compile(r"\.\d+\.")
 HEADS = ("lm_head", "embed_out")
 """Heads that may be tied, and then are in no file although a config leaves them out by name."""
 
@@ -87,7 +86,7 @@ def plan(checkpoint: Checkpoint, to: str, progress: Progress) -> Conversion:
     if is_for_own_reader(quantization):
         raise UserError("its layout is for our own reader: no engine's format carries it", "use --to dense")
     source, before = packed_linears(checkpoint)
-    if outside := [linear for linear in before if not _IN_BLOCK.search(linear)]:
+    if outside := [linear for linear in before if not in_block(linear)]:
         raise UserError(f"{to} has no place for {outside[0]}, which is in no block", "use --to dense")
     target = FORMATS[cast(FormatName, to)]
     if source is target:

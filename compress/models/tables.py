@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor, nn
 
 from compress.models.skeleton import OUTSIDE, LinearSpec, Skeleton
+
+_NUMBERED = re.compile(r"\.\d+\.")
 
 
 class _ReachedError(Exception):
@@ -20,6 +24,11 @@ def tables(skeleton: Skeleton) -> list[LinearSpec]:
         rows, width = skeleton.checkpoint.index[weight].shape
         found.append(LinearSpec(weight.removesuffix(".weight"), OUTSIDE, width, rows, "linear", None, weight))
     return found
+
+
+def in_block(linear: str) -> bool:
+    """Whether a linear, by its name on disk, is in a block, and so neither of the tables."""
+    return _NUMBERED.search(linear) is not None
 
 
 def is_tied(skeleton: Skeleton) -> bool:
