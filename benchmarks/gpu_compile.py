@@ -1,6 +1,6 @@
 """Compiles every Triton kernel ahead of time, no GPU needed, and reports registers, spills and shared memory.
 
-    python -m benchmarks.gpu_compile --capability 90 [--json FILE]
+    python -m benchmarks.gpu_compile --capability 90 [--only TEXT] [--json FILE]
 
 ptxas is the one in the triton package. Says nothing of speed; a spill (bytes written to and read from local memory in a
 thread's life) says that a block is too large for its warps.
@@ -202,11 +202,12 @@ def compiled(case: Case, capability: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--capability", type=int, choices=(80, 90, 100), required=True)
+    parser.add_argument("--only", default="", metavar="TEXT", help="kernels with this in their name")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     found = []
     for case in cases():
-        if case.least_capability > given.capability:
+        if case.least_capability > given.capability or given.only not in case.name:
             continue
         row = compiled(case, given.capability)
         found.append(row)

@@ -10,17 +10,20 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 ROOT = Path(__file__).resolve().parents[3]
+FEWEST = {"gemv": 13, "gemm": 39, "rounded": 9, "round ": 4, "gate": 3, "norm": 1, "rotary": 1, "attention": 4,
+          "paged": 6, "write": 6, "join": 1, "finish": 1}  # fmt: skip
 
 
+@pytest.mark.parametrize("kernels", FEWEST)
 @pytest.mark.parametrize("capability", [80, 90, 100])
-def test_kernels_compile(capability: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_kernels_compile(capability: int, kernels: str, capsys: pytest.CaptureFixture[str]) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu_compile", "--capability", str(capability)],
+        [sys.executable, "-m", "benchmarks.gpu_compile", "--capability", str(capability), "--only", kernels],
         cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "0"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     with capsys.disabled():
-        print(result.stdout)
+        print("", result.stdout, sep="\n")
     assert result.returncode == 0, result.stderr[-4000:]
-    assert result.stdout.count(f"sm_{capability}") >= 20
+    assert result.stdout.count(f"sm_{capability}") >= FEWEST[kernels]
