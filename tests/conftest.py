@@ -14,6 +14,9 @@ import hypothesis
 import pytest
 import torch
 
+if not torch.cuda.is_available():  # Triton looks at this when it is imported, by whichever test comes first
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # The same examples in every run, so that a change is judged by what it changes; `make test-slow` draws new ones.
 hypothesis.settings.register_profile("fixed", derandomize=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))

@@ -1,14 +1,9 @@
-"""Triton kernels on the GPU where there is one, else in the interpreter, which must be chosen before the import."""
+"""Triton kernels on the GPU where there is one, else in the interpreter, which tests/conftest.py chooses."""
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""As in tests/kernels/triton: the interpreter where there is no GPU, chosen before the kernels are imported."""
+"""As in tests/kernels/triton: the GPU where there is one, else the interpreter."""
 
 from __future__ import annotations
 
