@@ -24,8 +24,9 @@ import torch
 
 from benchmarks import cases, machine
 from benchmarks.intervals import mean_per_token, ratio
-from benchmarks.scoring import BlockSums, score
-from benchmarks.workspace import Workspace, file_digest
+from benchmarks.scored import scores
+from benchmarks.scoring import BlockSums
+from benchmarks.workspace import Workspace
 from compress.types import IntScheme
 
 BUDGETS = (2.5, 3.0, 3.5, 4.25, 5.0)
@@ -106,24 +107,6 @@ def block_shares(model: Path) -> tuple[list[float], int]:
     for spec in linears:
         blocks[spec.block] += spec.in_features * spec.out_features
     return [weights / sum(blocks) for weights in blocks], min(spec.in_features for spec in linears)
-
-
-def scores(workspace: Workspace, model: str, artifacts: dict[str, Path], eval_tokens: int) -> dict[str, BlockSums]:
-    """The sums of every artifact by name; those of the same weights on the same text are scored once."""
-    base, folder = workspace.model_dir(model), workspace.path / "scores"
-    key = workspace.digest(base)[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    kept = {
-        name: folder / f"{key}-{file_digest(sorted(path.glob('*.safetensors')))[:16]}-{eval_tokens}.json"
-        for name, path in artifacts.items()
-    }
-    missing = {name: artifacts[name] for name, file in kept.items() if not file.exists()}
-    if missing:
-        print(f"scoring {len(missing)} artifacts", file=sys.stderr)
-        found = score(base, missing, workspace.held_out(model, eval_tokens))
-        for name in missing:
-            found[name].save(kept[name])
-    return {name: BlockSums.load(file) for name, file in kept.items()}
 
 
 def rows(made: dict[tuple[float, Candidate], Row], sums: dict[str, BlockSums]) -> list[Row]:

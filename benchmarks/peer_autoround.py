@@ -50,11 +50,18 @@ def main() -> None:
     result = {"wall_seconds": time.perf_counter() - started, "processor_seconds": time.process_time() - busy}
     shutil.copytree(arguments.model, arguments.output)
     rounded = tuned.state_dict()
+    linear_bytes = other_bytes = 0.0
     for file in arguments.output.glob("*.safetensors"):
         stored = load_file(file)
+        for name, weight in stored.items():
+            if ".layers." in name and weight.dim() == 2:  # codes, and a scale of 16 bits for every group
+                linear_bytes += weight.numel() * (arguments.bits + 16 / arguments.group_size) / 8
+            else:
+                other_bytes += weight.numel() * weight.element_size()
         changed = {name: rounded[name].to(weight.dtype).contiguous() for name, weight in stored.items()}
         save_file(changed, file, {"format": "pt"})
-    print(json.dumps({"tool": "auto-round", "version": version("auto-round"), **result}))
+    sizes = {"linear_bytes": linear_bytes, "stored_bytes": linear_bytes + other_bytes}
+    print(json.dumps({"tool": "auto-round", "version": version("auto-round"), **result, **sizes}))
 
 
 if __name__ == "__main__":

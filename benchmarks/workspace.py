@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import cases, tokens
+from benchmarks import cases, runs, tokens
 from benchmarks.outlier_twin import make_twin
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -128,25 +126,13 @@ class Workspace:
         """The artifact of a run, made now unless one of the same identity is there. RuntimeError: the tool fails."""
         folder = self.path / run.folder
         identity = self._identity(run)
-        record = folder / "result.json"
-        if record.exists():
-            found = json.loads(record.read_text())["identity"]
-            if self.any_version:
-                found["product"] = identity["product"]
-            if found == identity:
-                return folder / "artifact"
-        command = self._peer_command(run, folder) if run.tool == "peer" else self._our_command(run, folder)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        if run.tool == "ours":
-            (folder / "recipe.yaml").write_text(self._recipe(run))
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads), "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        (folder / "log.txt").write_text(done.stdout + done.stderr)
-        if done.returncode != 0:
-            raise RuntimeError(f"{run.folder} failed with exit code {done.returncode}:\n{done.stderr[-2000:]}")
-        output = json.loads(done.stdout.strip().splitlines()[-1]) if run.tool == "peer" else {}
-        record.write_text(json.dumps({"identity": identity, "output": output}, indent=2) + "\n")
+        if not runs.is_kept(folder, identity, ignoring=("product",) if self.any_version else ()):
+            if run.tool == "peer":
+                runs.run(folder, identity, self._peer_command(run, folder), self.threads)
+            else:
+                recipe = self._recipe(run)
+                command = self._our_command(run, folder)
+                runs.run(folder, identity, command, self.threads, lambda: (folder / "recipe.yaml").write_text(recipe))
         return folder / "artifact"
 
     def _identity(self, run: Run) -> dict[str, Any]:
