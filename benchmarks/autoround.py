@@ -29,7 +29,8 @@ import yaml
 
 from benchmarks import cases, machine
 from benchmarks.intervals import mean_per_token, ratio
-from benchmarks.scoring import BlockSums, score
+from benchmarks.scored import scores
+from benchmarks.scoring import BlockSums
 from benchmarks.workspace import ROOT, Workspace, file_digest
 
 MODEL = "tales-6m"
@@ -129,21 +130,9 @@ class Tools:
 
 
 def scored(tools: Tools, case: Case, eval_tokens: int) -> dict[str, BlockSums]:
-    """Scores of both tools' artifacts, by tool; known ones are taken from beside the other benchmarks' scores."""
-    workspace = tools.workspace
-    base, windows = workspace.model_dir(MODEL), workspace.held_out(MODEL, eval_tokens)
+    """Scores of both tools' artifacts, by tool."""
     artifacts = {tool: tools.made(case, tool) / "artifact" for tool in ("compress", "auto-round")}
-    kept: dict[str, Path] = {}
-    for tool, artifact in artifacts.items():
-        weights = file_digest(sorted(artifact.glob("*.safetensors")))
-        kept[tool] = workspace.path / "scores" / f"{workspace.digest(base)[:16]}-{weights[:16]}-{len(windows)}.json"
-    missing = {tool: artifacts[tool] for tool, path in kept.items() if not path.exists()}
-    if missing:
-        kept["compress"].parent.mkdir(parents=True, exist_ok=True)
-        found = score(base, missing, windows)
-        for tool in missing:
-            found[tool].save(kept[tool])
-    return {tool: BlockSums.load(path) for tool, path in kept.items()}
+    return scores(tools.workspace, MODEL, artifacts, eval_tokens)
 
 
 def quality(tools: Tools, wanted: list[Case], eval_tokens: int) -> list[dict[str, Any]]:

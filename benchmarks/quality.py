@@ -21,8 +21,9 @@ import torch
 
 from benchmarks import cases, machine
 from benchmarks.quality_table import Measured, render, rows
-from benchmarks.scoring import BlockSums, score
-from benchmarks.workspace import Run, Workspace, file_digest
+from benchmarks.scored import scores
+from benchmarks.scoring import BlockSums
+from benchmarks.workspace import Run, Workspace
 
 
 def planned_runs(
@@ -42,24 +43,14 @@ def planned_runs(
 
 
 def score_runs(workspace: Workspace, runs: list[Run], eval_tokens: int) -> dict[Run, BlockSums]:
-    """Score the runs of each model together, so that the base's logits are computed once; known scores are reused."""
+    """The sums of every run, those of one model scored together."""
     results: dict[Run, BlockSums] = {}
     for model in dict.fromkeys(run.model for run in runs):
-        base = workspace.model_dir(model)
-        held_out = workspace.held_out(model, eval_tokens)
-        wanted: dict[Run, Path] = {}
-        for run in (r for r in runs if r.model == model):
-            weights = file_digest(sorted(workspace.artifact(run).glob("*.safetensors")))
-            key = f"{workspace.digest(base)[:16]}-{weights[:16]}-{len(held_out)}"
-            wanted[run] = workspace.path / "scores" / f"{key}.json"
-        missing = {run: path for run, path in wanted.items() if not path.exists()}
-        if missing:
-            print(f"scoring {len(missing)} artifacts of {model} on {eval_tokens} tokens", file=sys.stderr)
-            next(iter(missing.values())).parent.mkdir(parents=True, exist_ok=True)
-            scored = score(base, {run.folder: workspace.artifact(run) for run in missing}, held_out)
-            for run, path in missing.items():
-                scored[run.folder].save(path)
-        results.update({run: BlockSums.load(path) for run, path in wanted.items()})
+        wanted = {run.folder: run for run in runs if run.model == model}
+        found = scores(
+            workspace, model, {folder: workspace.artifact(run) for folder, run in wanted.items()}, eval_tokens
+        )
+        results.update({run: found[folder] for folder, run in wanted.items()})
     return results
 
 
@@ -116,8 +107,8 @@ def main() -> None:
         workspace.artifact(run)
     if arguments.make_only:
         return
-    scores = score_runs(workspace, runs, arguments.eval_tokens)
-    measured = {run: Measured(sums, stored_bits(workspace.artifact(run))) for run, sums in scores.items()}
+    scored = score_runs(workspace, runs, arguments.eval_tokens)
+    measured = {run: Measured(sums, stored_bits(workspace.artifact(run))) for run, sums in scored.items()}
     table = rows(measured)
     print(render(table))
     if arguments.json:

@@ -35,6 +35,7 @@ class Recipe(Section):
     """A whole run: the source model (may be left to the caller), the seed, and the stages in order.
 
     checks: the scores and gates that stood among the stages; they decide whether a run goes on, not what it makes.
+    Dumps leave them out, because `parse_recipe` finds them among the stages.
     """
 
     version: Literal[1] = 1
@@ -48,7 +49,7 @@ class Recipe(Section):
             Discriminator(_kind_of),
         ]
     ] = Field(min_length=1)
-    checks: list[Placed] = Field(default_factory=list)
+    checks: list[Placed] = Field(default_factory=list, exclude=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -72,7 +73,7 @@ class Recipe(Section):
         Of a distillation by minutes, the steps that they were measured to be are left out: the same command, run again
         on a machine that is busy, is still the same work.
         """
-        data = self.model_dump(mode="json", exclude={"model", "checks"})
+        data = self.model_dump(mode="json", exclude={"model"})
         for stage in data["stages"]:
             if not stage.get("overrides", True):  # a recipe of one scheme has the hash that it always had
                 del stage["overrides"]
@@ -101,7 +102,7 @@ class Recipe(Section):
 
     def to_yaml(self) -> str:
         """The resolved recipe as YAML, in the order of the definitions above; `load_recipe` reads it back equal."""
-        data = self.model_dump(mode="json", exclude={"checks"})
+        data = self.model_dump(mode="json")
         for stage in data["stages"]:
             for key in (
                 "sparsity",

@@ -106,4 +106,4 @@ def _refuse(name: str, candidate: Recipe) -> None:
 
 
 def _plain(recipe: Recipe) -> list[Any]:
-    return list(recipe.model_dump(mode="json", exclude={"checks"})["stages"])
+    return list(recipe.model_dump(mode="json")["stages"])

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,17 +18,6 @@ from compress.recipe import parse_recipe
 from compress.types import IntScheme
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> object:
-    """Imports a module of the benchmarks package, which is not installed."""
-    monkeypatch.syspath_prepend(str(ROOT))
-
-    def module(name: str) -> ModuleType:
-        return importlib.import_module(f"benchmarks.{name}")
-
-    return module
 
 
 def _tiny(path: Path, seed: int) -> Path:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,17 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> object:
-    """Imports a module of the benchmarks package, which is not installed."""
-    monkeypatch.syspath_prepend(str(ROOT))
-
-    def module(name: str) -> ModuleType:
-        return importlib.import_module(f"benchmarks.{name}")
-
-    return module
 
 
 def _measured(load: Any, tool: str, name: str, bits: float, kl: float, linear_bits: float | None = None) -> Any:

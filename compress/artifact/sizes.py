@@ -9,12 +9,8 @@ from compress.artifact.ledger import LedgerEntry
 from compress.artifact.manifest import Parent, SizesRecord, TensorRecord
 from compress.formats.safetensors_header import ELEMENT_BYTES
 
-_BESIDE = (
-    ".weight_shape",
-    ".k_scale",
-    ".v_scale",
-    ".quant_state.bitsandbytes__nf4",
-)  # what is stored for a linear and is not its weight
+_BESIDE = (".weight_shape", ".k_scale", ".v_scale", ".quant_state.bitsandbytes__nf4")
+"""What is stored for a linear and is not its weight, by the end of its name."""
 
 
 def tensor_nbytes(record: TensorRecord) -> int:

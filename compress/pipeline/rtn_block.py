@@ -91,8 +91,7 @@ def _rounded(
         return ternary.transform(weight, job.integers(spec), dtype)
     if isinstance(method, HqqConfig):
         return in_tiles(weight, lambda rows: hqq.transform(rows, job.integers(spec), method, dtype), pool)
-    if isinstance(
-        scheme, Fp8Scheme | NormalFloatScheme
-    ):  # scales may be shared between rows, so it is not cut into tiles of them
+    # Scales may be shared between rows, so these are not cut into tiles of them.
+    if isinstance(scheme, Fp8Scheme | NormalFloatScheme):
         return rtn.transform(weight, scheme, method, dtype, highest)
     return in_tiles(weight, lambda rows: rtn.transform(rows, scheme, method, dtype, highest), pool)

@@ -76,9 +76,12 @@ def plan(
             if number > 1:
                 made = replace(made, model=f"what stage {number - 1} makes")
             found.append(StagePlan(number, stage, made, _unknown(stage, checks), checks))
+            if last or made.problems:
+                before = None
+                continue
             outlined = Path(held) / str(number)
             job = resolve(alone, model=before, output=place, device=device)
-            before = outlined if not made.problems and not last and outline(job, made, outlined) else None
+            before = outlined if outline(job, made, outlined) else None
     return found
 
 

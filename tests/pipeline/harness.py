@@ -189,6 +189,20 @@ def copy_with(source: Path, target: Path, change: Callable[[dict[str, Tensor]], 
     return target
 
 
+def a_little_off(source: Path, target: Path) -> Path:
+    """A copy of a model directory whose block matrices differ by noise of 0.3 of their standard deviation."""
+
+    def off(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(1)
+        inside = block_matrices(state)
+        return {
+            n: t + 0.3 * t.std() * torch.randn(t.shape, generator=generator) if n in inside else t
+            for n, t in sorted(state.items())
+        }
+
+    return copy_with(source, target, off)
+
+
 def distance(found: Tensor, expected: Tensor) -> float:
     """Norm of the difference as a share of the expected norm."""
     return float((found - expected).norm() / expected.norm())

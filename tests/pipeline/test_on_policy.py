@@ -22,16 +22,7 @@ from tests.pipeline import harness
 def pair(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A teacher, and a student that is the teacher with its matrices a little off."""
     teacher = tiny("llama")
-
-    def off(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        generator = torch.Generator().manual_seed(1)
-        inside = harness.block_matrices(state)
-        return {
-            n: t + 0.3 * t.std() * torch.randn(t.shape, generator=generator) if n in inside else t
-            for n, t in sorted(state.items())
-        }
-
-    return teacher, harness.copy_with(teacher, tmp_path_factory.mktemp("pair") / "student", off)
+    return teacher, harness.a_little_off(teacher, tmp_path_factory.mktemp("pair") / "student")
 
 
 def recipe(teacher: Path, text: Path, **settings: Any) -> Recipe:

@@ -35,7 +35,7 @@ def recipe(
     options = settings.pop("options", {})
     layout = {} if "scheme" in settings else {"bits": 2, "group_size": 16}
     wanted = harness.recipe(method, text, **{**layout, "samples": SAMPLES, **settings})
-    data = wanted.model_dump(mode="json", exclude={"checks"})
+    data = wanted.model_dump(mode="json")
     data["stages"][0]["method"] |= options
     data["stages"][0] |= {"refine": refined, "overrides": overrides or []}
     data["stages"][0]["calibration"] = {"source": str(text), "samples": settings.get("samples", SAMPLES), "seq_len": 24}

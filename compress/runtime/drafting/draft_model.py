@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,10 +40,8 @@ class Draft(Protocol):
 
     name: str
 
-    @contextmanager
-    def begun(self, room: int) -> Iterator[Drafting]:
+    def begun(self, room: int) -> AbstractContextManager[Drafting]:
         """At work on a new sequence of at most `room` tokens."""
-        raise NotImplementedError
 
 
 class DraftModel:

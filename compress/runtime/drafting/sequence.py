@@ -67,13 +67,8 @@ class DenseSequence:
         try:
             self._cache.crop(length - self._kept)
             self._kept = length
-        except (
-            AttributeError,
-            NotImplementedError,
-            RuntimeError,
-            ValueError,
-        ):  # windows that slide have let go of what was before
-            self._cache, self._kept = None, 0
+        except (AttributeError, NotImplementedError, RuntimeError, ValueError):
+            self._cache, self._kept = None, 0  # windows that slide have let go of what was before
 
 
 @contextmanager

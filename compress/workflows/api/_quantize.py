@@ -51,7 +51,7 @@ def quantize(
 
     Args:
         model: Model directory, hub id or artifact; the packaged model if None.
-        method: `rtn`, `gptq` or `awq` (the default).
+        method: A method that `compress methods` lists; default `awq`, or what suits `scheme`.
         bits: Bits per weight code, 2 to 8; default 4.
         group_size: Inputs that share a scale (a divisor of every linear's input width), or `channel`; default 128.
         symmetric: Whether zero points are absent; default True.
