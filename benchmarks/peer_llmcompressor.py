@@ -2,7 +2,8 @@
 
 Both sides of a comparison read the same token file. Settings are llm-compressor's defaults, its best standard ones:
 GPTQ with activation order "static", damping 0.01 and chunks of 128 columns, sequential over decoder blocks; AWQ with 20
-grid points and duo scaling. The output is a compressed-tensors checkpoint (pack-quantized).
+grid points and duo scaling; SmoothQuant with the strength of its examples, 0.8. The output is a compressed-tensors
+checkpoint.
 
 Prints one JSON object on its last line of stdout:
     algorithm_seconds   the `oneshot` call: weights in memory to quantised weights in memory
@@ -31,12 +32,12 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--method", choices=("rtn", "gptq", "awq"), required=True)
-    parser.add_argument("--bits", type=int, required=True)
+    parser.add_argument("--bits", type=int, help="of the codes of a weight-only integer scheme")
+    parser.add_argument("--scheme", help="one of llm-compressor's own by name, such as W8A8 or FP8_DYNAMIC, for --bits")
+    parser.add_argument("--smooth", type=float, metavar="STRENGTH", help="SmoothQuant before the method")
     parser.add_argument("--group-size", default="128", help="a number, or 'channel'")
     parser.add_argument("--asym", action="store_true", help="asymmetric codes (default: symmetric)")
-    parser.add_argument(
-        "--calib-tokens", type=Path, help="safetensors file with `tokens` (samples, seq); not read by rtn"
-    )
+    parser.add_argument("--calib-tokens", type=Path, help="safetensors file with `tokens` (samples, seq)")
     parser.add_argument(
         "--observer", default="memoryless_minmax", help="weight observer; 'memoryless_mse' searches scales"
     )
@@ -47,7 +48,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def make_recipe(arguments: argparse.Namespace) -> list[Any]:
-    """The modifiers of one run: a weight-only integer scheme on every Linear but the output head."""
+    """The modifiers of one run: one scheme on every Linear but the output head."""
     from compressed_tensors.quantization import (
         QuantizationArgs,
         QuantizationScheme,
@@ -59,21 +60,29 @@ def make_recipe(arguments: argparse.Namespace) -> list[Any]:
     from llmcompressor.modifiers.transform.awq import AWQModifier
     from llmcompressor.modifiers.transform.awq.mappings import default_mappings
 
-    per_channel = arguments.group_size == "channel"
-    weights = QuantizationArgs(
-        num_bits=arguments.bits,
-        type=QuantizationType.INT,
-        symmetric=not arguments.asym,
-        strategy=QuantizationStrategy.CHANNEL if per_channel else QuantizationStrategy.GROUP,
-        group_size=None if per_channel else int(arguments.group_size),
-        observer=arguments.observer,
-    )
-    groups = {"group_0": QuantizationScheme(targets=["Linear"], weights=weights)}
     ignore = ["lm_head"]
+    if arguments.scheme is not None:
+        scheme: dict[str, Any] = {"targets": ["Linear"], "scheme": arguments.scheme}
+    else:
+        per_channel = arguments.group_size == "channel"
+        weights = QuantizationArgs(
+            num_bits=arguments.bits,
+            type=QuantizationType.INT,
+            symmetric=not arguments.asym,
+            strategy=QuantizationStrategy.CHANNEL if per_channel else QuantizationStrategy.GROUP,
+            group_size=None if per_channel else int(arguments.group_size),
+            observer=arguments.observer,
+        )
+        scheme = {"config_groups": {"group_0": QuantizationScheme(targets=["Linear"], weights=weights)}}
+    smoothed: list[Any] = []
+    if arguments.smooth is not None:
+        from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
+
+        smoothed = [SmoothQuantModifier(smoothing_strength=arguments.smooth)]
     if arguments.method == "gptq":
-        return [GPTQModifier(config_groups=groups, ignore=ignore, block_size=128, dampening_frac=0.01)]
+        return [*smoothed, GPTQModifier(**scheme, ignore=ignore, block_size=128, dampening_frac=0.01)]
     if arguments.method == "rtn":
-        return [QuantizationModifier(config_groups=groups, ignore=ignore)]
+        return [*smoothed, QuantizationModifier(**scheme, ignore=ignore)]
     # An architecture that llm-compressor does not know gets the Llama mappings; those it knows keep their own.
     from llmcompressor.modifiers.transform.awq.mappings import AWQ_MAPPING_REGISTRY
 
@@ -81,7 +90,7 @@ def make_recipe(arguments: argparse.Namespace) -> list[Any]:
     mappings = None if architecture in AWQ_MAPPING_REGISTRY else default_mappings
     return [
         AWQModifier(mappings=mappings, duo_scaling=True, n_grid=20),
-        QuantizationModifier(config_groups=groups, ignore=ignore),
+        QuantizationModifier(**scheme, ignore=ignore),
     ]
 
 
@@ -105,7 +114,7 @@ def main() -> None:
     load_seconds = time.perf_counter() - started
 
     options: dict[str, Any] = {}
-    if arguments.method != "rtn":
+    if arguments.calib_tokens is not None and (arguments.method != "rtn" or arguments.scheme is not None):
         tokens = load_file(arguments.calib_tokens)["tokens"]
         rows = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in tokens]
         options = {
@@ -129,6 +138,8 @@ def main() -> None:
         "tool": "llm-compressor",
         "method": arguments.method,
         "bits": arguments.bits,
+        "scheme": arguments.scheme,
+        "smooth": arguments.smooth,
         "group_size": arguments.group_size,
         "symmetric": not arguments.asym,
         "observer": arguments.observer,

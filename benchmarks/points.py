@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from benchmarks import cases, runs
 from benchmarks.scored import scores
-from benchmarks.scoring import BlockSums
+from benchmarks.scoring import BlockSums, Loader, load_dense
 from benchmarks.workspace import ROOT, Workspace, file_digest, product_digest
 
 OURS = "compress"
@@ -157,6 +157,7 @@ def measure(
     points: Sequence[Point],
     seeds: Sequence[int],
     eval_tokens: int,
+    load: Loader = load_dense,
 ) -> list[Measured]:
     """Every point that can be made, with its sizes and scores; what reads no text has one seed.
 
@@ -170,7 +171,7 @@ def measure(
             except NotAvailable as absent:
                 print(f"seed {seed}: {absent}", file=sys.stderr)
     artifacts = {str(folder): folder / "artifact" for folders in made.values() for folder in folders}
-    scored = scores(workspace, model, artifacts, eval_tokens)
+    scored = scores(workspace, model, artifacts, eval_tokens, load)
     measured = []
     for point, folders in made.items():
         whole, linears = np.mean([bits(workspace.model_dir(model), folder) for folder in folders], axis=0)

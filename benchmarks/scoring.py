@@ -8,6 +8,7 @@ in float32. Sums are kept per block of 2,048 tokens (4 windows of 512); comparis
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 BLOCK_TOKENS = 2048
+Loader = Callable[[Path], Any]
+"""Reads a model directory into a transformers model."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,17 @@ def load_dense(model_dir: Path) -> Any:
     return model.float().eval()
 
 
+def load_rounding_inputs(model_dir: Path) -> Any:
+    """The model of a scheme that rounds inputs, as transformers and compressed-tensors run it, in float32."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+
+
 @torch.inference_mode()
-def score(base_dir: Path, candidates: dict[str, Path], token_windows: NDArray[np.int64]) -> dict[str, BlockSums]:
+def score(
+    base_dir: Path, candidates: dict[str, Path], token_windows: NDArray[np.int64], load: Loader = load_dense
+) -> dict[str, BlockSums]:
     """Score every candidate on the same windows (count, 1 + seq), each BOS and `seq` tokens that are all scored.
 
     The model reads the window without its last token. The result also holds the base itself under "base".
@@ -81,7 +93,7 @@ def score(base_dir: Path, candidates: dict[str, Path], token_windows: NDArray[np
     per_block = max(1, BLOCK_TOKENS // (token_windows.shape[1] - 1))
     blocks = len(token_windows) // per_block
     base = load_dense(base_dir)
-    models = {name: load_dense(path) for name, path in candidates.items()}
+    models = {name: load(path) for name, path in candidates.items()}
     sums: dict[str, dict[str, list[float]]] = {
         name: {key: [] for key in BlockSums._columns()} for name in ("base", *models)
     }
