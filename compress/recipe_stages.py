@@ -91,6 +91,8 @@ class QuantizeStage(Section):
         method = data.get("method")
         config = METHODS.get(str(method.get("kind") if isinstance(method, dict) else method))
         usual = None if config is None else config.usual_scheme
+        if data.get("format") == "bitnet":
+            usual = "W2A8"
         return data if usual is None else {**data, "scheme": usual}
 
     @model_validator(mode="after")
@@ -108,6 +110,8 @@ class QuantizeStage(Section):
                 raise ValueError(refusal)
             if not_carried := not_carried_by(self.format, scheme):
                 raise ValueError(f"{not_carried.reason}: {not_carried.hint}")
+        if self.format == "bitnet" and self.method.kind != "ternary":
+            raise ValueError(f"bitnet holds -1, 0 and 1, which ternary makes, and {self.method.kind} does not")
         if self.format == "gptq" and not all(scheme.symmetric for scheme in self.schemes):
             # Which zero points come out is known too late, when a run of hours has found one.
             raise ValueError("gptq v1 cannot store a zero point of 0, which asymmetric weights may have: use gptq-v2")

@@ -9,7 +9,16 @@ import re
 from dataclasses import dataclass
 
 from compress.errors import UserError
-from compress.types import FP8_TILE, BlockFloatScheme, Fp8Scheme, InputScheme, IntScheme, NormalFloatScheme, Scheme
+from compress.types import (
+    FP8_TILE,
+    BlockFloatScheme,
+    Fp8Scheme,
+    InputScheme,
+    IntScheme,
+    NormalFloatScheme,
+    Scheme,
+    ternary_scheme,
+)
 
 BITS = tuple(range(2, 9))
 INTEGER_SCHEMES: tuple[str, ...] = tuple(f"W{bits}A16{suffix}" for bits in BITS for suffix in ("", "_ASYM"))
@@ -27,6 +36,7 @@ FIXED_SCHEMES: dict[str, Scheme] = {
     "MXFP8": BlockFloatScheme(8, "e8m0", InputScheme("float", "group", 32, 8, "e8m0")),
     "MXFP8A16": BlockFloatScheme(8, "e8m0"),
     "NF4": NormalFloatScheme(),
+    "W2A8": ternary_scheme(),
 }
 """Layouts that are complete by their names."""
 
@@ -42,12 +52,14 @@ MEANINGS: dict[str, str] = {
     "MXFP4A16": "FP4 E2M1 weights in blocks of 32, powers of two as scales",
     "MXFP8": "FP8 E4M3 weights and inputs in blocks of 32, powers of two as scales",
     "MXFP8A16": "FP8 E4M3 weights in blocks of 32, powers of two as scales",
+    "W2A8": "ternary weights in 2 bits, int8 inputs per token; for BitNet b1.58",
     "NF4": "4-bit normal floats in blocks of 64, 8-bit scales; for bitsandbytes",
 }
 
 
 USUAL_METHODS: dict[str, str] = {
     **dict.fromkeys(("W8A8", "W8A8_STATIC"), "smoothquant"),
+    "W2A8": "ternary",
     **dict.fromkeys(("NVFP4", "NVFP4A16", "MXFP4", "MXFP4A16"), "gptq"),
 }
 """What is meant by a scheme without a method; `rtn` by those that are not here."""

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from compress.numerics.floats import BlockFloatScheme, Fp8Scheme
 from compress.numerics.inputs import E2M1, FP8_HIGHEST, FP8_TILE, InputScheme, ScaleType
-from compress.numerics.integers import IntScheme
+from compress.numerics.integers import IntScheme, ternary_scheme
 from compress.numerics.normal_floats import NF4, SCALES_PER_RANGE, NestedScales, NormalFloatScheme
 from compress.numerics.quantized import QuantizedTensor, Scheme
 
@@ -44,6 +44,7 @@ __all__ = [
     "ScaleType",
     "Scheme",
     "Sparsity",
+    "ternary_scheme",
 ]
 
 LONGEST_PATTERN = 1024

@@ -141,7 +141,7 @@ def _row(
     format: Format | None,
 ) -> _Row:
     """Layout of one dense tensor; of compressed-tensors it is known without decoding."""
-    if format is not None and format.layout is not None and weights[name].packed:
+    if format is not None and format.name != "compressed-tensors" and weights[name].packed:
         dense = weights[name][...]
         # ModelOpt's float32 scales are wider than the weights that they stand for.
         dtype = model_dtype(checkpoint) if dense.dtype == torch.float32 else dense.dtype

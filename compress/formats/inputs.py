@@ -13,6 +13,7 @@ from compress.types import InputScheme
 
 ZERO_BLOCK = 0.125
 SMALLEST_RANGE = 1e-12
+SMALLEST_NARROW = 1e-5
 
 
 def round_inputs(x: Tensor, scheme: InputScheme, scale: Tensor | None = None) -> Tensor:
@@ -25,6 +26,9 @@ def round_inputs(x: Tensor, scheme: InputScheme, scale: Tensor | None = None) ->
         assert scheme.group_size is not None
         values = values.unflatten(-1, (-1, scheme.group_size))
     stored = None if scale is None else scale.to(x.device).float()
+    if scheme.narrow:
+        factor = scheme.steps / values.abs().amax(-1, keepdim=True).clamp_(min=SMALLEST_NARROW)
+        return (torch.round(values * factor).clamp_(-128, 127) / factor).to(x.dtype)
     if scheme.scale_type == "e4m3":
         assert stored is not None
         step = _fp8_scale(values, scheme, stored)

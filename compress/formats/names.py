@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from compress.types import BlockFloatScheme, Fp8Scheme, IntScheme, NormalFloatScheme, Scheme
+from compress.types import BlockFloatScheme, Fp8Scheme, IntScheme, NormalFloatScheme, Scheme, ternary_scheme
 
-FormatName = Literal["compressed-tensors", "awq", "gptq", "gptq-v2", "modelopt", "bitsandbytes"]
+FormatName = Literal["compressed-tensors", "awq", "gptq", "gptq-v2", "modelopt", "bitsandbytes", "bitnet"]
 FORMATS: tuple[FormatName, ...] = get_args(FormatName)
 GPTQ_BITS = (2, 3, 4, 8)
 CONFIG_FILES = ("hf_quant_config.json",)
@@ -33,13 +33,23 @@ def refusal(name: FormatName, scheme: Scheme) -> Refusal | None:
 
 def usual(scheme: Scheme) -> FormatName:
     """The format that is meant where none is named."""
-    return "bitsandbytes" if isinstance(scheme, NormalFloatScheme) else "compressed-tensors"
+    if isinstance(scheme, NormalFloatScheme):
+        return "bitsandbytes"
+    return "bitnet" if scheme == ternary_scheme() else "compressed-tensors"
 
 
 def _compressed_tensors(scheme: Scheme) -> Refusal | None:
     if isinstance(scheme, NormalFloatScheme):
         return Refusal(f"compressed-tensors has no layout for {scheme.name}", "use bitsandbytes, or leave `format` out")
+    if scheme == ternary_scheme():
+        return Refusal(f"compressed-tensors has no layout for {scheme.name}", "use bitnet, or W2A16")
     return None
+
+
+def _bitnet(scheme: Scheme) -> Refusal | None:
+    if scheme == ternary_scheme():
+        return None
+    return Refusal(f"bitnet is written for W2A8, not for {scheme.name}", "use --method ternary --scheme W2A8")
 
 
 def _bitsandbytes(scheme: Scheme) -> Refusal | None:
@@ -85,4 +95,5 @@ _REFUSALS: dict[FormatName, Callable[[Scheme], Refusal | None]] = {
     "gptq-v2": _gptq_v2,
     "modelopt": _modelopt,
     "bitsandbytes": _bitsandbytes,
+    "bitnet": _bitnet,
 }

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from compress.errors import IntegrityError
-from compress.formats import awq, bitsandbytes, compressed_tensors, gptq, layouts, modelopt
+from compress.formats import awq, bitnet, bitsandbytes, compressed_tensors, gptq, layouts, modelopt
 from compress.formats.names import FormatName, Refusal
 from compress.formats.tensors import Layout
 from compress.types import QuantizedTensor, Scheme
@@ -45,7 +45,8 @@ class Format:
     ignored: linears that a config leaves out by name; of candidates where it names them by patterns.
     input_scale: what the scheme's static inputs are rounded with (1,), of stored tensors.
     scales: those of a linear as numbers, of stored tensors.
-    experts: whether loaders of the format know experts of a mixture, which models keep fused.
+    experts: whether loaders of the format know experts of a mixture, which models keep fused. biases: whether they add
+    the bias of a linear as it is stored.
     """
 
     name: FormatName
@@ -63,6 +64,7 @@ class Format:
     config_refusal: Callable[[Schemes, Iterable[str]], Refusal | None] = _any_config
     files: dict[str, Callable[[Mapping[str, Any]], bytes]] = field(default_factory=dict)
     experts: bool = True
+    biases: bool = True
     ignored: Callable[[Mapping[str, Any], Sequence[str]], list[str]]
     input_scale: Callable[[Mapping[str, Tensor], Scheme], Tensor] = layouts.input_scale
     scales: Callable[[Mapping[str, Tensor]], Tensor] = layouts.scales
@@ -167,6 +169,21 @@ FORMATS: dict[FormatName, Format] = {
             files={modelopt.CONFIG_FILE: modelopt.config_file},
         ),
         Format(
+            name="bitnet",
+            marker=layouts.SCALE_SUFFIX,
+            parts=bitnet.PARTS,
+            scale_dtype=None,
+            pack=lambda quantized, _: bitnet.pack(quantized),
+            unpack=bitnet.unpack,
+            config=bitnet.quantization_config,
+            schemes=bitnet.schemes,
+            shape_refusal=bitnet.shape_refusal,
+            value_refusal=bitnet.value_refusal,
+            ignored=_listed("modules_to_not_convert"),
+            experts=False,
+            biases=False,
+        ),
+        Format(
             name="bitsandbytes",
             marker=f".{bitsandbytes.SCALE}",
             parts=bitsandbytes.PARTS,
@@ -198,6 +215,7 @@ def format_of(quantization: Mapping[str, Any]) -> Format | None:
         awq.QUANT_METHOD: "awq",
         modelopt.QUANT_METHOD: "modelopt",
         bitsandbytes.QUANT_METHOD: "bitsandbytes",
+        bitnet.QUANT_METHOD: "bitnet",
     }
     return FORMATS[names[method]] if method in names else None
 

@@ -22,7 +22,7 @@ class InputScheme:
     granularity "token": one scale per token, "group": one per token and `group_size` inputs, both found as the tokens
     come (dynamic); "tensor": one scale, calibrated beforehand and stored (static).
     scale_type: what a scale is rounded to: "float" not at all, "e8m0" powers of two, "e4m3" FP8 after multiplication
-    with one calibrated number, which is stored (NVFP4).
+    with one calibrated number, which is stored (NVFP4). narrow: int8 in 127 steps of each sign, as BitNet rounds.
     """
 
     type: Literal["int", "float"]
@@ -30,6 +30,7 @@ class InputScheme:
     group_size: int | None = None
     bits: int = 8
     scale_type: ScaleType = "float"
+    narrow: bool = False
 
     @property
     def dynamic(self) -> bool:
@@ -40,7 +41,7 @@ class InputScheme:
     def steps(self) -> float:
         """A scale is the largest |x| divided by this: half of the 255 steps of int8, as for weights, 448 or 6."""
         if self.type == "int":
-            return 127.5
+            return 127.0 if self.narrow else 127.5
         return FP8_HIGHEST if self.bits == 8 else E2M1[-1]
 
 

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from compress.numerics.quantized import QuantizedTensor
 
 
+def ternary_scheme() -> IntScheme:
+    """BitNet b1.58's: codes -1, 0 and 1 in 2 bits, inputs in 8."""
+    return IntScheme(2, None, inputs=InputScheme("int", "token", narrow=True))
+
+
 @dataclass(frozen=True, slots=True)
 class IntScheme:
     """Integer weights: `bits` per code, one scale per `group_size` inputs (None: per output channel).
@@ -66,6 +71,8 @@ class IntScheme:
         does a column of packed zero points where `out_features` is given.
         out_features: over which a scale of the whole tensor is spread; None counts no such scale.
         """
+        if self.inputs is not None and self.inputs.narrow:  # one scale for the matrix
+            return self.bits + (0.0 if out_features is None else scale_bits / (in_features * out_features))
         row = 32 * math.ceil(in_features * self.bits / 32) if self.inputs is None else self.bits * in_features
         zero = self.bits if out_features is None else 32 * math.ceil(out_features * self.bits / 32) / out_features
         per_group = scale_bits + (0 if self.symmetric else zero)

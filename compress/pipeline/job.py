@@ -115,7 +115,7 @@ def assign(stage: QuantizeStage, skeleton: Skeleton) -> tuple[dict[str, Scheme],
     problems += unmatched
     for scheme in dict.fromkeys(schemes.values()):
         specs_of = [spec for spec in wanted if schemes[spec.name] == scheme]
-        problems += _misfits(scheme, specs_of) or _misplaced(FORMATS[stage.format], scheme, specs_of)
+        problems += _misfits(scheme, specs_of) or _misplaced(FORMATS[stage.format], scheme, specs_of, skeleton)
     if isinstance(stage.method, GptqConfig) and (sparsity := stage.method.to_sparsity()) is not None:
         problems += pattern_misfits(sparsity, wanted)
     for block in range(skeleton.num_blocks):
@@ -191,7 +191,7 @@ def _chosen(stage: QuantizeStage, wanted: Sequence[LinearSpec]) -> tuple[dict[st
     return schemes, problems
 
 
-def _misplaced(format: Format, scheme: Scheme, wanted: Sequence[LinearSpec]) -> list[Problem]:
+def _misplaced(format: Format, scheme: Scheme, wanted: Sequence[LinearSpec], skeleton: Skeleton) -> list[Problem]:
     """What the format has no place for: one problem for every shape."""
     if format.name == "compressed-tensors":
         return []
@@ -201,6 +201,12 @@ def _misplaced(format: Format, scheme: Scheme, wanted: Sequence[LinearSpec]) -> 
     if not format.experts and (experts := [spec for spec in wanted if spec.expert is not None]):
         said = f"{format.name} has no place for {experts[0].name}, which its model keeps fused with others"
         return [Problem(said, "leave experts out with --ignore '*.experts.*', or use another scheme")]
+    biased = [spec for spec in wanted if f"{spec.name}.bias" in skeleton.checkpoint.index]
+    if biased and not format.biases:
+        said = (
+            f"{format.name} has no place for the bias of {biased[0].name}, which loaders multiply by the weight's scale"
+        )
+        return [Problem(said, "leave `format` out, or leave linears with biases out with --ignore")]
     problems, seen = [], set()
     for spec in wanted:
         found = format.shape_refusal(scheme, spec.out_features, spec.in_features)

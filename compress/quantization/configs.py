@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from compress.types import BlockFloatScheme, Fp8Scheme, IntScheme, Scheme, Sparsity
+from compress.types import BlockFloatScheme, Fp8Scheme, IntScheme, Scheme, Sparsity, ternary_scheme
 
 
 def short_form(value: object) -> object:
@@ -296,7 +296,7 @@ class TernaryConfig(_Config):
 
     def refusal(self, scheme: Scheme) -> str | None:
         """Three codes need two bits, and a matrix has one scale, which every row repeats."""
-        if scheme == IntScheme(2, None):
+        if scheme in (IntScheme(2, None), ternary_scheme()):
             return None
         return "ternary weights are stored in 2 bits with a scale per channel: give --bits 2 --group-size channel --sym"
 

@@ -16,10 +16,11 @@ from compress.artifact.verify import verify
 from compress.errors import UserError
 from compress.evaluation.reports.linear_values import read_values
 from compress.evaluation.scheme import scheme_of
+from compress.exporters.dense import export_dense
 from compress.models.checkpoint import Checkpoint
 from compress.recipe import load_recipe, parse_recipe
 from compress.runtime import native_reader, transformers_backend
-from tests.pipeline.harness import recipe, tensors
+from tests.pipeline.harness import loaded_logits, recipe, tensors
 from tests.tiny_models import tiny_tokens
 
 WIDE = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 8, "num_hidden_layers": 2}
@@ -126,6 +127,8 @@ def test_layers_left_out_are_left_out_by_every_format(tiny: Callable[..., Path],
         ({"format": "modelopt"}, "modelopt is written for FP8 and NVFP4 schemes, not for W4A16"),
         ({"format": "gguf"}, "format"),
         ({"format": "compressed-tensors", "scheme": "NF4"}, "compressed-tensors has no layout for NF4"),
+        ({"format": "bitnet"}, "bitnet holds -1, 0 and 1, which ternary makes, and rtn does not"),
+        ({"format": "compressed-tensors", "scheme": "W2A8", "method": "ternary"}, "has no layout for W2A8"),
         ({"format": "bitsandbytes"}, "bitsandbytes is written for NF4, not for W4A16"),
         ({"method": "gptq", "scheme": "NF4"}, "gptq rounds to integers and to blocks of floats, not to NF4"),
     ],
@@ -155,3 +158,22 @@ def test_shapes_that_a_format_cannot_hold_are_planned_as_problems(
     assert any(match in problem for problem in planned.problems), planned.problems
     with pytest.raises(UserError):
         pipeline.run(wanted, model=tiny(model_type, **config))
+
+
+def test_ternary_weights_load_in_transformers_as_bitnet(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    wanted = recipe("ternary", None, scheme="W2A8")
+    assert "which loaders multiply" in pipeline.plan(wanted, model=tiny("llama", **WIDE)).problems[0]
+    source = tiny("llama", **WIDE, attention_bias=False, mlp_bias=False)
+    assert wanted.stages[0].format == "bitnet"  # type: ignore[union-attr]
+    planned = pipeline.plan(wanted, model=source)
+    artifact = pipeline.run(wanted, model=source, output=tmp_path / "out").artifact
+    assert verify(artifact.path).problems == []
+    assert scheme_of(artifact.config) == "w2a8"
+    assert artifact.manifest.sizes.bits_per_weight == pytest.approx(planned.bits_per_weight, abs=1e-6)
+    tokens = tiny_tokens(2, 12)
+    ours = transformers_backend.load(artifact.path, device="cpu").score(tokens)
+    with torch.compiler.set_stance("force_eager"):
+        theirs = loaded_logits(artifact.path, tokens)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    dense = export_dense(artifact.path, tmp_path / "dense").path
+    assert tensors(dense)["model.layers.0.mlp.up_proj.weight"].unique().numel() == 3

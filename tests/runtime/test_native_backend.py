@@ -198,7 +198,7 @@ def test_groups_that_no_kernel_takes_stay_with_transformers(tiny: Callable[..., 
     assert loading.load(packed, device="cpu").name == "transformers"
 
 
-@pytest.mark.parametrize("name", FIXED_SCHEMES)
+@pytest.mark.parametrize("name", [name for name in FIXED_SCHEMES if name != "W2A8"])  # which ternary alone makes
 def test_schemes_of_other_codes_or_rounded_inputs_stay_with_transformers(
     name: str, tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
