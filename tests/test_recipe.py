@@ -331,9 +331,10 @@ def test_a_recipe_is_a_value() -> None:
 
 @pytest.mark.parametrize("name", FIXED_SCHEMES)
 def test_a_scheme_may_be_named_in_a_recipe_or_by_a_flag(name: str) -> None:
-    by_flag = build_recipe(Settings(scheme=name.lower().replace("_", "-"), method="rtn"))[0]
-    by_name = parse_recipe({"stages": [{"method": "rtn", "scheme": name}]})
-    spelled_out = parse_recipe({"stages": [{"method": "rtn", "scheme": {"name": name}}]})
+    method = "ternary" if name == "W2A8" else "rtn"
+    by_flag = build_recipe(Settings(scheme=name.lower().replace("_", "-"), method=method))[0]
+    by_name = parse_recipe({"stages": [{"method": method, "scheme": name}]})
+    spelled_out = parse_recipe({"stages": [{"method": method, "scheme": {"name": name}}]})
     assert by_flag.hash() == by_name.hash() == spelled_out.hash()
     stage = by_flag.stages[0]
     assert stage.scheme.to_scheme() == FIXED_SCHEMES[name]
