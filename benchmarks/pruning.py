@@ -43,11 +43,13 @@ def _masks() -> list[Variant]:
             Variant("magnitude", amount, {"kind": "magnitude"}),
             Variant("wanda", amount, {"kind": "wanda"}, "wanda"),
             Variant("wanda, norms linear by linear", amount, {"kind": "wanda", "norms": "linear"}),
+            Variant("wanda, root of the norms", amount, {"kind": "wanda", "exponent": 0.5}),
             Variant("ria", amount, {"kind": "ria"}),
             Variant("ria, norms linear by linear", amount, {"kind": "ria", "norms": "linear"}),
             Variant("sparsegpt, the paper's", amount, {"kind": "sparsegpt", "refit_steps": 0, "correction": 0.0}),
             Variant("sparsegpt", amount, {"kind": "sparsegpt"}, "sparsegpt"),
         ]
+    rows.insert(1, Variant("magnitude within rows", "50%", {"kind": "wanda", "exponent": 0.0}))
     rows.insert(2, Variant("wanda over the matrix", "50%", {"kind": "wanda", "scope": "matrix"}))
     return rows
 

@@ -65,6 +65,6 @@ def _parts(job: DepthJob | WidthJob) -> Iterator[dict[str, Tensor]]:
 def _cut(job: DepthJob | WidthJob, name: str) -> Tensor:
     tensor = read_finite(job.checkpoint, name)
     if isinstance(job, WidthJob):
-        for axis, size in enumerate(job.cut.shape(name, tuple(tensor.shape))):
+        for axis, size in enumerate(job.cut.shape(job.layout, name, tuple(tensor.shape))):
             tensor = tensor.narrow(axis, 0, size)
     return tensor.contiguous().clone()

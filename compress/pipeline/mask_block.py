@@ -102,8 +102,8 @@ class _Pruner:
             return weight.masked_fill(ria.mask(weight, self._squares, self._sparsity, self._method), 0.0)
         if isinstance(self._method, SparseGptConfig) and self._shared is not None:
             return self._updated(self._method, self._shared, weight)
-        scope = self._method.scope if isinstance(self._method, WandaConfig) else "row"
-        return weight.masked_fill(wanda.mask(weight, self._squares, self._sparsity, scope), 0.0)
+        config = self._method if isinstance(self._method, WandaConfig) else WandaConfig()
+        return weight.masked_fill(wanda.mask(weight, self._squares, self._sparsity, config), 0.0)
 
     def _updated(self, method: SparseGptConfig, shared: Preconditioner, weight: Tensor) -> Tensor:
         assert shared.factored is not None

@@ -1,4 +1,5 @@
-"""One block cut in width: heads at o_proj, neurons at down_proj, channels wherever the stream is read.
+"""One block cut in width: heads and neurons at the linears that they feed, the consumers, whose outputs are the stream,
+and channels wherever the stream is read.
 
 Each linear that lost inputs is repaired for it.
 
@@ -10,6 +11,7 @@ cut is the same with and without repair.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import cast
@@ -23,28 +25,18 @@ from compress.calibration.staged import StagedForward
 from compress.calibration.statistics import LinearStats, collect
 from compress.errors import WorkError
 from compress.models.skeleton import LinearSpec
-from compress.pipeline import width_channels
+from compress.pipeline import width_norms
 from compress.pipeline.block import Workers
 from compress.pipeline.inputs import Activations
 from compress.pipeline.linears import errors, put_dense
 from compress.pipeline.source import read_finite, read_weight
 from compress.pipeline.twin import Pair, pairs, twin_of
-from compress.pipeline.width_job import (
-    FED_BY_HEADS,
-    FED_BY_NEURONS,
-    HEADS,
-    HEADS_KEPT,
-    NEURONS,
-    NEURONS_KEPT,
-    WidthJob,
-)
+from compress.pipeline.width_job import HEADS_KEPT, NEURONS_KEPT, WidthJob
 from compress.pruning import sparsegpt, width
 from compress.pruning.masks import zero_mask
 from compress.quantization.gptq import Preconditioner
 from compress.quantization.hessian import cholesky, damped
 
-CONSUMERS = (FED_BY_HEADS, FED_BY_NEURONS)
-"""Linears whose inputs are heads and neurons, and whose outputs are the stream."""
 REFIT_STEPS = 100
 
 
@@ -64,9 +56,9 @@ def through_block(job: WidthJob, block: int, entering: Activations, workers: Wor
     module = skeleton.materialise(block)
     live = skeleton.modules(block, module)
     specs = {spec.name: spec for spec in skeleton.linears(block)}
-    watched = [spec for spec in specs.values() if channels is not None or spec.name.endswith(CONSUMERS)]
+    watched = [spec for spec in specs.values() if channels is not None or _consumes(job, spec)]
     if channels is not None:
-        result.tensors |= width_channels.narrow_norms(job, skeleton.block_tensors(block), live)
+        result.tensors |= width_norms.narrow_norms(job, skeleton.block_tensors(block), live)
     forward = StagedForward(entering.runs(skeleton, module), {s.name: live[s.name] for s in watched}, workers.count)
     twin = twin_of(job, entering, watched, block, workers)
     assert twin is not None
@@ -88,14 +80,15 @@ def through_block(job: WidthJob, block: int, entering: Activations, workers: Wor
             found[spec.name] = errors(weight[rows], whole[rows], sample, reference)
             if job.method.repair:
                 result.repaired.add(spec.weight)
+                _mend_behind(job, result, spec, weight, whole, sample, reference, live)
             elif narrow.shape == weight.shape:
                 continue  # nothing to do here: as it was
-            result.tensors[spec.weight] = narrow
-            if len(kept) == spec.in_features or not spec.name.endswith(CONSUMERS):
+            result.tensors[spec.weight] = narrow.T.contiguous() if spec.layout == "conv1d" else narrow
+            if len(kept) == spec.in_features or not _consumes(job, spec):
                 continue
-            feeding = NEURONS if spec.name.endswith(FED_BY_NEURONS) else (HEADS,)
-            for producer in (each for each in specs.values() if each.name.endswith(feeding)):
-                _keep_rows(job, result, producer, kept)
+            for producer in specs.values():
+                if (fed := job.layout.feeds(producer.weight)) is not None and spec.name.endswith(fed):
+                    _keep_rows(job, result, producer, kept)
     changed = [spec for spec in specs.values() if spec.name in found or spec.weight in result.tensors]
     result.layers += [_report(job, spec, result, *found.get(spec.name, (None, None))) for spec in changed]
     result.activations = entering.advanced(forward.outputs, twin.outputs)
@@ -118,7 +111,7 @@ class _Shared:
 
     def _chosen(self, pair: Pair) -> Tensor:
         job, spec = self._job, self._spec
-        if not spec.name.endswith(CONSUMERS):
+        if not _consumes(job, spec):
             assert job.channels is not None
             return job.channels
         wanted = collect(list(pair.originals.values()), {}, self._pool)
@@ -145,8 +138,8 @@ class _Shared:
 
 def _chosen(job: WidthJob, spec: LinearSpec, weight: Tensor, wanted: LinearStats) -> Tensor:
     """The inputs that stay, (kept,) int64 sorted."""
-    cut, neurons = job.cut, spec.name.endswith(FED_BY_NEURONS)
-    sections, size, keep = (1, 1, cut.neurons) if neurons else (cut.kv_heads, cut.head_dim, cut.heads)
+    cut, neurons = job.cut, spec.name.endswith(job.layout.down)
+    (sections, keep), size = ((1, cut.neurons), 1) if neurons else (cut.sections, cut.head_dim)
     if (listed := job.decided.get(NEURONS_KEPT if neurons else HEADS_KEPT)) is not None:
         groups = torch.tensor(listed[str(spec.block)])
     else:
@@ -162,6 +155,11 @@ def _chosen(job: WidthJob, spec: LinearSpec, weight: Tensor, wanted: LinearStats
     return (groups.unsqueeze(1) * size + torch.arange(size)).reshape(-1)
 
 
+def _consumes(job: WidthJob, spec: LinearSpec) -> bool:
+    """Whether neurons or heads feed this linear."""
+    return spec.name.endswith((job.layout.out, job.layout.down))
+
+
 def _unusable(spec: LinearSpec) -> WorkError:
     return WorkError(
         f"no damping makes the second moments of {spec.name}'s inputs positive definite",
@@ -171,7 +169,7 @@ def _unusable(spec: LinearSpec) -> WorkError:
 
 def _written(job: WidthJob, spec: LinearSpec) -> Tensor:
     """The outputs that stay, as far as they are channels of the stream: (rows,) int64 sorted."""
-    if job.channels is not None and spec.name.endswith(CONSUMERS):
+    if job.channels is not None and _consumes(job, spec):
         return job.channels
     return torch.arange(spec.out_features)
 
@@ -189,12 +187,46 @@ def _keep_bias(job: WidthJob, result: NarrowBlock, spec: LinearSpec, rows: Tenso
     parameter.data = whole
 
 
+def _mend_behind(
+    job: WidthJob,
+    result: NarrowBlock,
+    spec: LinearSpec,
+    weight: Tensor,
+    whole: Tensor,
+    sample: Tensor,
+    reference: Tensor | None,
+    live: Mapping[str, nn.Module],
+) -> None:
+    """The norm between a consumer and the stream, where channels go and the family has one.
+
+    weight, whole (out, in): as it was and with zeros; sample, reference as `errors` takes them.
+    """
+    end = next((norm for end, norm in job.layout.behind.items() if spec.name.endswith(end)), None)
+    if end is None or job.channels is None:
+        return
+    (name,) = (each for each in live if each.endswith(end))
+    name_of_bias = f"{spec.name}.bias"
+    bias = read_finite(job.checkpoint, name_of_bias).float() if name_of_bias in job.checkpoint.index else 0.0
+    wanted = (sample if reference is None else reference) @ weight.T + bias
+    stays = torch.zeros(spec.out_features)
+    stays[job.channels] = 1.0
+    found = sample @ whole.T + bias * stays
+    result.tensors[f"{name}.weight"] = width_norms.mended_norm(job, f"{name}.weight", live[name], found, wanted)
+    result.repaired.add(f"{name}.weight")
+
+
 def _keep_rows(job: WidthJob, result: NarrowBlock, spec: LinearSpec, kept: Tensor) -> None:
     """The rows of a linear, and of its bias, that feed what stays."""
-    for name in (spec.weight, f"{spec.name}.bias"):
+    (axis, *_) = job.layout.axes_of(spec.weight) or (None,)
+    assert axis is not None
+    rows = job.cut.rows(axis, kept)
+    if len(rows) == spec.out_features:
+        return
+    for name, at in ((spec.weight, int(spec.layout == "conv1d")), (f"{spec.name}.bias", 0)):
         if name in job.checkpoint.index:
             now = result.tensors.get(name)
-            result.tensors[name] = (read_finite(job.checkpoint, name) if now is None else now)[kept].contiguous()
+            whole = read_finite(job.checkpoint, name) if now is None else now
+            result.tensors[name] = whole.index_select(at, rows).contiguous()
 
 
 def _report(
@@ -204,6 +236,7 @@ def _report(
     index, names = job.checkpoint.index, (spec.weight, f"{spec.name}.bias")
     lost = sum(math.prod(index[name].shape) - result.tensors[name].numel() for name in names if name in result.tensors)
     now = result.tensors.get(spec.weight)
+    now = now.T if now is not None and spec.layout == "conv1d" else now
     shape: list[JsonValue] = [spec.out_features, spec.in_features]
     details: dict[str, JsonValue] = {
         "shape": shape if now is None else list(now.shape),

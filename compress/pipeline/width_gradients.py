@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from compress.errors import WorkError
 from compress.pipeline import inputs, stats_cache
 from compress.pipeline.block import Workers
-from compress.pipeline.width_job import FED_BY_HEADS, FED_BY_NEURONS, HEADS_KEPT, NEURONS_KEPT, WidthJob
+from compress.pipeline.width_job import HEADS_KEPT, NEURONS_KEPT, WidthJob
 from compress.progress import Progress
 from compress.pruning import width
 
@@ -31,11 +31,12 @@ def decide(job: WidthJob, workers: Workers, progress: Progress) -> dict[str, Any
     """
     what, cut = f"gradients-{job.method.importance}", job.cut
     found = stats_cache.measured(job, what, {}, lambda: _importance(job, workers, progress), progress)
+    sections, keep = cut.sections
     neurons: dict[str, list[int]] = {}
     heads: dict[str, list[int]] = {}
     for block in map(str, range(job.skeleton.num_blocks)):
         neurons[block] = width.highest(found[f"{NEURONS_KEPT}.{block}"], 1, 1, cut.neurons).tolist()
-        heads[block] = width.highest(found[f"{HEADS_KEPT}.{block}"], cut.kv_heads, 1, cut.heads).tolist()
+        heads[block] = width.highest(found[f"{HEADS_KEPT}.{block}"], sections, 1, keep).tolist()
     return {NEURONS_KEPT: neurons, HEADS_KEPT: heads}
 
 
@@ -92,13 +93,13 @@ def _through(
     skeleton = job.skeleton
     module = skeleton.materialise(block)
     live = skeleton.modules(block, module)
-    watched = [next(m for n, m in live.items() if n.endswith(end)) for end in (FED_BY_NEURONS, FED_BY_HEADS)]
+    watched = [next(m for n, m in live.items() if n.endswith(end)) for end in (job.layout.down, job.layout.out)]
     seen: dict[int, Tensor] = {}
     handles = [
         m.register_forward_pre_hook(lambda _, given, at=at: seen.__setitem__(at, given[0]))
         for at, m in enumerate(watched)
     ]
-    neurons, heads = torch.zeros(job.cut.all_neurons), torch.zeros(job.cut.all_heads * job.cut.kv_heads)
+    neurons, heads = torch.zeros(job.cut.all_neurons), torch.zeros(job.cut.all_heads * job.cut.all_kv_heads)
     below = []
     try:
         for place, (entering, above) in enumerate(zip(hidden, gradient, strict=True)):

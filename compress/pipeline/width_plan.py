@@ -10,7 +10,7 @@ from compress.models.skeleton import LinearSpec
 from compress.pipeline.duration import on_all_threads, product_rate
 from compress.pipeline.inputs import compared_tokens
 from compress.pipeline.memory import largest_block, largest_linear, streaming, widest_input
-from compress.pipeline.width_job import FED_BY_HEADS, FED_BY_NEURONS, WidthJob
+from compress.pipeline.width_job import WidthJob
 from compress.pipeline.width_shape import WidthCut
 from compress.pipeline.work import Problem
 from compress.pruning.width import ROUNDS
@@ -72,7 +72,10 @@ def width_plan(job: WidthJob, output: Path, problems: Sequence[Problem]) -> Widt
 
 
 def _planned(job: WidthJob, spec: LinearSpec) -> NarrowShape:
-    kept_out, kept_in = job.cut.shape(spec.weight, (spec.out_features, spec.in_features))
+    stored = (spec.out_features, spec.in_features)
+    turned = job.layout.turned
+    found = job.cut.shape(job.layout, spec.weight, stored[::-1] if turned else stored)
+    kept_out, kept_in = found[::-1] if turned else found
     return NarrowShape(spec.name, spec.block, spec.in_features, spec.out_features, kept_in, kept_out)
 
 
@@ -91,7 +94,7 @@ def _operations(job: WidthJob) -> float:
     compared = compared_tokens(tokens)
     specs = job.skeleton.linears()
     forward = 2.0 * sum(spec.in_features * spec.out_features for spec in specs)
-    consumers = [spec for spec in specs if spec.name.endswith((FED_BY_HEADS, FED_BY_NEURONS))]
+    consumers = [spec for spec in specs if spec.name.endswith((job.layout.out, job.layout.down))]
     squares = sum(float(spec.in_features) ** 2 for spec in consumers)
     cubes = sum(float(spec.in_features) ** 2 * (2 * spec.in_features + spec.out_features) for spec in consumers)
     choosing = 0.0

@@ -1,39 +1,16 @@
-"""What a width cut leaves of every tensor: which of its axes are channels of the stream, query heads or neurons."""
+"""What a width cut leaves of every tensor: the lengths of its axes, and which rows."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+
+import torch
+from torch import Tensor
 
 from compress.models.skeleton import Skeleton
 from compress.pipeline.cut_job import Cut
-
-Axis = Literal["hidden", "heads", "neurons"]
-
-Axes = tuple[Axis | None, ...]
-
-_READS: Axes = (None, "hidden")
-_NORM: Axes = ("hidden",)
-AXES: dict[str, Axes] = {
-    "embed_tokens": _READS,
-    "lm_head": _READS,
-    "norm": _NORM,
-    "input_layernorm": _NORM,
-    "post_attention_layernorm": _NORM,
-    "pre_feedforward_layernorm": _NORM,
-    "post_feedforward_layernorm": _NORM,
-    "q_norm": (None,),
-    "k_norm": (None,),
-    "q_proj": ("heads", "hidden"),
-    "k_proj": _READS,
-    "v_proj": _READS,
-    "o_proj": ("hidden", "heads"),
-    "gate_proj": ("neurons", "hidden"),
-    "up_proj": ("neurons", "hidden"),
-    "down_proj": ("hidden", "neurons"),
-}
-"""By the last part of a module's name: what the axes of its weight are; the bias has the first."""
+from compress.pipeline.width_layout import LAYOUTS, Axis, Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +18,7 @@ class WidthCut(Cut):
     """neurons of all_neurons stay, and hidden of all_hidden channels of the stream between the blocks; of each of
     kv_heads groups of all_heads query heads, of head_dim each, heads stay.
 
+    kv_heads: fewer than all_kv_heads only where every query head has keys of its own, which go with it.
     parameters: what the whole model then has, of all_parameters; embeddings counted, tied copies not.
     """
 
@@ -49,6 +27,7 @@ class WidthCut(Cut):
     heads: int
     all_heads: int
     kv_heads: int
+    all_kv_heads: int
     head_dim: int
     hidden: int
     all_hidden: int
@@ -60,26 +39,48 @@ class WidthCut(Cut):
         """Whether channels of the stream go."""
         return self.hidden < self.all_hidden
 
+    @property
+    def sections(self) -> tuple[int, int]:
+        """Of how many equal runs of query heads how many of each stay."""
+        return (1, self.kv_heads) if self.kv_heads < self.all_kv_heads else (self.kv_heads, self.heads)
+
     def size(self, axis: Axis) -> int:
         """How long an axis is then."""
-        return {"hidden": self.hidden, "heads": self.heads * self.kv_heads * self.head_dim, "neurons": self.neurons}[
-            axis
-        ]
+        keys, queries = self.kv_heads * self.head_dim, self.heads * self.kv_heads * self.head_dim
+        sizes: dict[Axis, int] = {
+            "hidden": self.hidden,
+            "neurons": self.neurons,
+            "gate_up": 2 * self.neurons,
+            "heads": queries,
+            "kv": keys,
+            "qkv": queries + 2 * keys,
+        }
+        return sizes[axis]
 
-    def shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def rows(self, axis: Axis, kept: Tensor) -> Tensor:
+        """The rows (rows,) of an axis that feed what stays of neurons or of heads, `kept` (kept,) int64 sorted."""
+        if axis == "gate_up":
+            return torch.cat([kept, kept + self.all_neurons])
+        if axis in ("neurons", "heads"):
+            return kept
+        all_keys = self.all_kv_heads * self.head_dim
+        keys = kept if self.kv_heads < self.all_kv_heads else torch.arange(all_keys)
+        if axis == "kv":
+            return keys
+        queries = self.all_heads * all_keys
+        return torch.cat([kept, queries + keys, queries + all_keys + keys])
+
+    def shape(self, layout: Layout, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of a tensor of the checkpoint then, from the one that it has."""
-        axes = AXES.get(module_of(name), ())
+        axes = layout.axes_of(name) or ()
         axes += (None,) * (len(shape) - len(axes))
+        if layout.turned and len(shape) == 2:
+            axes = axes[::-1]
         return tuple(size if axis is None else self.size(axis) for size, axis in zip(shape, axes, strict=False))
-
-
-def module_of(name: str) -> str:
-    """The last part of the name of the module that a tensor belongs to."""
-    return name.split(".")[-2] if "." in name else name
 
 
 def count(skeleton: Skeleton, cut: WidthCut) -> int:
     """The parameters of the whole model as it is then; stored copies of tied ones not counted."""
-    index = skeleton.checkpoint.source_index
+    index, layout = skeleton.checkpoint.source_index, LAYOUTS[skeleton.family.model_type]
     names = index.keys() - skeleton.stored_copies()
-    return sum(math.prod(cut.shape(name, tuple(index[name].shape))) for name in names)
+    return sum(math.prod(cut.shape(layout, name, tuple(index[name].shape))) for name in names)

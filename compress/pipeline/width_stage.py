@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from compress.models.checkpoint import Checkpoint
-from compress.pipeline import output, width_block, width_channels, width_gradients
+from compress.pipeline import output, width_block, width_channels, width_gradients, width_norms
 from compress.pipeline.block import Workers
 from compress.pipeline.cut_stage import CutKind
 from compress.pipeline.inputs import Activations
@@ -31,11 +31,10 @@ class WidthKind(CutKind[WidthJob]):
         return {**(found or {}), **width_gradients.decide(job, workers, progress)}
 
     def outer(self, job: WidthJob, tensors: dict[str, Tensor], fate: Fate) -> tuple[dict[str, Tensor], Fate]:
-        channels = job.channels
-        if channels is None:
+        if job.channels is None:
             return tensors, fate
-        last, _ = width_channels.final_norm(job)  # it is mended behind the last block
-        narrow = {name: tensor[:, channels].contiguous() for name, tensor in tensors.items() if name != last}
+        last, _ = width_norms.final_norm(job)  # it is mended behind the last block
+        narrow = {name: width_norms.narrow_table(job, name, t) for name, t in tensors.items() if name != last}
         return narrow, {name: ("pruned", into) if name in narrow else (action, into)
                         for name, (action, into) in fate.items() if name != last}  # fmt: skip
 
@@ -48,8 +47,8 @@ class WidthKind(CutKind[WidthJob]):
         narrow = width_block.through_block(job, block, entering, workers)
         if job.cut.narrows and block == job.skeleton.num_blocks - 1:
             assert narrow.activations is not None
-            last, _ = width_channels.final_norm(job)
-            narrow.tensors[last] = width_channels.mended_final_norm(job, narrow.activations)
+            last, _ = width_norms.final_norm(job)
+            narrow.tensors[last] = width_norms.mended_final_norm(job, narrow.activations)
             narrow.repaired |= {last} if job.method.repair else set()
         if job.cut.narrows:
             narrow.layers += width_channels.report(job, block, _no_linears(job, block))
@@ -65,8 +64,8 @@ class WidthKind(CutKind[WidthJob]):
         """Refuses a directory that transformers does not load as the model that was cut. Raises WorkError."""
         assert leaving is not None
         if job.cut.narrows:
-            name, module = width_channels.final_norm(job)
-            width_channels.put_norm(job, module, Checkpoint.open(directory).read(name))
+            name, _ = width_norms.final_norm(job)
+            width_norms.put_final_norm(job, Checkpoint.open(directory).read(name))
         super().check(job, directory, leaving)
 
 
@@ -77,4 +76,8 @@ def _no_linears(job: WidthJob, block: int) -> list[str]:
     linears = {name for spec in skeleton.linears(block) for name in (spec.weight, f"{spec.name}.bias")}
     left = linears | skeleton.stored_copies()
     index = job.checkpoint.index
-    return [n for n in names if n not in left and job.cut.shape(n, tuple(index[n].shape)) != tuple(index[n].shape)]
+    return [
+        n
+        for n in names
+        if n not in left and job.cut.shape(job.layout, n, tuple(index[n].shape)) != tuple(index[n].shape)
+    ]

@@ -43,9 +43,12 @@ class WandaConfig(_Config):
 
     kind: Literal["wanda"] = "wanda"
     scope: Literal["row", "matrix"] = Field(
-        "row", description="among which weights scores are compared where there is no pattern"
+        default="row", description="among which weights scores are compared where there is no pattern"
     )
     norms: Norms = _NORMS
+    exponent: float = Field(
+        default=1.0, ge=0.0, le=2.0, description="power of the input norm (0: magnitude, compared as `scope` says)"
+    )
 
     summary: ClassVar[str] = "smallest weight times input norm goes, row by row; no update of what stays"
     paper: ClassVar[str] = "arXiv:2306.11695"

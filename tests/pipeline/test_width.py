@@ -15,13 +15,17 @@ from compress.artifact.verify import verify
 from compress.errors import UserError, WorkError
 from compress.pipeline import WidthPlan, width_stage
 from compress.pipeline.resolve import resolve
-from compress.pipeline.width_job import FAMILIES, WITH_CHANNELS
+from compress.pipeline.width_layout import LAYOUTS
 from compress.progress import NullProgress
 from compress.recipe import Recipe, parse_recipe
 from compress.recipe_prune import PruneSettings, build_prune_recipe
 from tests.pipeline import harness
 from tests.tiny_models import FAMILIES as EVERY_FAMILY
 from tests.tiny_models import tiny_tokens
+
+FAMILIES = tuple(LAYOUTS)
+WITH_HEADS = tuple(family for family, layout in LAYOUTS.items() if layout.heads_stay is None)
+WITH_CHANNELS = tuple(family for family, layout in LAYOUTS.items() if layout.stream_stays is None)
 
 
 def recipe(text: Path, keep: float = 0.75, samples: int = 8, **method: Any) -> Recipe:
@@ -40,13 +44,14 @@ def test_the_narrow_model_is_what_transformers_loads(
     family: str, tiny: Callable[..., Path], text: Path, tmp_path: Path
 ) -> None:
     source, tokens = tiny(family), tiny_tokens(2, 20)
-    wanted = recipe(text, heads=0.6)
+    wanted = recipe(text, heads=0.6 if family in WITH_HEADS else 1.0)
     artifact = pipeline.run(wanted, model=source, output=tmp_path / "out").artifact
     before, after = harness.tensors(source), harness.tensors(artifact.path)
     config = artifact.config
     assert before.keys() == after.keys()
-    assert (config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]) == (4, 2, 16)
-    assert config["intermediate_size"] < 160
+    if family in WITH_HEADS:
+        assert (config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]) == (4, 2, 16)
+    assert config[LAYOUTS[family].size] < 160
     counted = sum(tensor.numel() for tensor in after.values())
     assert artifact.manifest.sizes.parameters == counted
     plan = pipeline.plan(wanted, model=source)
@@ -56,7 +61,8 @@ def test_the_narrow_model_is_what_transformers_loads(
     assert 0.7 < plan.cut.keep <= 0.75
     assert (plan.cut.neurons + 8 - plan.cut.neurons % 8) % 8 == 0
     shapes = {layer["name"]: layer["details"]["shape"] for layer in artifact.layers()}
-    assert all(list(after[f"{name}.weight"].shape) == shape for name, shape in shapes.items())
+    turned = -1 if LAYOUTS[family].turned else 1
+    assert all(list(after[f"{name}.weight"].shape)[::turned] == shape for name, shape in shapes.items())
     found = harness.loaded_logits(artifact.path, tokens)
     assert found.isfinite().all()
     assert harness.distance(found, harness.source_logits(source, tokens)) > 0.01
@@ -114,7 +120,8 @@ def test_a_narrower_stream_is_what_transformers_loads_and_repair_brings_it_neare
         plan = pipeline.plan(wanted, model=source)
         assert isinstance(plan, WidthPlan)
         assert plan.cut.parameters == counted <= 0.7 * plan.cut.all_parameters
-        embedding = before["model.embed_tokens.weight"]
+        grown = (96 / 72) ** 0.5 if LAYOUTS[family].scaled else 1.0
+        embedding = before["model.embed_tokens.weight"] * grown
         assert all(bool((column[:, None] == embedding).all(0).any()) for column in after["model.embed_tokens.weight"].T)
         assert verify(artifact.path).ok
         found[repair] = harness.distance(
@@ -124,9 +131,33 @@ def test_a_narrower_stream_is_what_transformers_loads_and_repair_brings_it_neare
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in WITH_CHANNELS])
-def test_streams_that_cannot_lose_channels_are_named(family: str, tiny: Callable[..., Path], text: Path) -> None:
-    with pytest.raises(UserError, match=f"the stream of {family} models cannot lose channels"):
+def test_what_a_family_cannot_lose_is_named_with_the_reason(family: str, tiny: Callable[..., Path], text: Path) -> None:
+    with pytest.raises(UserError, match=f"the stream of {family} models cannot lose channels: their layer norms"):
         pipeline.plan(recipe(text, hidden=0.5), model=tiny(family))
+    with pytest.raises(UserError, match=f"query heads of {family} models cannot go: their config"):
+        pipeline.plan(recipe(text, heads=0.5), model=tiny(family))
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_heads_with_keys_of_their_own_take_these_along(
+    family: str, tiny: Callable[..., Path], text: Path, tmp_path: Path
+) -> None:
+    source = tiny(family, num_key_value_heads=6)
+    artifact = pipeline.run(recipe(text, heads=0.6), model=source, output=tmp_path / "out").artifact
+    config, before, after = artifact.config, harness.tensors(source), harness.tensors(artifact.path)
+    assert (config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]) == (4, 4, 16)
+    assert artifact.manifest.sizes.parameters == sum(tensor.numel() for tensor in after.values())
+    fused = "model.layers.0.self_attn.qkv_proj.weight"
+    if fused in before:
+        keys = [tensors[fused].split(len(tensors[fused]) // 3) for tensors in (before, after)]
+    else:
+        names = [f"model.layers.0.self_attn.{part}_proj.weight" for part in "qkv"]
+        keys = [tuple(tensors[name] for name in names) for tensors in (before, after)]
+    heads = [part.reshape(-1, 16, 96) for part in keys[0]]
+    narrow = [part.reshape(-1, 16, 96) for part in keys[1]]
+    kept = [[bool((head == one).all()) for head in heads[0]].index(True) for one in narrow[0]]
+    assert len(kept) == 4
+    assert all(torch.equal(part[kept], cut) for part, cut in zip(heads, narrow, strict=True)), "q, k and v of one head"
 
 
 def test_zeros_of_an_earlier_pruning_stay(tiny: Callable[..., Path], text: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compress.pruning import magnitude, ria, wanda
-from compress.pruning.configs import RiaConfig
+from compress.pruning.configs import RiaConfig, WandaConfig
 from compress.pruning.masks import least, lowest
 from compress.types import Sparsity
 
@@ -53,8 +53,11 @@ def test_the_scores_by_hand() -> None:
     square_mean = torch.tensor([100.0, 1.0, 1.0, 0.01])
     half = Sparsity(0.5)
     assert magnitude.mask(weight, half).tolist() == [[True, True, False, False], [False, True, True, False]]
-    assert wanda.mask(weight, square_mean, half).tolist() == [[False, True, False, True], [False, True, False, True]]
-    over_all = wanda.mask(weight, square_mean, half, "matrix")
+    of_rows = wanda.mask(weight, square_mean, half, WandaConfig())
+    assert of_rows.tolist() == [[False, True, False, True], [False, True, False, True]]
+    plain = wanda.mask(weight, square_mean, half, WandaConfig(exponent=0))
+    assert plain.tolist() == [[True, True, False, False], [False, True, True, False]]
+    over_all = wanda.mask(weight, square_mean, half, WandaConfig(scope="matrix"))
     assert over_all.tolist() == [[False, False, False, True], [False, True, True, True]]
     shares = weight.abs() / weight.abs().sum(1, keepdim=True) + weight.abs() / weight.abs().sum(0)
     for exponent in (0.0, 0.5, 1.0):

@@ -9,6 +9,7 @@ import torch
 
 from compress.kernels import reference
 from compress.pruning import sparsegpt, wanda
+from compress.pruning.configs import WandaConfig
 from compress.types import Sparsity
 from tests.kernels.problems import make
 
@@ -49,7 +50,7 @@ def test_the_sparsity_is_exact(sparsity: Sparsity, ordered: bool) -> None:
 def test_the_update_pays_and_the_refit_pays_more() -> None:
     problem = make(64, 256, 1)
     order = torch.arange(256)
-    plain = problem.weight.masked_fill(wanda.mask(problem.weight, problem.hessian.diagonal(), HALF), 0)
+    plain = problem.weight.masked_fill(wanda.mask(problem.weight, problem.hessian.diagonal(), HALF, WandaConfig()), 0)
     updated = sparsegpt.prune(problem.weight, problem.upper, order, HALF, POOL)
     refitted = sparsegpt.refit(problem.weight, updated, problem.hessian, 100, POOL)
     losses = [objective(problem.weight, q, problem.hessian) for q in (plain, updated, refitted)]
