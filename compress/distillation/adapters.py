@@ -18,8 +18,16 @@ from compress.errors import UserError
 ADAPTER = "default"
 
 
-def add(model: Any, rank: int, alpha: int, targets: list[str], seed: int) -> Any:
-    """The model with an adapter of `rank` on every linear named in `targets`; all other weights are frozen.
+class _Plain(nn.Module):
+    """Holds a model without its config, by which peft would look for experts fused where they are linears here."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+
+def add(model: nn.Module, rank: int, alpha: int, targets: list[str], seed: int) -> None:
+    """Puts an adapter of `rank` on every linear of the model named in `targets`; all other weights are frozen.
 
     Raises:
         UserError: peft is not installed.
@@ -33,16 +41,16 @@ def add(model: Any, rank: int, alpha: int, targets: list[str], seed: int) -> Any
         ) from None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets, bias="none")
-        return get_peft_model(model, settings, autocast_adapter_dtype=False)
+        names = [f"model.{name}" for name in targets]
+        settings = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=names, bias="none")
+        get_peft_model(_Plain(model), settings, autocast_adapter_dtype=False)
 
 
-def layers(model: Any) -> dict[str, Any]:
-    """The adapted layers by the name that the linear has in the model without adapters."""
+def layers(model: nn.Module) -> dict[str, Any]:
+    """The adapted layers by the name that the linear had before."""
     from peft.tuners.lora import LoraLayer
 
-    found = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
-    return {name.removeprefix("base_model.model."): module for name, module in found.items()}
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
 def mask(layer: Any, kept: Tensor) -> None:

@@ -67,10 +67,19 @@ def build(config: dict[str, Any], family: Family, dtype: torch.dtype) -> PreTrai
         ) from error
     attention.use(model)
     _fill_buffers(model)
-    if family.experts is not None:
-        for block in blocks_of(model, family):
-            _split_experts(block, family.experts)
+    split_experts(model, family)
     return cast(PreTrainedModel, model.eval())
+
+
+def split_experts(model: nn.Module, family: Family) -> list[str]:
+    """Puts one linear each in the place of fused experts, weights unset; gives the module paths of what it replaced."""
+    if family.experts is None:
+        return []
+    replaced = []
+    for number, block in enumerate(blocks_of(model, family)):
+        if _split_experts(block, family.experts):
+            replaced.append(f"{family.blocks}.{number}.{family.experts.path}")
+    return replaced
 
 
 def blocks_of(model: nn.Module, family: Family) -> list[nn.Module]:
@@ -95,9 +104,11 @@ def _fill_buffers(model: PreTrainedModel) -> None:
                 )
 
 
-def _split_experts(block: nn.Module, names: ExpertNames) -> None:
+def _split_experts(block: nn.Module, names: ExpertNames) -> bool:
     parent_path, _, leaf = names.path.rpartition(".")
     parent = block.get_submodule(parent_path)
     fused = getattr(parent, leaf, None)
-    if fused is not None:
-        setattr(parent, leaf, Experts.replacing(fused, names))
+    if fused is None:
+        return False
+    setattr(parent, leaf, Experts.replacing(fused, names))
+    return True

@@ -185,14 +185,9 @@ def assign(
     """The opened teacher, and what forbids the run.
 
     Raises:
-        UserError: no such teacher, a family that cannot be trained, a missing tokenizer.
+        UserError: no such teacher, a missing tokenizer.
         IntegrityError: the two read a text into different tokens.
     """
-    if skeleton.family.experts is not None:
-        raise UserError(
-            f"students of the family {skeleton.family.model_type} cannot be trained yet: their experts are fused",
-            "give a model without experts",
-        )
     found = Checkpoint.open(local_directory(teacher or content.default_model()))
     require_same_tokens(found, checkpoint)
     problems = []

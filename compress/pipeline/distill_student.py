@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from compress.distillation import adapters
 from compress.errors import IntegrityError, UserError
+from compress.models.meta import split_experts
 from compress.models.quiet import quiet
 from compress.pipeline.distill_job import DistillJob
 from compress.pipeline.packed_student import Packed, Recorded
@@ -85,16 +86,29 @@ def open_student(job: DistillJob) -> Student:
 
 
 def load_student(job: DistillJob) -> Any:
-    """The student as transformers runs it; a quantised one on the dense weights that its codes stand for."""
+    """The student as transformers runs it; a quantised one on the dense weights that its codes stand for.
+
+    Fused experts become one linear each, as the checkpoint has them: adapters, masks and grids are of linears.
+    """
     if not job.recorded:
-        return load_plain(job.checkpoint.path, job.compute_dtype)
+        model = load_plain(job.checkpoint.path, job.compute_dtype)
+        _fill(job, model, tuple(f"{path}." for path in split_experts(model, job.skeleton.family)))
+        return model
     from transformers import AutoModelForCausalLM
 
-    with quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
-        model: Any = AutoModelForCausalLM.from_config(job.skeleton.config, dtype=job.skeleton.dtype)
-        for live, parameter in model.named_parameters():
-            parameter.copy_(job.checkpoint.read(job.skeleton.stored_name(live)))
+    with quiet(), torch.random.fork_rng(devices=[]):
+        model = AutoModelForCausalLM.from_config(job.skeleton.config, dtype=job.skeleton.dtype)
+    split_experts(model, job.skeleton.family)
+    _fill(job, model, ("",))
     return model
+
+
+@torch.no_grad()
+def _fill(job: DistillJob, model: Any, prefixes: tuple[str, ...]) -> None:
+    """Gives the parameters under these prefixes the checkpoint's values."""
+    for live, parameter in model.named_parameters():
+        if live.startswith(prefixes):
+            parameter.copy_(job.checkpoint.read(job.skeleton.stored_name(live)))
 
 
 def _whole(job: DistillJob, model: Any) -> Student:
@@ -121,8 +135,9 @@ def _adapted(job: DistillJob, model: Any) -> Student:
         name: job.skeleton.stored_name(f"{name}.weight").removesuffix(".weight") for name, _ in model.named_modules()
     }
     targets = [name for name, disk in live.items() if disk in wanted]
-    student = Student(adapters.add(model, rank, 2 * rank, targets, job.recipe.seed), {}, {})
-    for name, layer in adapters.layers(student.model).items():
+    adapters.add(model, rank, 2 * rank, targets, job.recipe.seed)
+    student = Student(model, {}, {})
+    for name, layer in adapters.layers(model).items():
         disk = live[name]
         student.linears[disk] = layer
         kept = _kept(job.checkpoint.read(wanted[disk].weight)) if disk in job.may_be_sparse else None
