@@ -40,13 +40,14 @@ class Settings:
     calib: str | None = None
     samples: int | None = None
     seq_len: int | None = None
+    experts: str | None = None
     seed: int | None = None
     model: str | None = None
 
     def for_stage(self) -> bool:
         """Whether anything given belongs to a stage (rather than to the whole recipe)."""
         given = (self.method, self.bits, self.group_size, self.symmetric, self.scheme, self.calib, self.samples)
-        others = (self.seq_len, self.refine, self.kv_cache, self.format, self.embeddings, self.head)
+        others = (self.seq_len, self.refine, self.kv_cache, self.format, self.embeddings, self.head, self.experts)
         return any(value is not None for value in (*given, *others)) or bool(self.ignore)
 
 
@@ -103,6 +104,9 @@ def _set_stage(stage: dict[str, Any], settings: Settings) -> list[str]:
         stage["refine"] = (stage.get("refine") or {}) if settings.refine else None
     if settings.format is not None:
         stage["format"] = settings.format
+    before = stage.get("calibration") or {}
+    if settings.experts is not None and isinstance(before, dict):
+        stage["calibration"] = {**before, "experts": settings.experts}
     return set_calibration(stage, settings, METHODS)
 
 

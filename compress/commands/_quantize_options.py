@@ -9,6 +9,7 @@ import typer
 
 from compress.commands._options import (
     BUDGET,
+    CALIBRATION,
     METHOD,
     OUTPUT,
     BaseRecipe,
@@ -132,6 +133,15 @@ class Quantize(Run):
     calib: CalibrationText = None
     samples: CalibrationSamples = None
     seq_len: CalibrationLength = None
+    experts: Annotated[
+        str | None,
+        typer.Option(
+            help="routed: experts of a mixture learn from the tokens that the router sends them; all: from all tokens, "
+            "at the cost of running all of them (gptq, awq); routed if left out.",
+            metavar="routed|all",
+            rich_help_panel=CALIBRATION,
+        ),
+    ] = None
     format: Annotated[
         str | None,
         typer.Option(
@@ -167,6 +177,7 @@ class Quantize(Run):
             calib=self.calib,
             samples=self.samples,
             seq_len=self.seq_len,
+            experts=self.experts,
             seed=self.seed,
             model=self.model,
         )

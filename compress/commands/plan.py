@@ -175,6 +175,7 @@ def _document(plan: Plan, recipe: Recipe) -> dict[str, Any]:
         "bits_per_weight": plan.bits_per_weight,
         "file_bits_per_weight": plan.file_bits_per_weight,
         "refine_memory_bytes": plan.refine_memory_bytes,
+        "experts_per_token": plan.experts_per_token,
         **costs(plan),
     }
 
@@ -182,7 +183,12 @@ def _document(plan: Plan, recipe: Recipe) -> dict[str, Any]:
 def _lines(plan: Plan) -> list[str]:
     quantised = sum(linear.scheme is not None for linear in plan.linears)
     refining = plan.refine_memory_bytes
-    needs = () if refining is None else (("refine", f"holds the whole model: about {size(refining)} of memory"),)
+    needs: tuple[tuple[str, str], ...] = (
+        () if refining is None else (("refine", f"holds the whole model: about {size(refining)} of memory"),)
+    )
+    if plan.experts_per_token is not None:
+        through, count = plan.experts_per_token
+        needs = (("experts", f"a calibration token goes through {through} of {count} in every mixture"), *needs)
     return facts(
         (
             ("model", plan.model),

@@ -12,6 +12,7 @@ from compress.models.skeleton import LinearSpec
 from compress.pipeline.job import Job
 from compress.pipeline.linears import SAMPLE_TOKENS
 from compress.pipeline.refine_plan import refine_operations
+from compress.pipeline.routing import experts_per_token
 from compress.quantization import awq, hqq, rtn, ternary
 from compress.quantization.configs import (
     AutoRoundConfig,
@@ -54,7 +55,13 @@ def _single_threaded(job: Job) -> float:
     if wanted is None or not job.needs_blocks:
         return rounding
     tokens = wanted.samples * wanted.seq_len
-    forward = 2.0 * sum(spec.in_features * spec.out_features for spec in job.skeleton.linears())  # per token
+    through = experts_per_token(job)
+    share = 1.0 if through is None else through[0] / through[1]  # of the tokens, on the average of a block's experts
+
+    def seen(spec: LinearSpec) -> float:
+        return 1.0 if spec.expert is None else share
+
+    forward = 2.0 * sum(seen(spec) * spec.in_features * spec.out_features for spec in job.skeleton.linears())  # a token
     product = product_rate()
     method, smoothing = job.rounding, 0.0
     if isinstance(job.stage.method, SmoothQuantConfig):
@@ -68,7 +75,7 @@ def _single_threaded(job: Job) -> float:
         return tokens * forward * product + rounding + smoothing
     if isinstance(method, AutoRoundConfig):
         return autoround_operations(job, forward) * product + rounding
-    squares = sum(spec.in_features**2 for spec in specs if not spec.name.endswith(SHARING))
+    squares = sum(seen(spec) * spec.in_features**2 for spec in specs if not spec.name.endswith(SHARING))
     cubes = sum(float(spec.out_features) * spec.in_features**2 for spec in (*specs, *job.tables))
     compared = job.followed(tokens)
     per_token = (tokens + compared) * forward + (tokens + 2.0 * compared) * squares

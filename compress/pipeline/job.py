@@ -130,6 +130,9 @@ def assign(stage: QuantizeStage, skeleton: Skeleton) -> tuple[dict[str, Scheme],
                 said = " but ".join(f"{name} is {label}" for label, name in list(labels.items())[:-3:-1])
                 said += ": engines load them as one matrix"
                 problems.append(Problem(said, f"give all of {', '.join(group)} one scheme"))
+    if stage.calibration is not None and stage.calibration.experts == "all" and all(s.expert is None for s in specs):
+        said = "calibration.experts is `all`, and the model has no experts"
+        problems.append(Problem(said, "leave calibration.experts (--experts) out"))
     if stage.kv_cache is not None:
         problems += _uncached(skeleton, schemes)
     outside, found = _tables(stage, skeleton)

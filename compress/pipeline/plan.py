@@ -23,6 +23,7 @@ from compress.pipeline.prune_job import PruneJob
 from compress.pipeline.prune_plan import PrunePlan, prune_plan
 from compress.pipeline.refine_plan import refine_memory
 from compress.pipeline.resolve import resolve
+from compress.pipeline.routing import experts_per_token
 from compress.pipeline.tables_stage import ROWS_AT_A_TIME
 from compress.pipeline.width_job import WidthJob
 from compress.pipeline.width_plan import WidthPlan, width_plan
@@ -67,6 +68,8 @@ class Plan:
     hint: str = ""
     refine_memory_bytes: int | None = None
     """What refining needs with the whole model in memory, where it is asked for; peak_memory_bytes covers it."""
+    experts_per_token: tuple[int, int] | None = None
+    """How many experts a calibration token goes through, of how many; None where none learn."""
 
 
 AnyPlan = Plan | PrunePlan | WidthPlan | CutPlan | DistillPlan
@@ -130,6 +133,7 @@ def _quantisation(job: Job, restart: bool, scored: bool) -> Plan:
         output=_output(job, restart, scored),
         hint=problems[0].hint if problems else "",
         refine_memory_bytes=refining,
+        experts_per_token=experts_per_token(job) if job.needs_blocks else None,
     )
 
 

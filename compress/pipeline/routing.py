@@ -15,12 +15,26 @@ from torch import Tensor, nn
 from compress.artifact.manifest import Fallback
 from compress.models.experts import Entry, Experts
 from compress.pipeline.linears import QuantizedLinear
+from compress.pipeline.work import Work
 from compress.recipe_sections import CalibrationConfig
 
 ENTRY = "experts: routed"
 """Name of the pause; no linear is called so."""
 
 FALLBACK = "all tokens"
+
+
+def experts_per_token(job: Work) -> tuple[int, int] | None:
+    """How many experts of a mixture a calibration token goes through, of how many; None for a model without.
+
+    Starved experts, which see all tokens, are not counted: which they are is not known beforehand.
+    """
+    count = len({spec.expert for spec in job.skeleton.linears() if spec.expert is not None})
+    if not count:
+        return None
+    wanted = job.stage.calibration
+    everywhere = isinstance(wanted, CalibrationConfig) and wanted.experts == "all"
+    return (count if everywhere else int(job.skeleton.config.num_experts_per_tok)), count
 
 
 @dataclass

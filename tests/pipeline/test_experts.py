@@ -13,8 +13,9 @@ from compress import pipeline
 from compress.artifact.coverage import coverage
 from compress.calibration.tokens import draw
 from compress.errors import UserError, WorkError
-from compress.pipeline import inputs
+from compress.pipeline import duration, inputs
 from compress.recipe import Recipe, parse_recipe
+from compress.recipe_build import Settings, build_recipe
 from compress.recipe_sections import CalibrationConfig
 from tests.pipeline import harness
 from tests.pipeline.harness import CALIBRATED, recipe
@@ -102,6 +103,26 @@ def test_what_experts_learn_from(
     tokens = tiny_tokens(2, 12)
     fake = harness.fake_quantized_logits(source, artifact, tokens)
     torch.testing.assert_close(harness.loaded_logits(artifact.path, tokens), fake, rtol=1e-5, atol=1e-5)
+
+
+def test_the_plan_counts_what_all_tokens_for_all_experts_cost(
+    tiny: Callable[..., Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rate in ("product_rate", "rounding_rate"):  # what is left to differ is the number of operations
+        monkeypatch.setattr(duration, rate, lambda *_: 1.0)
+    source, found = tiny("mixtral"), {}
+    for experts in ("routed", "all"):
+        settings = Settings(method="gptq", group_size=32, calib=str(text), samples=4, seq_len=12, experts=experts)
+        planned = pipeline.plan(build_recipe(settings)[0], model=source, output=tmp_path / "out")
+        assert planned.problems == []
+        found[experts] = planned
+    assert found["routed"].experts_per_token == (2, EXPERTS)
+    assert found["all"].experts_per_token == (EXPERTS, EXPERTS)
+    assert found["all"].seconds_estimate > 1.1 * found["routed"].seconds_estimate
+    dense = build_recipe(Settings(method="gptq", group_size=32, calib=str(text), experts="all"))[0]
+    assert "the model has no experts" in pipeline.plan(dense, model=tiny("llama"), output=tmp_path / "out").problems[0]
+    with pytest.raises(UserError, match="sweep calibrates experts on routed tokens alone"):
+        build_recipe(Settings(method="sweep", experts="all"))
 
 
 @pytest.mark.parametrize("bad", [{"experts": "some"}, {"starved_share": 1.0}, {"starved_share": -0.1}])

@@ -37,6 +37,7 @@ def quantize(
     calib: str | None = None,
     samples: int | None = None,
     seq_len: int | None = None,
+    experts: str | None = None,
     seed: int | None = None,
     output: PathLike | None = None,
     device: str = "auto",
@@ -72,6 +73,8 @@ def quantize(
             `tales`.
         samples: Calibration windows; default 128.
         seq_len: Tokens per window; default 512.
+        experts: `routed` (the default) or `all`: whether experts learn from the tokens that the router sends them, or
+            from all tokens.
         seed: Seed of the run; default 0.
         output: The artifact directory; default `artifacts/<model>-<method>-<scheme>/vN`, the next N.
         device: `auto` or `cpu`; the block loop runs on the CPU only for now.
@@ -110,6 +113,7 @@ def quantize(
         calib=calib,
         samples=samples,
         seq_len=seq_len,
+        experts=experts,
         seed=seed,
     )
     if target is not None:
