@@ -1,4 +1,4 @@
-"""The native back end: decoders of the Llama family from packed weights, a decode step being one native call."""
+"""The native back end: decoders from packed weights, a decode step being one native call."""
 
 from __future__ import annotations
 

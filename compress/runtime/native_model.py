@@ -15,9 +15,10 @@ from compress.kernels import packed_linear
 from compress.kernels.dispatch import native
 from compress.models.checkpoint import Checkpoint
 from compress.runtime.native_reader import stored_parts
-from compress.runtime.native_shape import ATTENTION, EMBEDDING, FINAL_NORM, HEAD, MLP, Shape
+from compress.runtime.native_shape import EMBEDDING, FINAL_NORM, HEAD, LayerNames, Part, Shape
 from compress.runtime.pages import PagePool
 from compress.runtime.protocol import LayerUse
+from compress.types import IntScheme
 
 STEP_TOKENS = 512  # tokens of one call: what is between the products stays in the cache
 _LEAST_CACHE_TOKENS, _MOST_CACHE_TOKENS = 16_384, 32_768
@@ -34,7 +35,7 @@ class Chunk:
 
 
 class NativeModel:
-    """A decoder of the Llama family over packed, bfloat16 or float32 weights."""
+    """A decoder over packed, bfloat16 or float32 weights."""
 
     def __init__(
         self,
@@ -56,35 +57,43 @@ class NativeModel:
         self.shape = shape
         self.eight_bit = eight_bit
         self._checkpoint = checkpoint
-        self.linears: dict[str, Any] = {}
+        self.linears: dict[str, list[Any]] = {}
+        self._kv_cache = kv_cache
+        self._sizes = shape.linears()
         native_module = native()
         if cache_tokens is None:
             context = shape.config.max_position_embeddings
             cache_tokens = max(_LEAST_CACHE_TOKENS, min(context, _MOST_CACHE_TOKENS))
         self.pages = PagePool(-(-cache_tokens // native_module.PAGE_TOKENS) + 1, native_module.PAGE_TOKENS)
-        frequencies, factor = _rotation(shape.config)
+        rotations = _rotations(shape)
         self._embedding: Tensor | None = None
         packed = None
         if EMBEDDING in shape.schemes:
-            packed = self._pack(EMBEDDING, (shape.vocabulary, shape.hidden))
+            (packed,) = self._pack(EMBEDDING, (shape.vocabulary, shape.hidden))
         else:
             embedding = checkpoint.read(f"{EMBEDDING}.weight")
             self._embedding = embedding.float() if embedding.dtype == torch.float16 else embedding
+        config, scaled = shape.config, shape.family.scaled
         self._decoder = native_module.Decoder(
-            self._embedding,
-            packed,
-            self._vector(FINAL_NORM),
-            self._head(packed),
-            frequencies,
-            factor,
-            shape.heads,
-            shape.kv_heads,
-            shape.config.rms_norm_eps,
-            kv_cache,
-            self.pages.count,
+            embedding=self._embedding,
+            packed_embedding=packed,
+            final_norm=self._norm(FINAL_NORM),
+            head=self._head(packed),
+            frequencies=torch.stack([frequencies for frequencies, _ in rotations.values()]),
+            factors=torch.tensor([factor for _, factor in rotations.values()]),
+            heads=shape.heads,
+            kv_heads=shape.kv_heads,
+            epsilon=config.rms_norm_eps,
+            embedding_scale=shape.hidden**0.5 if scaled else 1.0,
+            attention_scale=(config.query_pre_attn_scalar if scaled else shape.head_dim) ** -0.5,
+            attention_cap=(config.attn_logit_softcapping or 0.0) if config.model_type == "gemma2" else 0.0,
+            logit_cap=(config.final_logit_softcapping or 0.0) if scaled else 0.0,
+            gelu=scaled,
+            pages=self.pages.count,
         )
         for i in range(shape.layers):
-            self._add_layer(f"model.layers.{i}", shape.windows[i])
+            rotation = list(rotations).index(config.layer_types[i]) if shape.family.rope_by_type else 0
+            self._add_layer(i, rotation)
 
     @property
     def cache_bytes(self) -> int:
@@ -128,27 +137,42 @@ class NativeModel:
             LayerUse(
                 name=name,
                 aliases=(EMBEDDING,) if name == HEAD and self.shape.tied else (),
-                kernel=f"{kernel} {_weights(linear.bits)} x {self._inputs(linear.bits)}",
-                weights=linear.rows * linear.columns + (linear.rows if f"{name}.bias" in self._checkpoint.index else 0),
-                held_bytes=linear.nbytes,
-                read_bytes=linear.nbytes,
+                kernel=f"{kernel} {_weights(parts[0].bits)} x {self._inputs(parts[0].bits)}",
+                weights=sum(part.rows * part.columns for part in parts)
+                + (sum(part.rows for part in parts) if f"{name}.bias" in self._checkpoint.index else 0),
+                held_bytes=(held := sum(part.nbytes for part in parts)),
+                read_bytes=held * self.shape.chosen // self.shape.experts if ".experts." in name else held,
             )
-            for name, linear in sorted(self.linears.items(), key=lambda item: item[0] == HEAD)
+            for name, parts in sorted(self.linears.items(), key=lambda item: item[0] == HEAD)
         ]
 
     def _inputs(self, bits: int) -> str:
         return "int8" if self.eight_bit and bits <= 8 else "float32"
 
-    def _add_layer(self, prefix: str, window: int) -> None:
-        linears = [self._linear(f"{prefix}.self_attn.{name}") for name in ATTENTION]
-        linears += [self._linear(f"{prefix}.mlp.{name}") for name in MLP]
-        norms = [self._vector(f"{prefix}.{name}") for name in ("input_layernorm", "post_attention_layernorm")]
-        of_heads = [f"{prefix}.self_attn.{name}" for name in ("q_norm", "k_norm")]
-        heads = [self._vector(name) if self.shape.head_norms else None for name in of_heads]
-        self._decoder.add_layer(*linears, *norms, *heads, window)
+    def _add_layer(self, i: int, rotation: int) -> None:
+        names = self.shape.layer(i)
+        made = {
+            part: packed
+            for name in dict.fromkeys(part.linear for parts in (names.attention, *names.experts) for part in parts)
+            for part, packed in self._parts(name, names).items()
+        }
+        self._decoder.add_layer(
+            attention=[made[part] for part in names.attention],
+            gates=[made[gate] for gate, _, _ in names.experts],
+            ups=[made[up] for _, up, _ in names.experts],
+            downs=[made[down] for _, _, down in names.experts],
+            router=self._linear(names.router) if names.router is not None else None,
+            chosen=self.shape.chosen,
+            renormalise=bool(getattr(self.shape.config, "norm_topk_prob", True)),
+            window=self.shape.windows[i],
+            rotation=rotation,
+            cache=self._kv_cache,
+            **{kind: None if name is None else self._norm(name) for kind, name in names.norms.items()},
+        )
 
-    def _vector(self, name: str) -> Tensor:
-        return self._checkpoint.read(f"{name}.weight").float().contiguous()
+    def _norm(self, name: str) -> Tensor:
+        weight = self._checkpoint.read(f"{name}.weight").float()
+        return (weight + 1 if self.shape.family.offset_norms else weight).contiguous()
 
     def _head(self, embedding: Any) -> Any:
         """embedding: packed, or None where it is dense."""
@@ -157,25 +181,41 @@ class NativeModel:
         if embedding is None:
             assert self._embedding is not None
             embedding = packed_linear.pack_dense(self._embedding, eight_bit=self.eight_bit)
-        self.linears[HEAD] = embedding
+        self.linears[HEAD] = [embedding]
         return embedding
 
     def _linear(self, name: str) -> Any:
-        self.linears[name] = self._pack(name, self.shape.linears()[name])
-        return self.linears[name]
+        """A stored linear as a whole."""
+        (packed,) = self.linears[name] = self._pack(name, self._sizes[name])
+        return packed
 
-    def _pack(self, name: str, size: tuple[int, int]) -> Any:
-        """A weight of this size (out, in) repacked for the products, with its bias."""
+    def _parts(self, name: str, names: LayerNames) -> dict[Part, Any]:
+        """A stored linear's parts, each repacked on its own."""
+        parts = [part for group in (names.attention, *names.experts) for part in group if part.linear == name]
+        self.linears[name] = self._pack(name, self._sizes[name], parts)
+        return dict(zip(parts, self.linears[name], strict=True))
+
+    def _pack(self, name: str, size: tuple[int, int], parts: Sequence[Part] = ()) -> list[Any]:
+        """A weight of this size (out, in) repacked for the products, with its bias: its parts, or all of it."""
         read, index = self._checkpoint.read, self._checkpoint.index
+        rows = [slice(part.start, part.end) for part in parts] or [slice(0, size[0])]
         bias = read(f"{name}.bias") if f"{name}.bias" in index else None
         scheme = self.shape.schemes.get(name)
         if scheme is None:
-            return packed_linear.pack_dense(read(f"{name}.weight"), bias, eight_bit=self.eight_bit and name == HEAD)
-        out, columns = size
+            weight, eight_bit = read(f"{name}.weight"), self.eight_bit and name == HEAD
+            return [packed_linear.pack_dense(weight[part], _rows(bias, part), eight_bit) for part in rows]
+        words, scale, zero = self._codes(name, size, scheme)
+        return [
+            packed_linear.pack_codes(words[part], scale[part], _rows(zero, part), size[1], scheme, _rows(bias, part))
+            for part in rows
+        ]
+
+    def _codes(self, name: str, size: tuple[int, int], scheme: IntScheme) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(words (out, ...) int32, scales (out, groups), zero points (out, groups) int8 or None) of a stored weight."""
+        read, (out, columns) = self._checkpoint.read, size
         if self.shape.format.layout is not None:
             found = self.shape.format.unpack(stored_parts(self._checkpoint, name, self.shape.format), scheme)
-            words = pack_bits(found.codes, scheme.bits)
-            return packed_linear.pack_codes(words, found.scale, found.zero_point, columns, scheme, bias)
+            return pack_bits(found.codes, scheme.bits), found.scale, found.zero_point
         if read(f"{name}.weight_shape").tolist() != [out, columns]:
             raise IntegrityError(
                 f"{name}.weight_shape is not {(out, columns)}", "run `compress verify` on the artifact"
@@ -183,17 +223,28 @@ class NativeModel:
         zero = None
         if not scheme.symmetric:
             zero = unpack_bits(read(f"{name}.weight_zero_point").T, scheme.bits, out).T
-        words, scale = read(f"{name}.weight_packed"), read(f"{name}.weight_scale")
-        return packed_linear.pack_codes(words, scale, zero, columns, scheme, bias)
+        return read(f"{name}.weight_packed"), read(f"{name}.weight_scale"), zero
+
+
+def _rows(tensor: Tensor | None, rows: slice) -> Tensor | None:
+    return None if tensor is None else tensor[rows]
 
 
 def _weights(bits: int) -> str:
     return {16: "bfloat16", 32: "float32"}.get(bits, f"int{bits}")
 
 
-def _rotation(config: Any) -> tuple[Tensor, float]:
-    """(frequencies (head_dim / 2) float32, factor of the cosines and sines), as transformers computes them."""
+def _rotations(shape: Shape) -> dict[str, tuple[Tensor, float]]:
+    """By layer type: frequencies (head_dim / 2) float32, and the factor of cosines and sines, as in transformers."""
+    if shape.family.rope_by_type:
+        from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
+
+        typed: Any = Gemma3RotaryEmbedding(shape.config)
+        return {
+            kind: (getattr(typed, f"{kind}_inv_freq").float(), float(getattr(typed, f"{kind}_attention_scaling")))
+            for kind in typed.layer_types
+        }
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    rotary: Any = LlamaRotaryEmbedding(config)
-    return rotary.inv_freq.float().contiguous(), float(rotary.attention_scaling)
+    rotary: Any = LlamaRotaryEmbedding(shape.config)
+    return {"": (rotary.inv_freq.float(), float(rotary.attention_scaling))}

@@ -15,13 +15,12 @@ from compress.errors import CompressError
 from compress.formats.registry import FORMATS, Format
 from compress.kernels.packed_linear import obstacle
 from compress.models.checkpoint import Checkpoint
+from compress.models.families import ExpertNames
 from compress.runtime import native_reader
+from compress.runtime.native_families import NATIVE_FAMILIES, NativeFamily
 from compress.types import IntScheme, Scheme
 
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-MLP = ("gate_proj", "up_proj", "down_proj")
 EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens", "model.norm", "lm_head"
 _DENSE = (torch.bfloat16, torch.float16, torch.float32)
 _ALL = 2**31 - 1
@@ -32,10 +31,37 @@ class Unsupported(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """Rows [start, end) of a stored linear."""
+
+    linear: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNames:
+    """What a layer reads. attention: q, k, v, o. experts: gate, up, down of each, one where there is no router.
+
+    norms: by what the native decoder calls them; None where the layer has none.
+    """
+
+    attention: tuple[Part, ...]
+    experts: tuple[tuple[Part, ...], ...]
+    router: str | None
+    norms: dict[str, str | None]
+
+
+@dataclass(frozen=True, slots=True)
 class Shape:
-    """What the engine needs to know of a model. `windows`: positions that a token of each layer sees."""
+    """What the engine needs to know of a model. `windows`: positions that a token of each layer sees.
+
+    ffn: rows of gate in a layer without experts; expert_ffn, experts, chosen: of a mixture, else 0. mlp: what a
+    checkpoint calls the feed-forward part.
+    """
 
     config: Any
+    family: NativeFamily
     hidden: int
     heads: int
     kv_heads: int
@@ -45,29 +71,86 @@ class Shape:
     layers: int
     windows: tuple[int, ...]
     tied: bool
-    head_norms: bool
+    experts: int
+    chosen: int
+    expert_ffn: int
+    mlp: str
     schemes: dict[str, IntScheme]
     format: Format
 
-    def linears(self) -> dict[str, tuple[int, int]]:
-        """Name -> (out, in) of every linear, in the order of computation."""
+    def layer(self, i: int) -> LayerNames:
+        """The names of one layer's linears and norms."""
+        prefix = f"model.layers.{i}"
+        attention, mlp = f"{prefix}.self_attn", f"{prefix}.{self.mlp}"
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        attention = ((q, self.hidden), (kv, self.hidden), (kv, self.hidden), (self.hidden, q))
-        mlp = ((self.ffn, self.hidden), (self.ffn, self.hidden), (self.hidden, self.ffn))
+        output = Part(f"{attention}.o_proj", 0, self.hidden)
+        heads: tuple[Part, ...]
+        if self.family.fused:
+            stacked = f"{attention}.qkv_proj"
+            heads = (Part(stacked, 0, q), Part(stacked, q, q + kv), Part(stacked, q + kv, q + 2 * kv), output)
+        else:
+            sizes = {"q_proj": q, "k_proj": kv, "v_proj": kv}
+            heads = (*(Part(f"{attention}.{name}", 0, size) for name, size in sizes.items()), output)
+        router = f"{mlp}.gate" if self.family.mixes(self.config, i) else None
+        experts: tuple[tuple[Part, ...], ...]
+        if router is not None:
+            names = self.family.expert_names
+            experts = tuple(self._gated(f"{mlp}.experts.{e}", names, self.expert_ffn) for e in range(self.experts))
+        elif self.family.fused:
+            stacked, down = f"{mlp}.gate_up_proj", Part(f"{mlp}.down_proj", 0, self.hidden)
+            experts = ((Part(stacked, 0, self.ffn), Part(stacked, self.ffn, 2 * self.ffn), down),)
+        else:
+            experts = (self._gated(f"{prefix}.mlp", ExpertNames(), self.ffn),)
+        return LayerNames(heads, experts, router, self._norms(prefix))
+
+    def _gated(self, prefix: str, names: ExpertNames, width: int) -> tuple[Part, ...]:
+        sizes = {names.gate: width, names.up: width, names.down: self.hidden}
+        return tuple(Part(f"{prefix}.{name}", 0, size) for name, size in sizes.items())
+
+    def _norms(self, prefix: str) -> dict[str, str | None]:
+        out, heads = self.family.out_norms, self.family.head_norms
+        return {
+            "attention_norm": f"{prefix}.input_layernorm",
+            "mlp_norm": f"{prefix}.{'pre_feedforward' if out else 'post_attention'}_layernorm",
+            "q_norm": f"{prefix}.self_attn.q_norm" if heads else None,
+            "k_norm": f"{prefix}.self_attn.k_norm" if heads else None,
+            "attention_out_norm": f"{prefix}.post_attention_layernorm" if out else None,
+            "mlp_out_norm": f"{prefix}.post_feedforward_layernorm" if out else None,
+        }
+
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Name -> (out, in) of every linear as it is stored, routers too, in the order of computation."""
         found: dict[str, tuple[int, int]] = {}
+
+        def add(part: Part, width: int) -> None:
+            found[part.linear] = (max(part.end, found.get(part.linear, (0, 0))[0]), width)
+
         for i in range(self.layers):
-            found |= {f"model.layers.{i}.self_attn.{n}": s for n, s in zip(ATTENTION, attention, strict=True)}
-            found |= {f"model.layers.{i}.mlp.{n}": s for n, s in zip(MLP, mlp, strict=True)}
+            names = self.layer(i)
+            for part in names.attention[:3]:
+                add(part, self.hidden)
+            add(names.attention[3], self.heads * self.head_dim)
+            if names.router is not None:
+                found[names.router] = (self.experts, self.hidden)
+            for gate, up, down in names.experts:
+                add(gate, self.hidden)
+                add(up, self.hidden)
+                add(down, gate.end - gate.start)
         return found if self.tied else found | {HEAD: (self.vocabulary, self.hidden)}
 
     def norms(self) -> dict[str, int]:
         """Name -> length of every norm."""
-        found: dict[str, int] = {}
-        for i in range(self.layers):
-            found |= {f"model.layers.{i}.{n}": self.hidden for n in ("input_layernorm", "post_attention_layernorm")}
-            if self.head_norms:
-                found |= {f"model.layers.{i}.self_attn.{n}": self.head_dim for n in ("q_norm", "k_norm")}
+        found = {
+            name: self.head_dim if kind in ("q_norm", "k_norm") else self.hidden
+            for i in range(self.layers)
+            for kind, name in self._norms(f"model.layers.{i}").items()
+            if name is not None
+        }
         return found | {FINAL_NORM: self.hidden}
+
+    def routers(self) -> set[str]:
+        """The names of the routers among the linears."""
+        return {names.router for names in map(self.layer, range(self.layers)) if names.router is not None}
 
 
 def shape_of(checkpoint: Checkpoint, config: Any) -> Shape:
@@ -76,20 +159,27 @@ def shape_of(checkpoint: Checkpoint, config: Any) -> Shape:
     Raises:
         Unsupported: the native engine does not compute it.
     """
-    kind = config.model_type
-    if kind not in MODEL_TYPES:
-        raise Unsupported(f"models of type {kind} are not among {', '.join(MODEL_TYPES)}")
-    if config.hidden_act != "silu":
-        raise Unsupported(f"its activation is {config.hidden_act}")
-    rope = config.rope_parameters or {}
-    if rope.get("rope_type", "default") not in ROPE_TYPES:
-        raise Unsupported(f"its rotary embedding is of type {rope.get('rope_type')}")
+    family = NATIVE_FAMILIES.get(config.model_type)
+    if family is None:
+        raise Unsupported(f"models of type {config.model_type} are not among {', '.join(NATIVE_FAMILIES)}")
+    activation = "gelu_pytorch_tanh" if family.scaled else "silu"
+    found = config.hidden_activation if family.scaled else config.hidden_act
+    if found != activation:
+        raise Unsupported(f"its activation is {found}")
+    if getattr(config, "use_bidirectional_attention", False):
+        raise Unsupported("its tokens see those behind them")
+    _check_rope(family, config)
     layers, window = config.num_hidden_layers, getattr(config, "sliding_window", None) or _ALL
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if kind == "mistral" else "full"] * layers
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * layers
     heads = config.num_attention_heads
+    experts, expert_ffn = (getattr(config, name) for name in family.experts) if family.experts else (0, 0)
+    chosen = config.num_experts_per_tok if experts else 0
+    if experts and not 1 <= chosen <= experts:
+        raise Unsupported(f"its tokens go to {chosen} of {experts} experts")
     format, schemes = _packed_linears(checkpoint)
     shape = Shape(
         config=config,
+        family=family,
         hidden=config.hidden_size,
         heads=heads,
         kv_heads=config.num_key_value_heads or heads,
@@ -97,9 +187,12 @@ def shape_of(checkpoint: Checkpoint, config: Any) -> Shape:
         ffn=config.intermediate_size,
         vocabulary=config.vocab_size,
         layers=layers,
-        windows=tuple(window if kind == "sliding_attention" else _ALL for kind in kinds),
+        windows=tuple(window if family.one_window or kind == "sliding_attention" else _ALL for kind in kinds),
         tied=bool(config.tie_word_embeddings),
-        head_norms=kind == "qwen3",
+        experts=experts,
+        chosen=chosen,
+        expert_ffn=expert_ffn,
+        mlp="block_sparse_moe" if any(".block_sparse_moe." in name for name in checkpoint.index) else "mlp",
         schemes=schemes,
         format=format,
     )
@@ -107,6 +200,15 @@ def shape_of(checkpoint: Checkpoint, config: Any) -> Shape:
         raise Unsupported(f"it has {heads} heads of {shape.head_dim} over {shape.kv_heads}")
     _check_tensors(checkpoint, shape)
     return shape
+
+
+def _check_rope(family: NativeFamily, config: Any) -> None:
+    rope = config.rope_parameters or {}
+    for one in rope.values() if family.rope_by_type else (rope,):
+        if one.get("rope_type", "default") not in ROPE_TYPES:
+            raise Unsupported(f"its rotary embedding is of type {one.get('rope_type')}")
+        if one.get("partial_rotary_factor", 1.0) != 1.0:
+            raise Unsupported("its rotary embedding turns a part of each head")
 
 
 def _packed_linears(checkpoint: Checkpoint) -> tuple[Format, dict[str, IntScheme]]:
@@ -137,10 +239,13 @@ def _check_tensors(checkpoint: Checkpoint, shape: Shape) -> None:
     expected: dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]] = {
         f"{name}.weight": ((length,), _DENSE) for name, length in shape.norms().items()
     }
+    routers = shape.routers()
     for name, (out, width) in {EMBEDDING: (shape.vocabulary, shape.hidden), **shape.linears()}.items():
         if f"{name}.bias" in checkpoint.index:
             expected[f"{name}.bias"] = ((out,), _DENSE)
         scheme = shape.schemes.get(name)
+        if scheme is not None and name in routers:
+            raise Unsupported(f"its router {name} is quantised")
         if scheme is None:
             expected[f"{name}.weight"] = ((out, width), _DENSE)
             continue

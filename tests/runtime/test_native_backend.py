@@ -18,10 +18,12 @@ import compress
 from compress import pipeline
 from compress.errors import CompressError, UserError, WorkError
 from compress.models.checkpoint import Checkpoint
+from compress.models.skeleton import LinearSpec
 from compress.runtime import loading, transformers_backend
 from compress.runtime.continuations import Continuation
 from compress.runtime.engine import Engine
 from compress.runtime.native_backend import NativeRuntime
+from compress.runtime.native_families import NATIVE_FAMILIES
 from compress.runtime.native_model import Chunk
 from compress.runtime.pages import PagePool
 from compress.runtime.protocol import Generation, SamplingParams
@@ -31,7 +33,7 @@ from tests.pipeline import harness
 from tests.runtime.packed import fitting, write_packed
 from tests.tiny_models import tiny_tokens
 
-NATIVE = ("llama", "mistral", "qwen2", "qwen3")
+NATIVE = tuple(NATIVE_FAMILIES)
 GREEDY = SamplingParams(max_tokens=24, ignore_end=True)
 
 
@@ -78,7 +80,7 @@ def test_plain_models_are_those_of_transformers(model_type: str, tiny: Callable[
 @pytest.mark.parametrize(
     ("bits", "group", "symmetric"), [(4, 32, True), (4, 32, False), (3, None, False), (2, 32, True), (8, None, True)]
 )
-@pytest.mark.parametrize("model_type", ["llama", "qwen2"])
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma2", "phi3", "qwen3_moe"])
 def test_packed_models_are_those_of_their_decoded_weights(
     model_type: str, bits: int, group: int | None, symmetric: bool, tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -139,6 +141,56 @@ def test_no_bit_depends_on_how_tokens_are_grouped(kernel: str, four_bits: tuple[
     assert model.pages.free == model.pages.count
 
 
+@pytest.mark.parametrize("kernel", ["cpu", "cpu-int8"])
+@pytest.mark.parametrize("model_type", ["gemma3_text", "phi3", "mixtral"])
+def test_families_of_several_schemes_do_not_depend_on_company(
+    model_type: str, kernel: str, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Layers and experts of several widths and groups: right, and the same bits alone, together and in parts."""
+
+    def choose(spec: LinearSpec) -> IntScheme | None:
+        if spec.name.endswith("1.self_attn.o_proj"):
+            return None
+        fused = spec.name.endswith(("qkv_proj", "gate_up_proj"))
+        coarse = spec.expert in (1, 3) or (spec.block == 1 and not fused)
+        return IntScheme(8, None) if coarse else IntScheme(4, 32)
+
+    packed, dense = write_packed(tiny(model_type), tmp_path, choose)
+    runtime = native(packed, kernel)
+    model, tokens = runtime.model, tiny_tokens(3, 45)
+    if kernel == "cpu":
+        expected = transformers_backend.load(dense, device="cpu").score(tokens)
+        assert torch.allclose(runtime.score(tokens), expected, atol=2e-5, rtol=1e-4)
+    tables = [model.pages.take(45) for _ in range(3)]
+    rows = tokens.tolist()
+    whole = [model.step([Chunk(row, 0, pages, range(45))]) for row, pages in zip(rows, tables, strict=True)]
+    together = model.step([Chunk(row, 0, pages, range(45)) for row, pages in zip(rows, tables, strict=True)])
+    assert torch.equal(together, torch.cat(whole))
+    parts = [
+        model.step([Chunk(rows[0][at : at + 7], at, tables[0], range(len(rows[0][at : at + 7])))])
+        for at in range(0, 45, 7)
+    ]
+    assert torch.equal(torch.cat(parts), whole[0])
+    prompts, params = [row[:40] for row in rows], SamplingParams(max_tokens=8, ignore_end=True, logprobs=2)
+    cached = loading.load(packed, kernel=kernel, prefix_cache=True)
+    cold, hit = cached.generate(prompts, params), cached.generate(prompts, params)
+    assert {answer.cached_tokens for answer in hit} == {32}
+    assert (
+        tokens_and_logprobs(hit) == tokens_and_logprobs(cold) == tokens_and_logprobs(runtime.generate(prompts, params))
+    )
+
+
+def test_what_a_family_does_not_offer_stays_with_transformers(tiny: Callable[..., Path]) -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    for path, reason in (
+        (tiny("phi3", rope_parameters=rope, original_max_position_embeddings=32), "longrope"),
+        (tiny("gemma2", hidden_activation="gelu"), "activation"),
+    ):
+        decision = loading.decide(Checkpoint.open(path), "cpu")
+        assert decision.backend == "transformers"
+        assert reason in decision.reason
+
+
 def test_continuations_are_scored_like_plain_sequences(tiny: Callable[..., Path]) -> None:
     runtime = native(tiny("mistral"))
     ids = tiny_tokens(8, 24).tolist()
@@ -182,7 +234,7 @@ def test_the_library_object(packaged_model: Path, tales: NativeRuntime) -> None:
     assert (len(rest), len(single)) == (ids.shape[1] - 2, 1)
 
 
-@pytest.mark.parametrize("model_type", ["gemma2", "phi3", "gpt2", "mixtral"])
+@pytest.mark.parametrize("model_type", ["gpt2", "gpt_neox", "deepseek_v3"])
 def test_other_architectures_stay_with_transformers(model_type: str, tiny: Callable[..., Path]) -> None:
     path = tiny(model_type)
     assert loading.load(path, device="cpu").name == "transformers"

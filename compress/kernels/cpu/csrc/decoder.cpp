@@ -4,38 +4,14 @@
 #include <cmath>
 #include <cstring>
 
-#include "isa.h"
-#include "pool.h"
+#include "decoder_work.h"
 
 namespace compress {
-namespace {
 
-constexpr int64_t kFewTokens = 4;            // fewer are not worth dealing out
-constexpr int64_t kSmallProduct = 1 << 15;   // multiplications likewise
-
-int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
-// Calls work(token) for each; on several threads where there are enough.
-template <typename Work>
-void for_tokens(int64_t count, int threads, Work&& work) {
-    Pool::shared().run(count, count < kFewTokens ? 1 : threads, [&](int64_t token, int) { work(token); });
-}
-
-}  // namespace
-
-struct Decoder::Work {
-    const Step& step;
-    const Kernels& kernels;
-    float *hidden, *x, *q, *k, *v, *gate, *up, *cosine, *sine, *scratch;
-    int64_t width, scratch_floats;  // width: of a row of x
-    Quantized quantized;            // memory for the widest row in blocks of kChunk
-    std::vector<Run> runs;
-};
-
-Decoder::Decoder(const DecoderConfig& c, Embedding embedding, const float* frequencies, const float* final_norm,
-                 Weight head)
-    : config(c), embedding_(std::move(embedding)), frequencies_(frequencies, frequencies + c.dim / 2),
-      final_norm_(final_norm, final_norm + c.hidden), head_(std::move(head)) {}
+Decoder::Decoder(const DecoderConfig& c, Embedding embedding, std::vector<Rotation> rotations,
+                 std::vector<float> final_norm, Weight head)
+    : config(c), rotations(int64_t(rotations.size())), embedding_(std::move(embedding)),
+      rotations_(std::move(rotations)), final_norm_(std::move(final_norm)), head_(std::move(head)) {}
 
 void Decoder::add(DecoderLayer layer) {
     const Cache cache = cache_of(layer);
@@ -51,12 +27,16 @@ void Decoder::add(DecoderLayer layer) {
 
 Cache Decoder::cache_of(const DecoderLayer& layer) const {
     return {layer.keys.data(), layer.values.data(), reinterpret_cast<uint16_t*>(layer.key_grids.data()),
-            reinterpret_cast<uint16_t*>(layer.value_grids.data()), config.cache, config.kv_heads, config.dim};
+            reinterpret_cast<uint16_t*>(layer.value_grids.data()), layer.cache, config.kv_heads, config.dim};
 }
 
 int64_t Decoder::cache_bytes() const {
-    const Cache cache{nullptr, nullptr, nullptr, nullptr, config.cache, config.kv_heads, config.dim};
-    return 2 * int64_t(layers_.size()) * config.kv_heads * (cache.head_bytes() + (cache.has_grids() ? 4 : 0));
+    int64_t total = 0;
+    for (const DecoderLayer& layer : layers_) {
+        const Cache cache = cache_of(layer);
+        total += 2 * config.kv_heads * (cache.head_bytes() + (cache.has_grids() ? 4 : 0));
+    }
+    return total;
 }
 
 void Decoder::embed(Work& w, int64_t token) const {
@@ -71,61 +51,27 @@ void Decoder::embed(Work& w, int64_t token) const {
         }
     else
         std::memcpy(out, static_cast<const float*>(embedding_.dense) + row, n * sizeof(float));
-    for (int64_t i = 0; i < half; ++i) {
-        const float angle = float(w.step.positions[token]) * frequencies_[i];
-        w.cosine[token * half + i] = std::cos(angle) * config.rope_factor;
-        w.sine[token * half + i] = std::sin(angle) * config.rope_factor;
+    if (config.embedding_scale != 1)
+        for (int64_t i = 0; i < n; ++i) out[i] *= config.embedding_scale;
+    for (int64_t r = 0; r < rotations; ++r) {
+        const int64_t at = (r * w.step.count + token) * half;
+        for (int64_t i = 0; i < half; ++i) {
+            const float angle = float(w.step.positions[token]) * rotations_[r].frequencies[i];
+            w.cosine[at + i] = std::cos(angle) * rotations_[r].factor;
+            w.sine[at + i] = std::sin(angle) * rotations_[r].factor;
+        }
     }
-}
-
-// x (tokens, columns), rows `width` apart, times several weights. `prepare(token)` fills a row of x beforehand.
-template <typename Prepare>
-void Decoder::multiply(Work& w, const float* x, int64_t columns, int64_t tokens, const std::vector<Product>& products,
-                       Prepare prepare) {
-    const int threads = w.step.threads;
-    Quantized quantized = w.quantized;
-    bool eight_bit = false;
-    quantized.block = quantized.width = 0;
-    for (const Product& p : products) {
-        if (!w.step.eight_bit || !p.linear->packed()) continue;
-        quantized.block = eight_bit ? std::min(quantized.block, p.linear->block()) : p.linear->block();
-        quantized.width = std::max(quantized.width, p.linear->padded);
-        eight_bit = true;
-    }
-    if (eight_bit) {
-        quantized.width = rounded_up(quantized.width, quantized.block);
-        quantized.blocks = quantized.width / quantized.block;
-    }
-    for_tokens(tokens, threads, [&](int64_t token) {
-        prepare(token);
-        if (eight_bit) w.kernels.quantize_inputs(x + token * w.width, columns, token, quantized);
-    });
-
-    std::vector<int64_t> ends;
-    int64_t tasks = 0, size = 0;
-    for (const Product& p : products) {
-        ends.push_back(tasks += (p.linear->strips() + kStripsTogether - 1) / kStripsTogether);
-        size += p.linear->rows * p.linear->columns * tokens;
-    }
-    Pool::shared().run(tasks, size < kSmallProduct ? 1 : threads, [&](int64_t task, int thread) {
-        const size_t which = std::upper_bound(ends.begin(), ends.end(), task) - ends.begin();
-        const Product& p = products[which];
-        const int64_t first = (task - (which ? ends[which - 1] : 0)) * kStripsTogether;
-        const ProductArgs args{p.linear, x, w.width, quantized, w.step.eight_bit && p.linear->packed(),
-                               p.out, p.out_stride, tokens, p.add};
-        w.kernels.product_strips(args, first, std::min<int64_t>(kStripsTogether, p.linear->strips() - first),
-                                 w.scratch + thread * w.scratch_floats);
-    });
 }
 
 void Decoder::attend(Work& w, const DecoderLayer& layer) {
     const Step& step = w.step;
     const int64_t dim = config.dim, q_width = config.heads * dim, kv_width = config.kv_heads * dim;
     const Cache cache = cache_of(layer);
+    const int64_t turned = layer.rotation * step.count * dim / 2;
     for_tokens(step.count, step.threads, [&](int64_t t) {
         const auto turn = [&](float* head, const std::vector<float>& norm) {
             if (!norm.empty()) w.kernels.rms_norm(head, norm.data(), dim, config.epsilon, head);
-            w.kernels.rotate(head, w.cosine + t * dim / 2, w.sine + t * dim / 2, dim);
+            w.kernels.rotate(head, w.cosine + turned + t * dim / 2, w.sine + turned + t * dim / 2, dim);
         };
         for (int64_t h = 0; h < config.heads; ++h) turn(w.q + t * q_width + h * dim, layer.q_norm);
         for (int64_t h = 0; h < config.kv_heads; ++h) turn(w.k + t * kv_width + h * dim, layer.k_norm);
@@ -139,7 +85,7 @@ void Decoder::attend(Work& w, const DecoderLayer& layer) {
         const int64_t position = step.positions[run.first];
         runs.push_back({w.q + run.first * q_width, q_width, w.width, w.x + run.first * w.width,
                         step.tables + step.sequences[run.first] * step.table_width, cache, config.heads, run.count,
-                        position, layer.window, 1 / std::sqrt(float(dim))});
+                        position, layer.window, config.attention_scale, config.attention_cap});
         ends.push_back(tasks += w.kernels.paged_tiles(runs.back()));
         size += run.count * (position + run.count) * q_width;
     }
@@ -154,20 +100,28 @@ void Decoder::step(const Step& step) {
     std::lock_guard<std::mutex> lock(busy_);
     const int64_t n = step.count, hidden = config.hidden, q_width = config.heads * config.dim;
     const int64_t kv_width = config.kv_heads * config.dim, half = config.dim / 2;
-    int64_t ffn = 0;
-    for (const DecoderLayer& layer : layers_) ffn = std::max(ffn, layer.gate->view.rows);
-    Work w{step, active_kernels(), {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
+    int64_t ffn = 0, inner = 0, routed = 0, experts = 0;  // inner: of all rows of one feed-forward part together
+    bool branches = false;
+    for (const DecoderLayer& layer : layers_) {
+        const int64_t rows = layer.router ? n * layer.chosen : n, width = layer.experts[0].gate->view.rows;
+        ffn = std::max(ffn, width), inner = std::max(inner, rows * width);
+        branches = branches || !layer.attention_out_norm.empty() || !layer.mlp_out_norm.empty();
+        if (layer.router) routed = std::max(routed, rows), experts = std::max<int64_t>(experts, layer.experts.size());
+    }
+    Work w{step, active_kernels(), {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
     w.width = rounded_up(std::max({hidden, q_width, ffn}), 128);
     PagedArgs shape{};
     shape.cache.dim = config.dim;
-    const int64_t rows = std::max(n, step.row_count);
-    w.scratch_floats = rounded_up(std::max(w.kernels.product_scratch(rows), w.kernels.paged_scratch(shape)), 16) + 16;
+    const int64_t rows = std::max({n, step.row_count, routed});
+    w.scratch_floats = rounded_up(
+        std::max(w.kernels.product_scratch(std::max(n, step.row_count)), w.kernels.paged_scratch(shape)), 16) + 16;
 
-    const int64_t sizes[] = {n * hidden, rows * w.width, n * q_width, n * kv_width, n * kv_width, n * ffn, n * ffn,
-                             n * half, n * half, rows * w.width / 4, rows * w.width / kChunk, rows * w.width / kChunk,
-                             step.threads * w.scratch_floats};
-    float** const parts[] = {&w.hidden, &w.x, &w.q, &w.k, &w.v, &w.gate, &w.up, &w.cosine, &w.sine,
-                             reinterpret_cast<float**>(&w.quantized.q), &w.quantized.scale,
+    const int64_t sizes[] = {n * hidden, std::max(n, step.row_count) * w.width, n * q_width, n * kv_width, n * kv_width,
+                             inner, inner, std::max(branches ? n : 0, routed) * hidden, routed * w.width, n * experts,
+                             rotations * n * half, rotations * n * half, rows * w.width / 4, rows * w.width / kChunk,
+                             rows * w.width / kChunk, step.threads * w.scratch_floats};
+    float** const parts[] = {&w.hidden, &w.x, &w.q, &w.k, &w.v, &w.gate, &w.up, &w.branch, &w.routed, &w.router,
+                             &w.cosine, &w.sine, reinterpret_cast<float**>(&w.quantized.q), &w.quantized.scale,
                              reinterpret_cast<float**>(&w.quantized.sum), &w.scratch};
     int64_t total = 16;
     for (const int64_t size : sizes) total += rounded_up(size, 16);
@@ -182,31 +136,31 @@ void Decoder::step(const Step& step) {
         ++w.runs.back().count;
     }
     for_tokens(n, step.threads, [&](int64_t t) { embed(w, t); });
-    const auto nothing = [](int64_t) {};
-    const auto normed = [&](const std::vector<float>& norm) {
-        return [&](int64_t t) {
-            w.kernels.rms_norm(w.hidden + t * hidden, norm.data(), hidden, config.epsilon, w.x + t * w.width);
-        };
-    };
     for (const DecoderLayer& layer : layers_) {
         multiply(w, w.x, hidden, n,
-                 {{&layer.q->view, w.q, q_width, false},
-                  {&layer.k->view, w.k, kv_width, false},
-                  {&layer.v->view, w.v, kv_width, false}},
-                 normed(layer.attention_norm));
+                 {{&layer.q->view, w.q, q_width, false, 0, n},
+                  {&layer.k->view, w.k, kv_width, false, 0, n},
+                  {&layer.v->view, w.v, kv_width, false, 0, n}},
+                 [&](int64_t t) {
+                     w.kernels.rms_norm(w.hidden + t * hidden, layer.attention_norm.data(), hidden, config.epsilon,
+                                        w.x + t * w.width);
+                 });
         attend(w, layer);
-        multiply(w, w.x, q_width, n, {{&layer.o->view, w.hidden, hidden, true}}, nothing);
-        const int64_t inner = layer.gate->view.rows;
-        multiply(w, w.x, hidden, n, {{&layer.gate->view, w.gate, inner, false}, {&layer.up->view, w.up, inner, false}},
-                 normed(layer.mlp_norm));
-        multiply(w, w.x, inner, n, {{&layer.down->view, w.hidden, hidden, true}}, [&](int64_t t) {
-            w.kernels.swiglu(w.gate + t * inner, w.up + t * inner, inner, w.x + t * w.width);
-        });
+        const bool normed = !layer.attention_out_norm.empty();
+        multiply(w, w.x, q_width, n, {{&layer.o->view, normed ? w.branch : w.hidden, hidden, !normed, 0, n}},
+                 [](int64_t) {});
+        if (normed) add_branch(w, layer.attention_out_norm);
+        feed_forward(w, layer);
     }
-    multiply(w, w.x, hidden, step.row_count, {{&head_->view, step.logits, config.vocabulary, false}}, [&](int64_t r) {
+    const int64_t count = step.row_count;
+    multiply(w, w.x, hidden, count, {{&head_->view, step.logits, config.vocabulary, false, 0, count}}, [&](int64_t r) {
         w.kernels.rms_norm(w.hidden + step.rows[r] * hidden, final_norm_.data(), hidden, config.epsilon,
                            w.x + r * w.width);
     });
+    if (config.logit_cap != 0)
+        for_tokens(count, step.threads, [&](int64_t r) {
+            w.kernels.soft_cap(step.logits + r * config.vocabulary, config.vocabulary, config.logit_cap);
+        });
 }
 
 }  // namespace compress

@@ -1,4 +1,7 @@
-// A decoder of the Llama family: what turns tokens into logits in one call.
+// A decoder: what turns tokens into logits in one call.
+//
+// Every layer is attention and a gated feed-forward part, each behind a norm and added to what went in. What families
+// differ in is data: norms of heads and of outputs, capped scores, windows, rotations, and mixtures of experts.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -12,9 +15,10 @@ namespace compress {
 
 struct DecoderConfig {
     int64_t vocabulary, hidden, heads, kv_heads, dim;
-    float epsilon, rope_factor;  // rope_factor: what the rotation's cosines and sines are multiplied by
-    CacheType cache;
-    int64_t pages;  // of kPageTokens tokens, shared by all sequences
+    float epsilon, embedding_scale, attention_scale;
+    float attention_cap, logit_cap;  // 0: none
+    bool gelu;                       // the gate's activation is GELU in its form with a tanh, else SiLU
+    int64_t pages;                   // of kPageTokens tokens, shared by all sequences
 };
 
 typedef std::shared_ptr<PackedLinear> Weight;
@@ -27,11 +31,26 @@ struct Embedding {
     bool bfloat16;
 };
 
+struct Rotation {
+    std::vector<float> frequencies;  // (dim / 2)
+    float factor;                    // what cosines and sines are multiplied by
+};
+
+struct FeedForward {
+    Weight gate, up, down;
+};
+
 struct DecoderLayer {
-    Weight q, k, v, o, gate, up, down;
-    std::vector<float> attention_norm, mlp_norm;  // (hidden)
-    std::vector<float> q_norm, k_norm;            // (dim), or empty
-    int64_t window;
+    Weight q, k, v, o;
+    std::vector<FeedForward> experts;  // one, or those that `router` chooses among
+    Weight router;                     // (experts, hidden), or null
+    int64_t chosen;                    // experts of a token
+    bool renormalise;                  // their shares are made to add to one
+    std::vector<float> attention_norm, mlp_norm;          // (hidden)
+    std::vector<float> q_norm, k_norm;                    // (dim), or empty
+    std::vector<float> attention_out_norm, mlp_out_norm;  // (hidden), or empty; not over a router
+    int64_t window, rotation;                             // rotation: which one
+    CacheType cache;
     Buffer keys, values, key_grids, value_grids;
 };
 
@@ -51,9 +70,10 @@ struct Step {
 class Decoder {
 public:
     const DecoderConfig config;
+    const int64_t rotations;
 
-    // frequencies (dim / 2).
-    Decoder(const DecoderConfig&, Embedding embedding, const float* frequencies, const float* final_norm, Weight head);
+    Decoder(const DecoderConfig&, Embedding embedding, std::vector<Rotation> rotations, std::vector<float> final_norm,
+            Weight head);
     void add(DecoderLayer layer);
     void step(const Step&);
     // Of the keys and values of one token in all layers.
@@ -65,6 +85,7 @@ private:
         float* out;
         int64_t out_stride;
         bool add;
+        int64_t first, tokens;  // the rows of x that it takes
     };
     struct Run {  // tokens at consecutive positions of one sequence
         int64_t first, count;
@@ -74,11 +95,16 @@ private:
     Cache cache_of(const DecoderLayer&) const;
     void embed(Work&, int64_t token) const;
     void attend(Work&, const DecoderLayer&);
+    void feed_forward(Work&, const DecoderLayer&);
+    void mix_experts(Work&, const DecoderLayer&);
+    void add_branch(Work&, const std::vector<float>& norm);
     template <typename Prepare>
-    void multiply(Work&, const float* x, int64_t columns, int64_t tokens, const std::vector<Product>&, Prepare prepare);
+    void multiply(Work&, const float* x, int64_t columns, int64_t rows, const std::vector<Product>&, Prepare prepare,
+                  int64_t block = 0);
 
     const Embedding embedding_;
-    std::vector<float> frequencies_, final_norm_;
+    const std::vector<Rotation> rotations_;
+    const std::vector<float> final_norm_;
     Weight head_;
     std::vector<DecoderLayer> layers_;
     std::vector<float> memory_;  // of steps, kept between them

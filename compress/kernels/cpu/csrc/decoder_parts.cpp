@@ -122,10 +122,23 @@ void rms_norm(const float* x, const float* weight, int64_t count, float epsilon,
 // out = up * gate / (1 + e^-gate); out may be gate.
 void swiglu(const float* gate, const float* up, int64_t count, float* out) {
     for (int64_t i = 0; i < count; i += LANES) {
-        const vf g = load_some(gate + i, count - i), e = exp_negative(g < 0 ? g : -g);
-        const vf sigmoid = (g < 0 ? e : broadcast(1)) / (1 + e);
-        store_some(out + i, g * sigmoid * load_some(up + i, count - i), count - i);
+        const vf g = load_some(gate + i, count - i);
+        store_some(out + i, g * sigmoid(g) * load_some(up + i, count - i), count - i);
     }
+}
+
+// out = up * gelu(gate) in its form with a tanh, of which (1 + tanh u) / 2 = 1 / (1 + e^-2u); out may be gate.
+void geglu(const float* gate, const float* up, int64_t count, float* out) {
+    for (int64_t i = 0; i < count; i += LANES) {
+        const vf g = load_some(gate + i, count - i), u = 0.7978845608f * (g + 0.044715f * g * g * g);
+        store_some(out + i, g * sigmoid(2 * u) * load_some(up + i, count - i), count - i);
+    }
+}
+
+// x = cap * tanh(x / cap).
+void soft_cap(float* x, int64_t count, float cap) {
+    for (int64_t i = 0; i < count; i += LANES)
+        store_some(x + i, cap * tanh_of(load_some(x + i, count - i) / cap), count - i);
 }
 
 // Rotary position embedding of one head: halves (a, b) become (a cos - b sin, b cos + a sin).

@@ -17,7 +17,8 @@ namespace compress {
             isa::search_scratch, isa::search_tile, isa::moment_scratch, isa::moment_panel,                \
             isa::sparse_scratch, isa::sparse_tile, isa::attention_scratch, isa::attention_head,           \
             isa::product_scratch, isa::product_strips, isa::quantize_inputs, isa::rms_norm, isa::swiglu,  \
-            isa::rotate, isa::append, isa::paged_scratch, isa::paged_tiles, isa::paged_attention          \
+            isa::geglu, isa::soft_cap, isa::rotate, isa::append, isa::paged_scratch, isa::paged_tiles,    \
+            isa::paged_attention                                                                          \
     }
 
 // Best last; the lane counts are those CMakeLists.txt compiles with.

@@ -5,6 +5,7 @@
 #pragma once
 #include <cstdint>
 
+#include "cache.h"
 #include "linear.h"
 
 namespace compress {
@@ -135,6 +136,8 @@ struct Kernels {
     void (*quantize_inputs)(const float* x, int64_t columns, int64_t token, const Quantized& out);
     void (*rms_norm)(const float* x, const float* weight, int64_t count, float epsilon, float* out);
     void (*swiglu)(const float* gate, const float* up, int64_t count, float* out);
+    void (*geglu)(const float* gate, const float* up, int64_t count, float* out);
+    void (*soft_cap)(float* x, int64_t count, float cap);
     void (*rotate)(float* head, const float* cosine, const float* sine, int64_t dim);
     void (*append)(const Cache&, const float* k, const float* v, int64_t page, int64_t slot);
     int64_t (*paged_scratch)(const PagedArgs&);
@@ -165,6 +168,8 @@ struct Kernels {
     void quantize_inputs(const float*, int64_t, int64_t, const Quantized&); \
     void rms_norm(const float*, const float*, int64_t, float, float*);   \
     void swiglu(const float*, const float*, int64_t, float*);            \
+    void geglu(const float*, const float*, int64_t, float*);             \
+    void soft_cap(float*, int64_t, float);                               \
     void rotate(float*, const float*, const float*, int64_t);            \
     void append(const Cache&, const float*, const float*, int64_t, int64_t); \
     int64_t paged_scratch(const PagedArgs&);                             \

@@ -3,6 +3,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <cmath>
@@ -133,12 +134,9 @@ void check_shape(const Weight& weight, const char* name, int64_t rows, int64_t c
 }
 
 void make_decoder(BoundDecoder* self, const std::optional<Input>& embedding, const Weight& packed_embedding,
-                  const Input& final_norm, const Weight& head, const Input& frequencies, float rope_factor, int64_t heads, int64_t kv_heads, float epsilon,
-                  const std::string& cache, int64_t pages) {
-    const std::pair<const char*, CacheType> types[] = {{"float32", CacheType::float32}, {"bfloat16", CacheType::bfloat16},
-                                                       {"int8", CacheType::int8}, {"int4", CacheType::int4}};
-    const auto type = std::find_if(std::begin(types), std::end(types), [&](auto& t) { return t.first == cache; });
-    if (type == std::end(types)) bad_value("cache", "float32, bfloat16, int8 or int4");
+                  const Input& final_norm, const Weight& head, const Input& frequencies, const Input& factors,
+                  int64_t heads, int64_t kv_heads, float epsilon, float embedding_scale, float attention_scale,
+                  float attention_cap, float logit_cap, bool gelu, int64_t pages) {
     if (!head) bad_type("head", "a PackedLinear");
     if (bool(embedding) == bool(packed_embedding)) bad_value("embedding", "given once, as it is or packed");
     const int64_t vocabulary = head->view.rows, hidden = head->view.columns;
@@ -152,36 +150,75 @@ void make_decoder(BoundDecoder* self, const std::optional<Input>& embedding, con
     }
     if (heads < 1 || kv_heads < 1 || heads % kv_heads != 0) bad_value("kv_heads", "a divisor of heads");
     if (pages < 1 || pages > 1 << 24) bad_value("pages", "at least 1");
-    if (frequencies.ndim() != 1 || frequencies.shape(0) < 1 || frequencies.shape(0) > 4096)
-        bad_value("frequencies", "a vector");
-    const int64_t half = frequencies.shape(0);
-    const std::vector<float> turns = vector_of(frequencies, "frequencies", half);
-    const std::vector<float> norm = vector_of(final_norm, "final_norm", hidden);
-    const DecoderConfig config{vocabulary, hidden, heads, kv_heads, 2 * half, epsilon, rope_factor,
-                               type->second, pages};
-    new (self) BoundDecoder{embedding, Decoder(config, std::move(table), turns.data(), norm.data(), head)};
+    if (!(attention_cap >= 0) || !(logit_cap >= 0)) bad_value("caps", "at least 0");
+    const auto [count, half] = extents(frequencies, "frequencies");
+    if (half > 4096) bad_value("frequencies", "of at most 4096 columns");
+    const float* turns = input<float>(frequencies, "frequencies", {count, half});
+    const float* factor = input<float>(factors, "factors", {count});
+    std::vector<Rotation> rotations;
+    for (int64_t r = 0; r < count; ++r)
+        rotations.push_back({std::vector<float>(turns + r * half, turns + (r + 1) * half), factor[r]});
+    const DecoderConfig config{vocabulary, hidden, heads, kv_heads, 2 * half, epsilon, embedding_scale, attention_scale,
+                               attention_cap, logit_cap, gelu, pages};
+    new (self) BoundDecoder{embedding, Decoder(config, std::move(table), std::move(rotations),
+                                               vector_of(final_norm, "final_norm", hidden), head)};
 }
 
-void add_layer(BoundDecoder& self, const Weight& q, const Weight& k, const Weight& v, const Weight& o,
-               const Weight& gate, const Weight& up, const Weight& down, const Input& attention_norm,
-               const Input& mlp_norm, const std::optional<Input>& q_norm, const std::optional<Input>& k_norm,
-               int64_t window) {
+CacheType cache_named(const std::string& name) {
+    const std::pair<const char*, CacheType> types[] = {{"float32", CacheType::float32},
+                                                       {"bfloat16", CacheType::bfloat16},
+                                                       {"int8", CacheType::int8},
+                                                       {"int4", CacheType::int4}};
+    for (const auto& [known, type] : types)
+        if (known == name) return type;
+    bad_value("cache", "float32, bfloat16, int8 or int4");
+}
+
+typedef std::vector<Weight> Weights;
+
+void add_layer(BoundDecoder& self, const Weights& attention, const Weights& gates, const Weights& ups,
+               const Weights& downs, const Weight& router, int64_t chosen, bool renormalise,
+               const Input& attention_norm, const Input& mlp_norm, const std::optional<Input>& q_norm,
+               const std::optional<Input>& k_norm, const std::optional<Input>& attention_out_norm,
+               const std::optional<Input>& mlp_out_norm, int64_t window, int64_t rotation, const std::string& cache) {
     const DecoderConfig& c = self.decoder.config;
     const int64_t q_width = c.heads * c.dim, kv_width = c.kv_heads * c.dim;
-    if (!gate) bad_type("gate", "a PackedLinear");
-    const int64_t ffn = gate->view.rows;
-    check_shape(q, "q", q_width, c.hidden);
-    check_shape(k, "k", kv_width, c.hidden);
-    check_shape(v, "v", kv_width, c.hidden);
-    check_shape(o, "o", c.hidden, q_width);
-    check_shape(gate, "gate", ffn, c.hidden);
-    check_shape(up, "up", ffn, c.hidden);
-    check_shape(down, "down", c.hidden, ffn);
+    if (attention.size() != 4) bad_value("attention", "q, k, v and o");
+    check_shape(attention[0], "q", q_width, c.hidden);
+    check_shape(attention[1], "k", kv_width, c.hidden);
+    check_shape(attention[2], "v", kv_width, c.hidden);
+    check_shape(attention[3], "o", c.hidden, q_width);
+    const size_t experts = gates.size();
+    if (experts == 0 || ups.size() != experts || downs.size() != experts)
+        bad_value("gates, ups and downs", "as many as experts");
+    if (!gates[0]) bad_type("gates", "PackedLinears");
+    const int64_t ffn = gates[0]->view.rows;
+    DecoderLayer layer{};
+    for (size_t e = 0; e < experts; ++e) {
+        check_shape(gates[e], "gate", ffn, c.hidden);
+        check_shape(ups[e], "up", ffn, c.hidden);
+        check_shape(downs[e], "down", c.hidden, ffn);
+        layer.experts.push_back({gates[e], ups[e], downs[e]});
+    }
+    if (router) {
+        check_shape(router, "router", int64_t(experts), c.hidden);
+        if (router->view.packed()) bad_value("router", "no packed weight");
+        if (chosen < 1 || chosen > int64_t(experts)) bad_value("chosen", "from 1 to the number of experts");
+        if (mlp_out_norm) bad_value("mlp_out_norm", "None behind a router");
+    } else if (experts != 1) {
+        bad_value("router", "given for several experts");
+    }
     if (window < 1) bad_value("window", "at least 1");
-    DecoderLayer layer{q, k, v, o, gate, up, down, vector_of(attention_norm, "attention_norm", c.hidden),
-                       vector_of(mlp_norm, "mlp_norm", c.hidden), {}, {}, window, {}, {}};
+    if (rotation < 0 || rotation >= self.decoder.rotations) bad_value("rotation", "one of those that there are");
+    layer.q = attention[0], layer.k = attention[1], layer.v = attention[2], layer.o = attention[3];
+    layer.router = router, layer.chosen = chosen, layer.renormalise = renormalise;
+    layer.attention_norm = vector_of(attention_norm, "attention_norm", c.hidden);
+    layer.mlp_norm = vector_of(mlp_norm, "mlp_norm", c.hidden);
     if (q_norm) layer.q_norm = vector_of(*q_norm, "q_norm", c.dim);
     if (k_norm) layer.k_norm = vector_of(*k_norm, "k_norm", c.dim);
+    if (attention_out_norm) layer.attention_out_norm = vector_of(*attention_out_norm, "attention_out_norm", c.hidden);
+    if (mlp_out_norm) layer.mlp_out_norm = vector_of(*mlp_out_norm, "mlp_out_norm", c.hidden);
+    layer.window = window, layer.rotation = rotation, layer.cache = cache_named(cache);
     self.decoder.add(std::move(layer));
 }
 
@@ -230,12 +267,16 @@ void bind_runtime(nb::module_& m) {
           nb::arg("bias").noconvert().none(), nb::arg("threads"));
     nb::class_<BoundDecoder>(m, "Decoder")
         .def("__init__", &make_decoder, nb::arg("embedding").noconvert().none(), nb::arg("packed_embedding").none(),
-             nb::arg("final_norm").noconvert(), nb::arg("head"), nb::arg("frequencies").noconvert(), nb::arg("rope_factor"), nb::arg("heads"),
-             nb::arg("kv_heads"), nb::arg("epsilon"), nb::arg("cache"), nb::arg("pages"))
+             nb::arg("final_norm").noconvert(), nb::arg("head"), nb::arg("frequencies").noconvert(),
+             nb::arg("factors").noconvert(), nb::arg("heads"), nb::arg("kv_heads"), nb::arg("epsilon"),
+             nb::arg("embedding_scale"), nb::arg("attention_scale"), nb::arg("attention_cap"), nb::arg("logit_cap"),
+             nb::arg("gelu"), nb::arg("pages"))
         .def_prop_ro("cache_bytes", [](const BoundDecoder& self) { return self.decoder.cache_bytes(); })
-        .def("add_layer", &add_layer, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("o"), nb::arg("gate"),
-             nb::arg("up"), nb::arg("down"), nb::arg("attention_norm").noconvert(), nb::arg("mlp_norm").noconvert(),
-             nb::arg("q_norm").noconvert().none(), nb::arg("k_norm").noconvert().none(), nb::arg("window"))
+        .def("add_layer", &add_layer, nb::arg("attention"), nb::arg("gates"), nb::arg("ups"), nb::arg("downs"),
+             nb::arg("router").none(), nb::arg("chosen"), nb::arg("renormalise"), nb::arg("attention_norm").noconvert(),
+             nb::arg("mlp_norm").noconvert(), nb::arg("q_norm").noconvert().none(),
+             nb::arg("k_norm").noconvert().none(), nb::arg("attention_out_norm").noconvert().none(),
+             nb::arg("mlp_out_norm").noconvert().none(), nb::arg("window"), nb::arg("rotation"), nb::arg("cache"))
         .def("step", &step, nb::arg("tokens").noconvert(), nb::arg("positions").noconvert(),
              nb::arg("sequences").noconvert(), nb::arg("tables").noconvert(), nb::arg("rows").noconvert(),
              nb::arg("logits").noconvert(), nb::arg("eight_bit"), nb::arg("threads"));

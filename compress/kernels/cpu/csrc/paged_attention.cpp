@@ -61,6 +61,7 @@ struct Page {
     const T *keys, *values;
     const uint16_t *key_grid, *value_grid;
     int64_t dim;
+    float cap;
     const float *q, *q_sums;
     float *sums, *maximum, *total;
     int64_t (*seen)[2];
@@ -122,7 +123,8 @@ struct Page {
                 for (int r = 0; r < QUERIES; ++r) s[r][v] = s[r][v] * step + low * q_sums[r];
             }
         for (int r = 0; r < QUERIES; ++r)
-            for (int v = 0; v < kScoreVectors; ++v) store(weights[r] + v * LANES, s[r][v]);
+            for (int v = 0; v < kScoreVectors; ++v)
+                store(weights[r] + v * LANES, cap == 0 ? s[r][v] : cap * tanh_of(s[r][v] / cap));
     }
 
     // Scores become weights relative to the largest so far; what was summed before is rescaled.
@@ -194,7 +196,7 @@ void attend(const PagedArgs& a, const Tile& tile, float* scratch) {
         Page<QUERIES, How>{static_cast<const T*>(a.cache.keys) + at, static_cast<const T*>(a.cache.values) + at,
                            How::kGrids ? a.cache.key_grids + grid : nullptr,
                            How::kGrids ? a.cache.value_grids + grid : nullptr,
-                           dim, q, q_sums, sums, maximum, total, seen}.run();
+                           dim, a.cap, q, q_sums, sums, maximum, total, seen}.run();
     }
     for (int r = 0; r < QUERIES; ++r)
         for (int64_t d = 0; d < dim; ++d) a.out[offset[r] + d] = sums[r * dim + d] / total[r];

@@ -25,6 +25,24 @@ static inline vf exp_negative(vf x) {
     return x < lowest ? zero : series * scale;
 }
 
+// 1 / (1 + e^-x).
+static inline vf sigmoid(vf x) {
+    const vf e = exp_negative(x < 0 ? x : -x);
+    return (x < 0 ? e : broadcast(1)) / (1 + e);
+}
+
+// By its series to x^11 near zero, where the quotient would cancel.
+static inline vf tanh_of(vf x) {
+    const vf size = x < 0 ? -x : x, e = exp_negative(-2 * size), far = (1 - e) / (1 + e), square = x * x;
+    vf series = broadcast(-1382.0f / 155925);
+    series = series * square + 62.0f / 2835;
+    series = series * square - 17.0f / 315;
+    series = series * square + 2.0f / 15;
+    series = series * square - 1.0f / 3;
+    series = x + x * square * series;
+    return size < broadcast(0.25f) ? series : x < 0 ? -far : far;
+}
+
 static inline float largest(vf v) {
     float best = v[0];
     for (int l = 1; l < LANES; ++l) best = v[l] > best ? v[l] : best;
