@@ -87,6 +87,38 @@ def collect(chunks: Sequence[Tensor], originals: Mapping[int, Tensor], pool: Exe
     return LinearStats(_mirror(total).div_(max(tokens, 1)), drift, tokens)
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Means:
+    """The mean (in,) float32 of the inputs of a linear: `now`, and `wanted` of those that the original model has."""
+
+    now: Tensor
+    wanted: Tensor
+
+
+def centred(stats: LinearStats, chunks: Sequence[Tensor], originals: Mapping[int, Tensor]) -> tuple[LinearStats, Means]:
+    """Statistics about the mean, for a linear whose bias takes up what its inputs are on average, and these means.
+
+    stats: what `collect` gives for the same chunks.
+    """
+    mean = _mean(chunks)
+    hessian = stats.hessian - torch.outer(mean, mean)
+    if stats.drift is None:
+        return LinearStats(hessian, None, stats.tokens), Means(mean, mean)
+    places = sorted(originals)
+    seen = _mean([chunks[place] for place in places])
+    moved = _mean([originals[place] for place in places]) - seen
+    difference = stats.drift.difference - torch.outer(moved, seen)
+    drift = Drift(difference, stats.drift.hessian - torch.outer(seen, seen), stats.drift.tokens)
+    return LinearStats(hessian, drift, stats.tokens), Means(mean, mean + moved)
+
+
+def _mean(chunks: Sequence[Tensor]) -> Tensor:
+    total = torch.zeros(chunks[0].shape[-1], dtype=torch.float64)
+    for chunk in chunks:
+        total += chunk.float().sum(0, dtype=torch.float64)
+    return (total / max(_tokens(chunks), 1)).float()
+
+
 def add_second_moment(total: Tensor, left: Sequence[Tensor], right: Sequence[Tensor], pool: Executor) -> None:
     """Adds the sum of l r^T over chunks of tokens (tokens, in) each to total (in, in) float32.
 

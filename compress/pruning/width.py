@@ -6,8 +6,9 @@ the outputs W x' that the original model wants, with
     W'_K = W* H[:, K] (H[K, K] + ridge I)^-1,    H = mean x x^T,    W* = W + W (mean (x' - x) x^T) H^-1,
 
 which is FLAP's bias compensation (arXiv:2312.11983) carried to weights, or one step of optimal brain surgery over
-groups of columns. After that repair, removing one group G costs tr(W*_G ([H^-1]_GG)^-1 W*_G^T): the score by which
-groups are removed, in rounds, H^-1 being taken over what is left.
+groups of columns. Where the linear has a bias b, all this is about the mean, and b + W mean x' - W'_K mean x_K takes
+up the rest, as FLAP's bias does. After that repair, removing one group G costs tr(W*_G ([H^-1]_GG)^-1 W*_G^T): the
+score by which groups are removed, in rounds, H^-1 being taken over what is left.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from compress.calibration.statistics import GroupStats, LinearStats, collect, collect_groups
+from compress.calibration.statistics import GroupStats, LinearStats, centred, collect, collect_groups
 
 
 def chunks_of(counts: list[int], width: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -128,6 +128,23 @@ def test_workers_change_no_bit(width: int, dtype: torch.dtype) -> None:
             others = grouped(chunks, len(groups.blocks), workers)
             assert torch.equal(others.blocks, groups.blocks)
             assert torch.equal(others.absmean, groups.absmean)
+
+
+def test_centred_statistics_are_those_of_centred_inputs() -> None:
+    chunks = [torch.randn(50, 7, generator=torch.Generator().manual_seed(place)) + 0.5 for place in range(3)]
+    originals = {place: chunks[place] * 1.1 + 0.3 for place in (0, 2)}
+    with ThreadPoolExecutor(1) as pool:
+        found, means = centred(collect(chunks, originals, pool), chunks, originals)
+    seen, wanted = torch.cat([chunks[0], chunks[2]]), torch.cat([originals[0], originals[2]])
+    mean = torch.cat(chunks).mean(0)
+    torch.testing.assert_close(means.now, mean)
+    torch.testing.assert_close(means.wanted, mean + (wanted - seen).mean(0))
+    about = torch.cat(chunks) - mean
+    torch.testing.assert_close(found.hessian, about.T @ about / 150, rtol=1e-4, atol=1e-5)
+    assert found.drift is not None
+    moved, near = wanted - seen, seen - seen.mean(0)
+    torch.testing.assert_close(found.drift.difference, (moved - moved.mean(0)).T @ near / 100, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.drift.hessian, near.T @ near / 100, rtol=1e-4, atol=1e-5)
 
 
 def test_no_tokens_at_all() -> None:

@@ -86,7 +86,7 @@ def test_rows_that_stay_are_the_source_s_and_only_consumers_are_repaired(
     before, cut, repaired = (harness.tensors(path) for path in (source, plain.path, mended.path))
     for name, tensor in cut.items():
         action = mended.manifest.ledger[name].action
-        consumer = name.endswith(("down_proj.weight", "o_proj.weight"))
+        consumer = "down_proj" in name or "o_proj" in name  # their biases take up a mean
         assert (action == "repaired") == consumer, name
         if "block" in name or not consumer:
             assert torch.equal(tensor, repaired[name]), "the cut is the same with and without repair"
@@ -100,6 +100,35 @@ def test_rows_that_stay_are_the_source_s_and_only_consumers_are_repaired(
         for artifact in (plain, mended)
     ]
     assert all(after < before for before, after in zip(*errors, strict=True))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "gpt_neox", "llama"])
+def test_biases_take_up_the_mean_of_what_went(
+    family: str, tiny: Callable[..., Path], text: Path, tmp_path: Path
+) -> None:
+    source, means = tiny(family), {}
+    job = resolve(recipe(text), model=source, output=None, device="auto")
+    assert job.calibration is not None
+    consumer = LAYOUTS[family].down
+    for repair in (False, True):
+        made = pipeline.run(recipe(text, repair=repair), model=source, output=tmp_path / str(repair)).artifact
+        means[repair] = mean_output(made.path, consumer, job.calibration.tokens)
+        biases = {entry.action for name, entry in made.manifest.ledger.items() if name.endswith(f"{consumer}.bias")}
+        assert biases == ({"repaired"} if repair else {"kept"})
+    wanted = mean_output(source, consumer, job.calibration.tokens)
+    assert float((means[True] - wanted).norm()) < 1e-3 * float(wanted.norm())
+    assert float((means[False] - wanted).norm()) > 0.02 * float(wanted.norm())
+
+
+def mean_output(path: Path, end: str, tokens: torch.Tensor) -> torch.Tensor:
+    """What the first linear of this name gives on average over the tokens, (out,) float32."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    linear = next(module for name, module in model.named_modules() if name.endswith(end))
+    seen: list[torch.Tensor] = []
+    linear.register_forward_hook(lambda _, given, found: seen.append(found.detach()))
+    with torch.inference_mode():
+        model(tokens)
+    return seen[0].reshape(-1, seen[0].shape[-1]).mean(0)
 
 
 @pytest.mark.parametrize("family", WITH_CHANNELS)

@@ -1,0 +1,163 @@
+"""One linear that loses inputs: which stay, the least-squares weight on them, and what its bias takes up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compress.calibration import statistics
+from compress.calibration.statistics import LinearStats, Means, collect
+from compress.errors import WorkError
+from compress.models.skeleton import LinearSpec
+from compress.pipeline.block import Workers
+from compress.pipeline.linears import errors
+from compress.pipeline.source import read_finite, read_weight
+from compress.pipeline.twin import Pair
+from compress.pipeline.width_job import HEADS_KEPT, NEURONS_KEPT, WidthJob
+from compress.pruning import sparsegpt, width
+from compress.pruning.masks import zero_mask
+from compress.quantization.gptq import Preconditioner
+from compress.quantization.hessian import cholesky, damped
+
+REFIT_STEPS = 100
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Affine:
+    """A linear as it was or is: weight (out, in), and its bias (out,) if it has one, both float32."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        return inputs @ self.weight.T if self.bias is None else torch.addmm(self.bias, inputs, self.weight.T)
+
+    def errors(
+        self, after: Affine, rows: Tensor, sample: Tensor, reference: Tensor | None
+    ) -> tuple[float | None, float | None]:
+        """As `linears.errors`, of the outputs `rows`; a bias counts as the weight of an input that is always one."""
+        _, sqnr = errors(self.weight[rows], after.weight[rows], None, None)
+        if self.bias is None or after.bias is None:
+            return errors(self.weight[rows], after.weight[rows], sample, reference)[0], sqnr
+        wide = [
+            torch.cat([each.weight, each.bias[:, None]], 1)[rows] for each in (self, after) if each.bias is not None
+        ]
+        ones = torch.ones(len(sample), 1)
+        known = None if reference is None else torch.cat([reference, ones], 1)
+        return errors(wide[0], wide[1], torch.cat([sample, ones], 1), known)[0], sqnr
+
+
+class Shared:
+    """What stays of one input, and the repair of the linears that read it. kept: (kept,) int64 sorted.
+
+    centred: whether these linears have biases, which then take up the mean of what they lose.
+    """
+
+    def __init__(self, job: WidthJob, spec: LinearSpec, pair: Pair, centred: bool, workers: Workers) -> None:
+        self._job, self._spec, self._pool = job, spec, workers.pool
+        self._preconditioner: Preconditioner | None = None
+        self._means: Means | None = None
+        self.centred = centred
+        self.kept = self._chosen(pair)
+        if not job.method.repair:
+            return
+        stats = collect(pair.stage.inputs, pair.originals, workers.pool)
+        if centred:
+            stats, self._means = statistics.centred(stats, pair.stage.inputs, pair.originals)
+        self._preconditioner = Preconditioner(stats, job.method, workers.pool)
+        if self._preconditioner.factored is None:
+            raise _unusable(spec)
+
+    def _chosen(self, pair: Pair) -> Tensor:
+        job, spec = self._job, self._spec
+        if not consumes(job, spec):
+            assert job.channels is not None
+            return job.channels
+        originals = list(pair.originals.values())
+        wanted = collect(originals, {}, self._pool)
+        if self.centred and job.method.importance == "repair":
+            wanted, _ = statistics.centred(wanted, originals, {})
+        weight = read_weight(job.checkpoint, spec)[written(job, spec)]
+        return _chosen(job, spec, weight, wanted)
+
+    def narrowed(self, weight: Tensor) -> Tensor:
+        """The weight (out, kept) float32, from (out, in)."""
+        shared = self._preconditioner
+        if shared is None:
+            return weight[:, self.kept].contiguous()
+        wanted = weight
+        if shared.correction is not None:
+            shared.correction.expand(self._pool)
+            wanted = shared.correction.corrected(weight)
+        found = width.repaired(wanted, shared.hessian, self.kept)
+        zeros = zero_mask(weight)
+        if zeros is None:
+            return found
+        # Zeros of an earlier pruning stay: the least-squares values of the others make up for them.
+        start = weight[:, self.kept]
+        return sparsegpt.refit(found, start, shared.hessian[self.kept][:, self.kept], REFIT_STEPS, self._pool)
+
+    def bias(self, bias: Tensor | None, weight: Tensor, whole: Tensor, rows: Tensor) -> Tensor | None:
+        """The bias (out,) float32 for the narrow weight, as it is stored, with zeros for outputs that go; None of None.
+
+        weight, whole: (out, in), as it was and with zeros where inputs and outputs went.
+        """
+        if bias is None:
+            return None
+        if self._means is not None:
+            moved = self._means.wanted - self._means.now
+            goal = self._means.now + self._job.method.correction * moved
+            bias = (bias + weight @ goal - whole @ self._means.now).to(bias_dtype(self._job, self._spec)).float()
+        kept = torch.zeros_like(bias)
+        kept[rows] = bias[rows]
+        return kept
+
+
+def _chosen(job: WidthJob, spec: LinearSpec, weight: Tensor, wanted: LinearStats) -> Tensor:
+    """The inputs that stay, (kept,) int64 sorted."""
+    cut, neurons = job.cut, spec.name.endswith(job.layout.down)
+    (sections, keep), size = ((1, cut.neurons), 1) if neurons else (cut.sections, cut.head_dim)
+    if (listed := job.decided.get(NEURONS_KEPT if neurons else HEADS_KEPT)) is not None:
+        groups = torch.tensor(listed[str(spec.block)])
+    else:
+        factored = cholesky(wanted.hessian, job.method.damp_frac)
+        if factored is None:
+            raise _unusable(spec)
+        if job.method.importance == "repair":
+            hessian = damped(wanted.hessian, factored.damp_frac)
+            groups = width.survivors(weight, hessian, sections, size, keep)
+        else:
+            score = width.activation if job.method.importance == "activation" else width.feature
+            groups = width.highest(score(weight, wanted.hessian), sections, size, keep)
+    return (groups.unsqueeze(1) * size + torch.arange(size)).reshape(-1)
+
+
+def consumes(job: WidthJob, spec: LinearSpec) -> bool:
+    """Whether neurons or heads feed this linear."""
+    return spec.name.endswith((job.layout.out, job.layout.down))
+
+
+def written(job: WidthJob, spec: LinearSpec) -> Tensor:
+    """The outputs that stay, as far as they are channels of the stream: (rows,) int64 sorted."""
+    if job.channels is not None and consumes(job, spec):
+        return job.channels
+    return torch.arange(spec.out_features)
+
+
+def bias_of(job: WidthJob, spec: LinearSpec) -> Tensor | None:
+    """The bias (out,) float32 of a linear, None where it has none."""
+    name = f"{spec.name}.bias"
+    return read_finite(job.checkpoint, name).float() if name in job.checkpoint.index else None
+
+
+def bias_dtype(job: WidthJob, spec: LinearSpec) -> torch.dtype:
+    return job.checkpoint.index[f"{spec.name}.bias"].dtype
+
+
+def _unusable(spec: LinearSpec) -> WorkError:
+    return WorkError(
+        f"no damping makes the second moments of {spec.name}'s inputs positive definite",
+        "calibrate on more text, or check the source model with `compress eval`",
+    )
