@@ -15,10 +15,11 @@ namespace {
 
 constexpr int kVectors = kStripRows / LANES;  // registers of a strip
 constexpr int kExactBlock = 64;               // columns of a float32 panel
-constexpr int kLongestBlock = 128;            // columns of an 8-bit panel
+constexpr int kTileTokens = LANES == 4 ? 2 : LANES == 8 ? 4 : 6;  // of an 8-bit tile, whose sums stay in registers
+constexpr int64_t kPrefetchBytes = 16384;  // into the second-level cache
 constexpr int kRegisterTokens = LANES == 4 ? 2 : LANES == 8 ? 4 : 8;
 
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline vf as_floats(vi v) { return (vf)v; }
 inline vi spread(int32_t x) { return x - vi{}; }
 
@@ -69,20 +70,21 @@ inline vf rounded(vf x) {
     return magnitude < 0x1p-14f ? (x + magic) - magic : normal;
 }
 
-// The eight quads of a chunk, for the rows of vector `v`: lane = row, byte = column of the quad.
+// Quad `i` of a chunk, for the rows of vector `v`: lane = row, byte = column of the quad.
 template <int BITS>
-inline void unpack(const uint8_t* chunk, int v, vi* quads) {
-    auto line = [&](int l) { return load_words(reinterpret_cast<const int32_t*>(chunk + l * 64) + v * LANES); };
+inline vi quad_of(const uint8_t* chunk, int64_t line_bytes, int v, int i) {
+    const auto line = [&](int l) {
+        return load_words(reinterpret_cast<const int32_t*>(chunk + l * line_bytes) + v * LANES);
+    };
     if constexpr (BITS == 8) {
-        for (int i = 0; i < 8; ++i) quads[i] = line(i);
+        return line(i);
     } else if constexpr (BITS == 4) {
-        for (int i = 0; i < 8; ++i) quads[i] = (line(i / 2) >> 4 * (i % 2)) & 0x0f0f0f0f;
+        return (line(i / 2) >> 4 * (i % 2)) & 0x0f0f0f0f;
     } else {
-        for (int i = 0; i < 8; ++i) quads[i] = (line(i / 4) >> 2 * (i % 4)) & 0x03030303;
-        if constexpr (BITS == 3) {
-            const vi high = line(2);
-            for (int i = 0; i < 8; ++i) quads[i] |= (i < 2 ? high << (2 - i) : high >> (i - 2)) & 0x04040404;
-        }
+        const vi low = (line(i / 4) >> 2 * (i % 4)) & 0x03030303;
+        if constexpr (BITS == 2) return low;
+        const vi high = line(2);
+        return low | ((i < 2 ? high << (2 - i) : high >> (i - 2)) & 0x04040404);
     }
 }
 
@@ -124,121 +126,102 @@ inline void finish(const ProductArgs& a, int64_t strip, int64_t token, const flo
 
 // ---------------------------------------------------------------------------------------------- 8-bit inputs
 
-// Block `b` of one strip meets TOKENS tokens from `token` on; `chunk` is the block's codes in BITS bits, `at` where its
-// scales lie. WIDE as in dot.
-template <int BITS, bool WIDE, int TOKENS>
-inline void add_block(const ProductArgs& a, int64_t at, int64_t b, const uint8_t* chunk, int64_t token,
-                      vf (*totals)[kVectors]) {
+// Strips that a tile of so many tokens takes together: a bundle where its sums fit the registers, else one.
+constexpr int strips_of_tile(int tokens) {
+    return tokens * kVectors * kStripsTogether <= (LANES == 16 ? 24 : LANES == 8 ? 8 : 4) ? kStripsTogether : 1;
+}
+
+// What streams from memory while a tile of several tokens computes: where one token's products wait for memory anyway,
+// the processor finds the stream by itself and does better alone. Measured on Zen 4.
+constexpr bool prefetches(int bits, int tokens, int strips) {
+    return tokens >= 3 && bits < 8 && strips == kStripsTogether;
+}
+
+// STRIPS strips (one, or a whole bundle) and TOKENS tokens, from packed registers straight to outputs.
+template <int BITS, int TOKENS, int STRIPS>
+__attribute__((noinline)) void tile(const ProductArgs& a, int64_t strip, int64_t token) {
     const Linear& w = *a.linear;
     const Quantized& x = a.quantized;
-    constexpr int kChains = TOKENS == 1 ? 4 : TOKENS == 2 ? 2 : 1;  // integer sums: any order gives the same
-    const int64_t blocks = x.blocks;
-    vi sums[TOKENS][kVectors][kChains];
-    for (int v = 0; v < kVectors; ++v) {
-        const vi zero = load_zeros(w, at + v * LANES);
-        for (int m = 0; m < TOKENS; ++m) {
-            for (int c = 0; c < kChains; ++c) sums[m][v][c] = vi{};
-            sums[m][v][0] = -zero * x.sum[(token + m) * blocks + b];
-        }
-    }
-    const int8_t* q = x.q + token * x.width + b * x.block;
-    for (int64_t k = 0; k < x.block; k += kChunk, chunk += BITS * 64)
-        for (int v = 0; v < kVectors; ++v) {
-            vi quads[8];
-            unpack<BITS>(chunk, v, quads);
+    constexpr int kSums = TOKENS * STRIPS * kVectors, kChains = kSums >= 4 ? 1 : 4 / kSums;
+    const int64_t group_blocks = w.group / x.block, line = 64 * (STRIPS == 1 ? w.together(strip) : STRIPS);
+    const uint8_t* codes = w.codes + w.line_offset(strip);
+    const int8_t* q = x.q + token * x.width;
+    vf totals[STRIPS][TOKENS][kVectors] = {};
+    for (int64_t b = 0, g = 0, left = group_blocks; b < x.blocks && g < w.groups; ++b) {
+        vi sums[STRIPS][TOKENS][kVectors][kChains];  // integer sums: any order gives the same
+#pragma GCC unroll 4
+        for (int s = 0; s < STRIPS; ++s)
+            for (int v = 0; v < kVectors; ++v) {
+                const int64_t at = w.scale_index(strip, g) + s * kStripRows + v * LANES;
 #pragma GCC unroll 8
-            for (int i = 0; i < 8; ++i)
+                for (int m = 0; m < TOKENS; ++m) {
+                    const int32_t sum = x.sum[(token + m) * x.blocks + b];
+                    for (int c = 0; c < kChains; ++c) sums[s][m][v][c] = vi{};
+                    sums[s][m][v][0] = w.zeros ? -load_zeros(w, at) * sum : spread(-w.zero * sum);
+                }
+            }
+        for (int64_t k = 0; k < x.block; k += kChunk, q += kChunk, codes += BITS * line) {
+            if constexpr (prefetches(BITS, TOKENS, STRIPS))
+                for (int l = 0; l < BITS * STRIPS; ++l) __builtin_prefetch(codes + l * 64 + kPrefetchBytes, 0, 2);
 #pragma GCC unroll 8
-                for (int m = 0; m < TOKENS; ++m)
-                    sums[m][v][i % kChains] =
-                        dot<WIDE>(sums[m][v][i % kChains], quads[i], quad_at(q + m * x.width + k + 4 * i));
+            for (int i = 0; i < 8; ++i) {
+                vi quads[STRIPS][kVectors];
+#pragma GCC unroll 4
+                for (int s = 0; s < STRIPS; ++s)
+                    for (int v = 0; v < kVectors; ++v) quads[s][v] = quad_of<BITS>(codes + s * 64, line, v, i);
+#pragma GCC unroll 8
+                for (int m = 0; m < TOKENS; ++m) {
+                    const int32_t input = quad_at(q + m * x.width + 4 * i);
+#pragma GCC unroll 4
+                    for (int s = 0; s < STRIPS; ++s)
+                        for (int v = 0; v < kVectors; ++v)
+                            sums[s][m][v][i % kChains] =
+                                dot<BITS == 8>(sums[s][m][v][i % kChains], quads[s][v], input);
+                }
+            }
         }
-    for (int v = 0; v < kVectors; ++v) {
-        const vf scale = load_scales(w, at + v * LANES);
-        for (int m = 0; m < TOKENS; ++m) {
-            vi sum = sums[m][v][0];
-            for (int c = 1; c < kChains; ++c) sum += sums[m][v][c];
-            totals[m][v] += to_floats(sum) * (scale * x.scale[(token + m) * blocks + b]);
-        }
+#pragma GCC unroll 4
+        for (int s = 0; s < STRIPS; ++s)
+            for (int v = 0; v < kVectors; ++v) {
+                const vf scale = load_scales(w, w.scale_index(strip, g) + s * kStripRows + v * LANES);
+#pragma GCC unroll 8
+                for (int m = 0; m < TOKENS; ++m) {
+                    vi sum = sums[s][m][v][0];
+                    for (int c = 1; c < kChains; ++c) sum += sums[s][m][v][c];
+                    totals[s][m][v] += to_floats(sum) * (scale * x.scale[(token + m) * x.blocks + b]);
+                }
+            }
+        if (--left == 0) ++g, left = group_blocks;
     }
+    for (int s = 0; s < STRIPS; ++s)
+        for (int m = 0; m < TOKENS; ++m)
+            finish(a, strip + s, token + m, reinterpret_cast<const float*>(totals[s][m]));
 }
 
-// One strip and TOKENS tokens, from packed registers straight to outputs.
 template <int BITS, int TOKENS>
-__attribute__((noinline)) void few_tokens(const ProductArgs& a, int64_t strip, int64_t token) {
-    const Linear& w = *a.linear;
-    const int64_t block = a.quantized.block, group_blocks = w.group / block;
-    const uint8_t* codes = w.codes + strip * w.strip_bytes();
-    vf totals[TOKENS][kVectors] = {};
-    for (int64_t g = 0, b = 0; g < w.groups; ++g)
-        for (int64_t end = b + group_blocks; b < end; ++b, codes += block * BITS * 2)
-            add_block<BITS, BITS == 8, TOKENS>(a, (strip * w.groups + g) * kStripRows, b, codes, token, totals);
-    for (int m = 0; m < TOKENS; ++m) finish(a, strip, token + m, reinterpret_cast<const float*>(totals[m]));
+void tiles(const ProductArgs& a, int64_t strip, int64_t strips, int64_t token) {
+    constexpr int kTogether = strips_of_tile(TOKENS);
+    int64_t s = 0;
+    for (; s + kTogether <= strips; s += kTogether) tile<BITS, TOKENS, kTogether>(a, strip + s, token);
+    if constexpr (kTogether > 1)
+        for (; s < strips; ++s) tile<BITS, TOKENS, 1>(a, strip + s, token);
 }
 
 template <int BITS>
-void strip_of_few(const ProductArgs& a, int64_t strip) {
-    int64_t t = 0;
-    for (; t + kRegisterTokens <= a.tokens; t += kRegisterTokens) few_tokens<BITS, kRegisterTokens>(a, strip, t);
-    for (; kRegisterTokens > 4 && t + 4 <= a.tokens; t += 4) few_tokens<BITS, 4>(a, strip, t);
-    for (; kRegisterTokens > 2 && t + 2 <= a.tokens; t += 2) few_tokens<BITS, 2>(a, strip, t);
-    for (; t < a.tokens; ++t) few_tokens<BITS, 1>(a, strip, t);
-}
-
-template <bool WIDE, int TOKENS>
-__attribute__((noinline)) void panel_tokens(const ProductArgs& a, int64_t at, int64_t b, const uint8_t* panel,
-                                            int64_t token, float* totals, int64_t stride) {
-    vf sums[TOKENS][kVectors];
-    for (int m = 0; m < TOKENS; ++m)
-        for (int v = 0; v < kVectors; ++v) sums[m][v] = load(totals + m * stride + v * LANES);
-    add_block<8, WIDE, TOKENS>(a, at, b, panel, token, sums);
-    for (int m = 0; m < TOKENS; ++m)
-        for (int v = 0; v < kVectors; ++v) store(totals + m * stride + v * LANES, sums[m][v]);
-}
-
-// Bytes of one block in the 8-bit layout.
-template <int BITS>
-void unpack_block(const uint8_t* codes, int64_t columns, uint8_t* panel) {
-    for (int64_t k = 0; k < columns; k += kChunk, codes += BITS * 64, panel += 8 * 64)
-        for (int v = 0; v < kVectors; ++v) {
-            vi quads[8];
-            unpack<BITS>(codes, v, quads);
-            for (int i = 0; i < 8; ++i) std::memcpy(panel + i * 64 + v * LANES * 4, &quads[i], sizeof(vi));
+void eight_bit(const ProductArgs& a, int64_t first, int64_t strips) {
+    // Tiles of as equal size as can be: one of 4 tokens and another keep the multipliers busier than one of 6 and one of 2.
+    for (int64_t t = 0, parts = (a.tokens + kTileTokens - 1) / kTileTokens; parts > 0; --parts) {
+        const int64_t count = (a.tokens - t + parts - 1) / parts;
+        switch (count) {
+            case 1: tiles<BITS, 1>(a, first, strips, t); break;
+            case 2: tiles<BITS, 2>(a, first, strips, t); break;
+            case 3: tiles<BITS, least(3, kTileTokens)>(a, first, strips, t); break;
+            case 4: tiles<BITS, least(4, kTileTokens)>(a, first, strips, t); break;
+            case 5: tiles<BITS, least(5, kTileTokens)>(a, first, strips, t); break;
+            default: tiles<BITS, least(6, kTileTokens)>(a, first, strips, t);
         }
-}
-
-template <int BITS>
-void strips_of_many(const ProductArgs& a, int64_t first, int64_t strips, float* scratch) {
-    const Linear& w = *a.linear;
-    const int64_t stride = kStripsTogether * kStripRows, block = a.quantized.block;
-    uint8_t* panels = reinterpret_cast<uint8_t*>(scratch);
-    float* totals = scratch + kStripsTogether * kLongestBlock * kStripRows / 4;
-    for (int64_t i = 0; i < a.tokens * stride; ++i) totals[i] = 0;
-    for (int64_t b = 0; b * block < w.padded; ++b) {
-        const uint8_t* block_panels[kStripsTogether];
-        const int64_t group = b * block / w.group;
-        for (int64_t s = 0; s < strips; ++s) {
-            const uint8_t* codes = w.codes + (first + s) * w.strip_bytes() + b * block * BITS * 2;
-            block_panels[s] = BITS == 8 ? codes : panels + s * block * kStripRows;
-            if (BITS != 8) unpack_block<BITS>(codes, block, panels + s * block * kStripRows);
-        }
-        const auto meet = [&](auto multiply, int64_t token) {
-            for (int64_t s = 0; s < strips; ++s)
-                multiply(a, ((first + s) * w.groups + group) * kStripRows, b, block_panels[s], token,
-                         totals + token * stride + s * kStripRows, stride);
-        };
-        int64_t t = 0;
-        for (; t + kRegisterTokens <= a.tokens; t += kRegisterTokens) meet(panel_tokens<BITS == 8, kRegisterTokens>, t);
-        for (; t < a.tokens; ++t) meet(panel_tokens<BITS == 8, 1>, t);
+        t += count;
     }
-    for (int64_t t = 0; t < a.tokens; ++t)
-        for (int64_t s = 0; s < strips; ++s) finish(a, first + s, t, totals + t * stride + s * kStripRows);
-}
-
-template <int BITS>
-void eight_bit(const ProductArgs& a, int64_t first, int64_t strips, float* scratch) {
-    if (a.tokens > kRegisterTokens) return strips_of_many<BITS>(a, first, strips, scratch);
-    for (int64_t s = 0; s < strips; ++s) strip_of_few<BITS>(a, first + s);
 }
 
 // ---------------------------------------------------------------------------------------------- float32 inputs
@@ -246,23 +229,24 @@ void eight_bit(const ProductArgs& a, int64_t first, int64_t strips, float* scrat
 // One chunk's codes as values, [column][row].
 template <int BITS, ScaleType type>
 inline void decode_chunk(const Linear& w, int64_t strip, int64_t column, const uint8_t* chunk, float* panel) {
-    const int64_t at = (strip * w.groups + column / w.group) * kStripRows;
+    const int64_t at = w.scale_index(strip, column / w.group), line = 64 * w.together(strip);
     for (int v = 0; v < kVectors; ++v) {
         const vi zero = load_zeros(w, at + v * LANES);
         const vf scale = load_scales(w, at + v * LANES);
-        vi quads[8];
-        unpack<BITS>(chunk, v, quads);
-        for (int i = 0; i < 8; ++i)
+        for (int i = 0; i < 8; ++i) {
+            const vi quad = quad_of<BITS>(chunk, line, v, i);
             for (int j = 0; j < 4; ++j)
                 store(panel + (4 * i + j) * kStripRows + v * LANES,
-                      rounded<type>(to_floats((quads[i] >> 8 * j & 255) - zero) * scale));
+                      rounded<type>(to_floats((quad >> 8 * j & 255) - zero) * scale));
+        }
     }
 }
 
 template <int BITS>
 void decode_block(const Linear& w, int64_t strip, int64_t column, int64_t columns, float* panel) {
-    const uint8_t* codes = w.codes + strip * w.strip_bytes() + column * BITS * 2;
-    for (int64_t k = 0; k < columns; k += kChunk, codes += BITS * 64, panel += kChunk * kStripRows) {
+    const int64_t line = 64 * w.together(strip);
+    const uint8_t* codes = w.codes + w.line_offset(strip) + column / kChunk * BITS * line;
+    for (int64_t k = 0; k < columns; k += kChunk, codes += BITS * line, panel += kChunk * kStripRows) {
         if (w.scale_type == ScaleType::bfloat16)
             decode_chunk<BITS, ScaleType::bfloat16>(w, strip, column + k, codes, panel);
         else if (w.scale_type == ScaleType::float16)
@@ -358,15 +342,15 @@ void exact(const ProductArgs& a, int64_t first, int64_t strips, float* scratch) 
 }  // namespace
 
 int64_t product_scratch(int64_t tokens) {
-    return kStripsTogether * kStripRows * (kExactBlock + tokens);  // an 8-bit panel is smaller
+    return kStripsTogether * kStripRows * (kExactBlock + tokens);
 }
 
 void product_strips(const ProductArgs& a, int64_t first, int64_t strips, float* scratch) {
     switch (a.linear->bits) {
-        case 2: return a.eight_bit ? eight_bit<2>(a, first, strips, scratch) : exact<2>(a, first, strips, scratch);
-        case 3: return a.eight_bit ? eight_bit<3>(a, first, strips, scratch) : exact<3>(a, first, strips, scratch);
-        case 4: return a.eight_bit ? eight_bit<4>(a, first, strips, scratch) : exact<4>(a, first, strips, scratch);
-        case 8: return a.eight_bit ? eight_bit<8>(a, first, strips, scratch) : exact<8>(a, first, strips, scratch);
+        case 2: return a.eight_bit ? eight_bit<2>(a, first, strips) : exact<2>(a, first, strips, scratch);
+        case 3: return a.eight_bit ? eight_bit<3>(a, first, strips) : exact<3>(a, first, strips, scratch);
+        case 4: return a.eight_bit ? eight_bit<4>(a, first, strips) : exact<4>(a, first, strips, scratch);
+        case 8: return a.eight_bit ? eight_bit<8>(a, first, strips) : exact<8>(a, first, strips, scratch);
         case 16: return exact<16>(a, first, strips, scratch);
         default: return exact<32>(a, first, strips, scratch);
     }

@@ -1,14 +1,16 @@
 // A linear's weight as the runtime's products read it, and their arguments.
 //
 // Rows are interleaved in strips of 16, so that a product never adds across a register. A strip holds its columns in
-// chunks of 32, and a chunk of b-bit codes is b lines of 64 bytes: byte 4 * row + j of a line belongs to `row`. A chunk
-// has eight quads of columns, quad i being columns 4 i to 4 i + 3, j the place within a quad:
+// chunks of 32, and a chunk of b-bit codes is b lines of 64 bytes: byte 4 * row + j of a line belongs to `row`. Lines
+// of four neighbouring strips, a bundle, lie side by side, and so do their scales: a product that takes a bundle at a
+// time reads one stream of memory. A chunk has eight quads of columns, quad i being columns 4 i to 4 i + 3, j the place
+// within a quad:
 //     8 bits   line i: quad i
 //     4 bits   line i / 2, bits 4 (i % 2) on
 //     2 bits   line i / 4, bits 2 (i % 4) on
 //     3 bits   the low two bits as above, the high one in line 2, bit i
 // Codes are unsigned, weight = (code - zero) * scale, rounded to the scale's type as the format defines it. bfloat16
-// weights lie as pairs of columns [16][16 rows][2] in a chunk, float32 ones as [32][16 rows].
+// weights lie as pairs of columns [16][16 rows][2] in a chunk, float32 ones as [32][16 rows], strip after strip.
 #pragma once
 #include <cstdint>
 
@@ -27,14 +29,26 @@ struct Linear {
     int64_t padded;          // columns stored: a multiple of kChunk
     int64_t group, groups;   // columns that share a scale, a multiple of kChunk
     ScaleType scale_type;
-    const uint8_t* codes;  // [strip][chunk][bits][64]
-    const void* scales;    // [strip][group][16]
-    const uint8_t* zeros;  // [strip][group][16] or null
+    const uint8_t* codes;  // [bundle][chunk][bits][strip of the bundle][64]; from 16 bits on [strip][chunk][bits][64]
+    const void* scales;    // [bundle][group][strip of the bundle][16]
+    const uint8_t* zeros;  // likewise, or null
     const float* bias;     // (rows) or null
 
     int64_t strips() const { return (rows + kStripRows - 1) / kStripRows; }
     int64_t strip_bytes() const { return padded * kStripRows * bits / 8; }
     bool packed() const { return bits <= 8; }
+    static int64_t bundle_of(int64_t strip) { return strip / kStripsTogether * kStripsTogether; }  // its first strip
+    // Strips of the bundle that `strip` is in.
+    int64_t together(int64_t strip) const {
+        const int64_t left = strips() - bundle_of(strip);
+        return left < kStripsTogether ? left : kStripsTogether;
+    }
+    // Where a strip's first line of codes begins; the next ones follow at 64 * together(strip) bytes.
+    int64_t line_offset(int64_t strip) const { return bundle_of(strip) * strip_bytes() + (strip - bundle_of(strip)) * 64; }
+    // Index of a strip's 16 scales of a group.
+    int64_t scale_index(int64_t strip, int64_t at_group) const {
+        return (bundle_of(strip) * groups + at_group * together(strip) + strip - bundle_of(strip)) * kStripRows;
+    }
     // The longest run of columns, of those that a product with 8-bit inputs may take together, with one scale.
     int64_t block() const { return group % 128 == 0 ? 128 : group % 64 == 0 ? 64 : 32; }
 };

@@ -35,28 +35,28 @@ uint32_t code_at(const uint32_t* words, int64_t column, int bits) {
     return uint32_t(pair >> into) & ((1u << bits) - 1);
 }
 
-// Writes one code into its place of a strip; the place must hold zeros.
-void place(uint8_t* strip, int bits, int64_t row, int64_t column, uint32_t code) {
-    uint8_t* chunk = strip + column / kChunk * bits * kLine + 4 * row + column % 4;
+// Writes one code into its place of a strip, whose lines are `line` bytes apart; the place must hold zeros.
+void place(uint8_t* strip, int64_t line, int bits, int64_t row, int64_t column, uint32_t code) {
+    uint8_t* chunk = strip + column / kChunk * bits * line + 4 * row + column % 4;
     const int64_t quad = column % kChunk / 4;
     if (bits == 8) {
-        chunk[quad * kLine] = uint8_t(code);
+        chunk[quad * line] = uint8_t(code);
     } else if (bits == 4) {
-        chunk[quad / 2 * kLine] |= uint8_t(code << 4 * (quad % 2));
+        chunk[quad / 2 * line] |= uint8_t(code << 4 * (quad % 2));
     } else {
-        chunk[quad / 4 * kLine] |= uint8_t((code & 3) << 2 * (quad % 4));
-        if (bits == 3) chunk[2 * kLine] |= uint8_t((code >> 2) << quad);
+        chunk[quad / 4 * line] |= uint8_t((code & 3) << 2 * (quad % 4));
+        if (bits == 3) chunk[2 * line] |= uint8_t((code >> 2) << quad);
     }
 }
 
 // The inverse of `place`.
-uint32_t code_in(const uint8_t* strip, int bits, int64_t row, int64_t column) {
-    const uint8_t* chunk = strip + column / kChunk * bits * kLine + 4 * row + column % 4;
+uint32_t code_in(const uint8_t* strip, int64_t line, int bits, int64_t row, int64_t column) {
+    const uint8_t* chunk = strip + column / kChunk * bits * line + 4 * row + column % 4;
     const int64_t quad = column % kChunk / 4;
-    if (bits == 8) return chunk[quad * kLine];
-    if (bits == 4) return chunk[quad / 2 * kLine] >> 4 * (quad % 2) & 15;
-    const uint32_t low = chunk[quad / 4 * kLine] >> 2 * (quad % 4) & 3;
-    return bits == 3 ? low | (chunk[2 * kLine] >> quad & 1) << 2 : low;
+    if (bits == 8) return chunk[quad * line];
+    if (bits == 4) return chunk[quad / 2 * line] >> 4 * (quad % 2) & 15;
+    const uint32_t low = chunk[quad / 4 * line] >> 2 * (quad % 4) & 3;
+    return bits == 3 ? low | (chunk[2 * line] >> quad & 1) << 2 : low;
 }
 
 uint32_t bits_of(float x) {
@@ -89,18 +89,18 @@ float rounded(float x, ScaleType type) {
     return float_of((word + 0xfff + (word >> 13 & 1)) & 0xffffe000u);
 }
 
-void pack_row(const PackedLinear::Source& source, int64_t row, int stored_bits, uint8_t* strip) {
+void pack_row(const PackedLinear::Source& source, int64_t row, int stored_bits, uint8_t* strip, int64_t line_bytes) {
     const int64_t words = (source.columns * source.bits + 31) / 32, lane = row % kStripRows;
     const uint32_t* in = reinterpret_cast<const uint32_t*>(source.words) + row * words;
     if (source.bits != 4 && source.bits != 8) {
-        for (int64_t c = 0; c < source.columns; ++c) place(strip, stored_bits, lane, c, code_at(in, c, source.bits));
+        for (int64_t c = 0; c < source.columns; ++c) place(strip, line_bytes, stored_bits, lane, c, code_at(in, c, source.bits));
         return;
     }
     // A word is eight nibbles of one line, or the four bytes of one.
     for (int64_t w = 0; w < words; ++w) {
         const uint32_t line = source.bits == 8 ? in[w]
                                                : nibbles_to_bytes(in[w] & 0xffff) | nibbles_to_bytes(in[w] >> 16) << 4;
-        std::memcpy(strip + w * kLine + 4 * lane, &line, sizeof line);
+        std::memcpy(strip + w * line_bytes + 4 * lane, &line, sizeof line);
     }
 }
 
@@ -157,9 +157,9 @@ PackedLinear::PackedLinear(const Source& source, int threads) {
     Pool::shared().run(view.strips(), threads, [&](int64_t strip, int) {
         const int64_t end = std::min(source.rows, (strip + 1) * kStripRows);
         for (int64_t row = strip * kStripRows; row < end; ++row) {
-            pack_row(source, row, bits, codes_.data() + strip * view.strip_bytes());
+            pack_row(source, row, bits, codes_.data() + view.line_offset(strip), view.together(strip) * kLine);
             for (int64_t g = 0; g < view.groups; ++g) {
-                const int64_t from = row * view.groups + g, to = (strip * view.groups + g) * kStripRows + row % kStripRows;
+                const int64_t from = row * view.groups + g, to = view.scale_index(strip, g) + row % kStripRows;
                 std::memcpy(scales_.data() + to * width, static_cast<const uint8_t*>(source.scale) + from * width, width);
                 if (source.zero_point) zeros_.data()[to] = uint8_t(source.zero_point[from] + view.zero);
             }
@@ -169,13 +169,14 @@ PackedLinear::PackedLinear(const Source& source, int threads) {
 
 void PackedLinear::decode_row(int64_t row, float* out) const {
     const int64_t strip = row / kStripRows, lane = row % kStripRows;
-    const uint8_t* codes = view.codes + strip * view.strip_bytes();
+    const uint8_t* codes = view.codes + view.line_offset(strip);
+    const int64_t line = view.together(strip) * kLine;
     for (int64_t g = 0, c = 0; g < view.groups; ++g) {
-        const int64_t at = (strip * view.groups + g) * kStripRows + lane;
+        const int64_t at = view.scale_index(strip, g) + lane;
         const float scale = widened(view.scales, view.scale_type, at);
         const int zero = view.zeros ? view.zeros[at] : view.zero;
         for (const int64_t end = std::min(view.columns, c + view.group); c < end; ++c)
-            out[c] = rounded(float(int(code_in(codes, view.bits, lane, c)) - zero) * scale, view.scale_type);
+            out[c] = rounded(float(int(code_in(codes, line, view.bits, lane, c)) - zero) * scale, view.scale_type);
     }
 }
 
@@ -192,7 +193,7 @@ PackedLinear::PackedLinear(const void* weight, bool bfloat16, int64_t rows, int6
         return found;
     };
     Pool::shared().run(view.strips(), threads, [&](int64_t strip, int) {
-        uint8_t* target = codes_.data() + strip * view.strip_bytes();
+        uint8_t* target = codes_.data() + (group ? view.line_offset(strip) : strip * view.strip_bytes());
         for (int64_t row = strip * kStripRows; row < std::min(rows, (strip + 1) * kStripRows); ++row) {
             const int64_t lane = row % kStripRows;
             if (!group) {
@@ -210,9 +211,9 @@ PackedLinear::PackedLinear(const void* weight, bool bfloat16, int64_t rows, int6
                 float most = 0;
                 for (int64_t c = begin; c < end; ++c) most = std::max(most, std::fabs(value(row, c)));
                 const float scale = most / 127, inverse = most > 0 ? 127 / most : 0;
-                std::memcpy(scales_.data() + ((strip * view.groups + g) * kStripRows + lane) * 4, &scale, 4);
+                std::memcpy(scales_.data() + (view.scale_index(strip, g) + lane) * 4, &scale, 4);
                 for (int64_t c = begin; c < end; ++c)
-                    place(target, 8, lane, c, uint32_t(128 + std::nearbyint(value(row, c) * inverse)));
+                    place(target, view.together(strip) * kLine, 8, lane, c, uint32_t(128 + std::nearbyint(value(row, c) * inverse)));
             }
         }
     });
