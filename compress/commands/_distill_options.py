@@ -11,6 +11,7 @@ from compress.commands._options import (
     CALIBRATION,
     METHOD,
     BaseRecipe,
+    Processes,
     Run,
 )
 from compress.distillation.configs import LOSS_NAMES
@@ -91,6 +92,7 @@ class Distill(Run):
     seq_len: Annotated[
         int | None, typer.Option(help="Tokens per window; 256 if left out.", rich_help_panel=CALIBRATION)
     ] = None
+    processes: Processes = 1
 
     def settings(self) -> DistillSettings:
         """The flags that decide the recipe."""

@@ -38,6 +38,12 @@ BaseRecipe = Annotated[
     Path | None,
     typer.Option(help="Recipe to start from, a file or a shipped name.", metavar="FILE", rich_help_panel=METHOD),
 ]
+Processes = Annotated[
+    int,
+    typer.Option(
+        min=1, help="Processes that share a training's batches; the bytes are those of one.", rich_help_panel=GENERAL
+    ),
+]
 CalibrationText = Annotated[
     str | None,
     typer.Option(

@@ -10,6 +10,7 @@ import typer
 
 from compress.commands._options import (
     METHOD,
+    Processes,
     Run,
 )
 
@@ -32,3 +33,4 @@ class RunRecipe(Run):
             "--set", help="Override one key, as in stages.0.scheme.bits=3.", metavar="KEY=VALUE", rich_help_panel=METHOD
         ),
     ] = field(default_factory=list)
+    processes: Processes = 1

@@ -8,6 +8,7 @@ from compress.commands._make import make
 from compress.commands._options import MAKE
 from compress.commands._output import View
 from compress.commands.plan import build, show_plan
+from compress.distillation.processes import shared_by
 
 
 @command("distill", Distill, panel=MAKE)
@@ -29,11 +30,12 @@ def distill(options: Distill, view: View) -> Outcome:
       $ compress distill --teacher ./model --student ./narrow --minutes 30 --full
       $ compress distill --student ./sparse --loss jsd --data my_text.txt
       $ compress distill --student ./small --data prompts.jsonl --answers 128
+      $ compress distill --teacher ./model --student ./small --processes 4
       $ compress distill --teacher ./model --student ./small --dry-run
     """
     recipe = build(options, view)
-    if options.dry_run:
+    with shared_by(options.processes):
+        if not options.dry_run:
+            return make(recipe, options, view)
         show_plan(recipe, options, view)
-    else:
-        return make(recipe, options, view)
     return Outcome.OK

@@ -9,6 +9,7 @@ from compress.commands._output import View
 from compress.commands._run_options import RunRecipe
 from compress.commands._search_views import plan_search, run_search
 from compress.commands.plan import build, show_plan
+from compress.distillation.processes import shared_by
 
 
 @command("run", RunRecipe, panel=MAKE)
@@ -29,10 +30,11 @@ def run(options: RunRecipe, view: View) -> Outcome:
     from compress.recipe_search import load_search
 
     search = load_search(options.recipe, options.overrides, model=options.model, seed=options.seed)
-    if search is not None:
-        return plan_search(search, options, view) if options.dry_run else run_search(search, options, view)
-    recipe = build(options, view)
-    if options.dry_run:
+    with shared_by(options.processes):
+        if search is not None:
+            return plan_search(search, options, view) if options.dry_run else run_search(search, options, view)
+        recipe = build(options, view)
+        if not options.dry_run:
+            return make(recipe, options, view)
         show_plan(recipe, options, view)
-        return Outcome.OK
-    return make(recipe, options, view)
+    return Outcome.OK

@@ -15,11 +15,12 @@ from compress.artifact.output import Identity
 from compress.calibration import answered
 from compress.calibration.prompts import Prompts, read_prompts
 from compress.calibration.tokens import CalibrationSet, DrawnPart, draw
+from compress.distillation.configs import HiddenConfig
 from compress.errors import IntegrityError, UserError
 from compress.models.checkpoint import Checkpoint
 from compress.models.hub import local_directory
 from compress.models.skeleton import Skeleton
-from compress.pipeline import teacher_answers
+from compress.pipeline import teacher_answers, team
 from compress.pipeline.packed_student import Packed, Recorded
 from compress.pipeline.work import Problem, Work, load_tokenizer
 from compress.recipe_stages import AnswersConfig, DistillStage
@@ -78,6 +79,14 @@ class DistillJob(Work):
         if isinstance(self.checkpoint, Packed):
             return self.checkpoint.pruned()
         return {spec.name for spec in self.skeleton.linears()}
+
+    @property
+    def teacher_states(self) -> int:
+        """How many hidden states of the teacher the loss compares at most."""
+        method = self.stage.method
+        if not isinstance(method, HiddenConfig):
+            return 0
+        return 1 if method.layers == "last" else self.skeleton.num_blocks
 
     @property
     def answers_config(self) -> AnswersConfig:
@@ -190,7 +199,7 @@ def assign(
     """
     found = Checkpoint.open(local_directory(teacher or content.default_model()))
     require_same_tokens(found, checkpoint)
-    problems = []
+    problems = team.problems(stage, stage.batch_size // CHUNK)
     if found.path.samefile(checkpoint.path):
         problems.append(Problem("teacher and student are the same model", "give a smaller or damaged one as --student"))
     return found, problems

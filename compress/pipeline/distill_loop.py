@@ -7,7 +7,9 @@ fixed order, so the bytes do not depend on the number of threads. The order of c
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,6 +24,9 @@ from compress.pipeline.distill_job import CHUNK, DistillJob
 from compress.pipeline.distill_student import Student
 from compress.pipeline.distill_teacher import Teacher
 from compress.pipeline.teacher_cache import TeacherCache, drawing_seed
+
+if TYPE_CHECKING:
+    from compress.pipeline.team import Team
 
 EVALUATIONS = 20
 CLIP = 1.0
@@ -63,6 +68,7 @@ class Loop:
     def __init__(self, job: DistillJob, student: Student, teacher: Teacher, workers: Workers, steps: int) -> None:
         self.job, self.student, self.teacher, self.workers, self.steps = job, student, teacher, workers, steps
         self.cache: TeacherCache | None = None
+        self.team: Team | None = None
         self.progressed = Progressed()
         self.training, self.held_out = job.training, job.held_out
         self._counts, self._held_counts = job.training_counts, job.held_out_counts
@@ -105,15 +111,19 @@ class Loop:
 
     def held_out_kl(self) -> float:
         """KL(teacher || student) per token of the held-out windows."""
-        jobs = [(f"held-{i}", *both) for i, both in enumerate(zip(self.held_out, self._held_counts, strict=True))]
-        with torch.no_grad():
-            sums = list(self.workers.pool.map(lambda each: self._kl(*each), jobs))
+        team = self.team
+        sums = self.held_out_sums(range(len(self.held_out))) if team is None else team.held_out_sums()
         kl = math.fsum(sums) / self.held_out_tokens
         self._refuse_if_not_finite(kl, "held-out KL")
         return kl
 
+    def held_out_sums(self, numbers: Sequence[int]) -> list[float]:
+        """The KL summed over the counted tokens of each of these held-out chunks."""
+        return list(self.workers.pool.map(self._kl, numbers))
+
     @torch.no_grad()
-    def _kl(self, key: str, ids: Tensor, counted: Tensor) -> float:
+    def _kl(self, number: int) -> float:
+        key, ids, counted = f"held-{number}", self.held_out[number], self._held_counts[number]
         student = _predictions(self.student.model(input_ids=ids, use_cache=False).logits)
         teacher = _predictions(self.teacher.logits(key, ids))
         each = forward_kl(*losses.shared_vocabulary(teacher, student))
@@ -138,9 +148,23 @@ class Loop:
 
     def gradients(self, batch: list[int]) -> tuple[list[Tensor], float]:
         """Gradients of the batch's mean loss in float32, in the order of `learned`, and that loss."""
-        tokens = max(1, sum(int(self._counts[number].sum()) for number in batch))
-        found = self.workers.pool.map(lambda number: self._chunk(number, tokens), batch)
-        sums, total = next(found)
+        if self.team is not None:
+            return self.team.gradients(batch)
+        return self.summed(batch, self.tokens_of(batch))
+
+    def tokens_of(self, batch: list[int]) -> int:
+        """Predictions that the mean over a batch is taken of."""
+        return max(1, sum(int(self._counts[number].sum()) for number in batch))
+
+    def summed(
+        self, numbers: list[int], tokens: int, before: Callable[[], tuple[list[Tensor], float]] | None = None
+    ) -> tuple[list[Tensor], float]:
+        """Gradients and loss of these chunks of a batch of so many tokens, added in their order.
+
+        before: gives the sums of the chunks before these; asked for while these are computed.
+        """
+        found = self.workers.pool.map(lambda number: self._chunk(number, tokens), numbers)
+        sums, total = next(found) if before is None else before()
         for gradients, loss in found:
             total += loss
             for whole, part in zip(sums, gradients, strict=True):

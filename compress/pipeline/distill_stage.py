@@ -19,10 +19,9 @@ from compress.artifact.manifest import Parent
 from compress.artifact.publish import Contents
 from compress.artifact.staging import Staging
 from compress.artifact.training import TRAINING_NAME, HeldOut, TrainingRecord
-from compress.distillation.configs import HiddenConfig
 from compress.models.checkpoint import Checkpoint
 from compress.models.skeleton import Skeleton
-from compress.pipeline import lineage, on_policy, output, packed_student
+from compress.pipeline import lineage, on_policy, output, packed_student, team
 from compress.pipeline.block import Workers
 from compress.pipeline.distill_job import DistillJob
 from compress.pipeline.distill_loop import Loop, Progressed
@@ -44,17 +43,27 @@ def train(job: DistillJob, staging: Staging, workers: Workers, progress: Progres
         return entries[-1]["training"]["done"], 0
     student = open_student(job)
     live = load_plain(job.teacher.path, job.compute_dtype)
-    teacher = Teacher(live, job.calibration.tokens.numel(), _states(job))
+    teacher = Teacher(live, job.calibration.tokens.numel(), job.teacher_states)
     steps = entries[0]["training"]["steps"] if entries else job.stage.steps
     loop = Loop(job, student, teacher, workers, steps or 1)
     if job.stage.cache is not None:
         loop.cache = TeacherCache(job, teacher, progress)
+    with team.started(job, loop):
+        resumed = _learn(job, loop, live, staging, entries, progress)
+    _hand_over(job, loop, staging, workers)
+    return resumed, loop.progressed.step - resumed
+
+
+def _learn(
+    job: DistillJob, loop: Loop, live: Any, staging: Staging, entries: list[dict[str, Any]], progress: Progress
+) -> int:
+    """All steps that are missing; returns how many were there. live: the teacher."""
     if len(entries) > 1:
         loop.restore(_progressed(entries), staging.read_state(entries[-1]["state"]))
     else:
         loop.measure()
     if not entries:
-        if steps is None:
+        if job.stage.steps is None:
             loop.steps = _affordable(loop)
         _commit(staging, BEGIN, {"steps": loop.steps})
     resumed = loop.progressed.step
@@ -62,8 +71,7 @@ def train(job: DistillJob, staging: Staging, workers: Workers, progress: Progres
         on_policy.train(job, loop, live, progress)
     else:
         _steps(loop, staging, progress, resumed)
-    _hand_over(job, loop, staging, workers)
-    return resumed, loop.progressed.step - resumed
+    return resumed
 
 
 def _affordable(loop: Loop) -> int:
@@ -82,14 +90,6 @@ def _affordable(loop: Loop) -> int:
     known = max(0.0, budget) / (step + extra)
     steps = known if known <= new_batches else (budget - new_batches * extra) / step
     return max(1, int(steps))
-
-
-def _states(job: DistillJob) -> int:
-    """How many hidden states of the teacher the loss compares at most."""
-    method = job.stage.method
-    if not isinstance(method, HiddenConfig):
-        return 0
-    return 1 if method.layers == "last" else job.skeleton.num_blocks
 
 
 def _seconds(work: Any) -> float:

@@ -33,6 +33,7 @@ def distill(
     seed: int | None = None,
     output: PathLike | None = None,
     device: str = "auto",
+    processes: int = 1,
     restart: bool = False,
     evaluate: bool = True,
     eval_tokens: int | None = None,
@@ -64,6 +65,7 @@ def distill(
         seed: Seed of the run; default 0.
         output: The artifact directory; default `artifacts/<student>-<loss>-<lora16|full>/vN`, the next N.
         device: `auto` or `cpu`.
+        processes: How many processes share the batches; the bytes are those of one.
         restart: Start over, and replace what `output` holds once the new artifact is complete.
         evaluate: Whether to score the artifact against the teacher by the suite `smoke` and attach the scores.
         eval_tokens: Held-out tokens to score, in place of the suite's 16,384.
@@ -77,6 +79,7 @@ def distill(
         WorkError: the loss is not finite, out of memory, disk full.
         IntegrityError: damaged files, or two models that read a text into different tokens.
     """
+    from compress.distillation.processes import shared_by
     from compress.recipe_distill import DistillSettings, build_distill_recipe
     from compress.workflows import quantize as workflow
 
@@ -98,13 +101,14 @@ def distill(
         answers=answers,
         seed=seed,
     )
-    made = workflow.quantize(
-        build_distill_recipe(settings, base=recipe),
-        output=output,
-        device=device,
-        restart=restart,
-        evaluate=evaluate,
-        eval_tokens=eval_tokens,
-        progress=progress,
-    )
+    with shared_by(processes):
+        made = workflow.quantize(
+            build_distill_recipe(settings, base=recipe),
+            output=output,
+            device=device,
+            restart=restart,
+            evaluate=evaluate,
+            eval_tokens=eval_tokens,
+            progress=progress,
+        )
     return let_through(made)
