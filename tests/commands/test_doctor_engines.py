@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from compress.formats.registry import FORMATS
 from compress.models.checkpoint import Checkpoint
-from compress.quantization import rtn
+from compress.quantization import rtn, ternary
 from compress.quantization.configs import RtnConfig
 from compress.schemes import FIXED_SCHEMES
 from compress.types import IntScheme, QuantizedTensor, Scheme
@@ -73,7 +73,12 @@ CASES = [
     ("awq", IntScheme(4, 128), "trtllm", "does not load", ["awq-gptq"]),
     ("gptq", IntScheme(4, 128), "transformers", "loads with warnings", ["gptq"]),
     ("compressed-tensors", IntScheme(4, 128), "transformers", "loads", []),
-    ("gptq", IntScheme(4, 128), "llamacpp", "does not load", ["quantised"]),
+    ("gptq", IntScheme(4, 128), "llamacpp", "loads with warnings", ["gguf"]),
+    ("gptq", IntScheme(3, 128), "llamacpp", "does not load", ["gptq-bits", "gguf"]),
+    ("awq", IntScheme(4, 128), "llamacpp", "does not load", ["others", "gguf"]),
+    ("compressed-tensors", IntScheme(4, 128), "llamacpp", "loads with warnings", ["gguf"]),
+    ("compressed-tensors", IntScheme(3, 128), "llamacpp", "does not load", ["packed-bits", "gguf"]),
+    ("compressed-tensors", IntScheme(4, None), "llamacpp", "does not load", ["packed-channel", "gguf"]),
     ("gptq", IntScheme(4, 128), "tgi", "loads", []),
 ]
 
@@ -105,7 +110,7 @@ def test_what_no_rule_covers_is_not_called_loading(run: Callable, tmp_path: Path
     path = tmp_path / "mxfp8"
     made = run("quantize", "--method", "rtn", "--scheme", "MXFP8A16", "--output", path, "--no-eval")
     assert made.code == 0
-    for engine in ("vllm", "sglang", "trtllm"):
+    for engine in ("vllm", "sglang"):
         found = diagnose(Checkpoint.open(path), engine)
         assert (found.answer, found.findings[0].rule) == ("not known", "uncovered-weights")
         assert found.findings[0].linears == 42
@@ -118,7 +123,7 @@ def test_what_no_rule_covers_is_not_called_loading(run: Callable, tmp_path: Path
 def test_an_architecture_that_no_rule_names_is_not_called_loading(tmp_path: Path) -> None:
     checkpoint = directory(tmp_path / "model", "compressed-tensors", IntScheme(4, 128))
     checkpoint.config["model_type"] = "newest"
-    for engine in set(RULES["engines"]) - {"trtllm", "llamacpp"}:  # which do not load these weights at all
+    for engine in set(RULES["engines"]) - {"trtllm"}:  # which do not load these weights at all
         found = diagnose(checkpoint, engine)
         assert found.answer == "not known"
         assert "uncovered-architecture" in [finding.rule for finding in found.findings]
@@ -134,6 +139,13 @@ def test_an_architecture_that_no_rule_names_is_not_called_loading(tmp_path: Path
         ("NVFP4", "compressed-tensors", "vllm", "loads with warnings", ["fp4-hardware"]),
         ("NVFP4", "modelopt", "trtllm", "loads with warnings", ["fp4-hardware"]),
         ("NVFP4A16", "modelopt", "trtllm", "not known", ["uncovered-weights", "fp4-hardware"]),
+        ("NVFP4A16", "compressed-tensors", "trtllm", "does not load", ["nvfp4-weights", "fp4-hardware"]),
+        ("MXFP4", "compressed-tensors", "trtllm", "loads with warnings", ["mxfp4-inputs", "fp4-hardware"]),
+        ("MXFP8", "compressed-tensors", "trtllm", "does not load", ["mxfp8"]),
+        ("NVFP4", "modelopt", "llamacpp", "loads with warnings", ["gguf"]),
+        ("MXFP4", "compressed-tensors", "llamacpp", "does not load", ["mx", "gguf"]),
+        ("W2A8", "bitnet", "llamacpp", "does not load", ["bitnet", "gguf", "inputs"]),
+        ("W2A8", "bitnet", "transformers", "loads", []),
         ("NVFP4A16", "modelopt", "transformers", "does not load", ["modelopt"]),
         ("MXFP4A16", "compressed-tensors", "vllm", "loads with warnings", ["mxfp4-weights"]),
         ("MXFP4", "compressed-tensors", "sglang", "not known", ["uncovered-weights"]),
@@ -144,8 +156,13 @@ def test_an_architecture_that_no_rule_names_is_not_called_loading(tmp_path: Path
 )
 def test_floats(scheme: str, format: str, engine: str, answer: str, rules: list[str], tmp_path: Path) -> None:
     named = FIXED_SCHEMES[scheme]
-    weight = rtn.transform(torch.randn(128, 256), named, RtnConfig(scale_search=False), torch.bfloat16)
-    found = diagnose(written(tmp_path / "model", format, weight), engine)
+    weight = torch.randn(128, 256)
+    rounded = (
+        ternary.transform(weight, named, torch.bfloat16)
+        if isinstance(named, IntScheme)
+        else rtn.transform(weight, named, RtnConfig(scale_search=False), torch.bfloat16)
+    )
+    found = diagnose(written(tmp_path / "model", format, rounded), engine)
     assert (found.answer, [finding.rule for finding in found.findings]) == (answer, rules)
 
 
