@@ -49,7 +49,8 @@ def attach_eval(path: str | Path, record: Mapping[str, Any] | bytes, samples: by
     layers = artifact.attachment(LAYERS_NAME)
     data = record if isinstance(record, bytes) else _json(record)
     learned = artifact.training()
-    card = render(artifact.manifest, artifact.config, json.loads(layers) if layers else [], json.loads(data), learned)
+    linears = json.loads(layers) if layers else []
+    card = render(artifact.manifest, artifact.config, linears, json.loads(data), learned, artifact.cut())
     files = {EVAL_NAME: data, CARD_NAME: card.encode()}
     if samples is None:
         return attach(path, files, without=(SAMPLES_NAME,))

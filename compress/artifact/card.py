@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 
 from compress.artifact.coverage import coverage
+from compress.artifact.cut import stages
 from compress.artifact.manifest import Manifest
 from compress.artifact.scores import (
     further_texts,
@@ -31,9 +32,10 @@ def render(
     layers: Sequence[Mapping[str, Any]],
     evaluation: Mapping[str, Any] | None,
     training: Mapping[str, Any] | None = None,
+    cut: Mapping[str, Any] | None = None,
 ) -> str:
     """The card as Markdown with YAML front matter, from the manifest and the content of config and the attachments:
-    layers.json, eval.json and training.json.
+    layers.json, eval.json, training.json and cut.json.
 
     The same inputs give the same text; attachments in the manifest are not looked at.
     """
@@ -59,6 +61,7 @@ def render(
         evaluation=evaluation,
         actions=_action_counts(manifest),
         training=training,
+        stages=stages(cut, training),
         curve=curve_rows(training) if training else [],
         quantization=config.get("quantization_config") or {},
     )

@@ -14,6 +14,7 @@ from compress.artifact import durable
 from compress.artifact.assemble import Part, assemble
 from compress.artifact.canonical import read_chunks
 from compress.artifact.card import render
+from compress.artifact.cut import CUT_NAME
 from compress.artifact.layers import LayerRecord, layers_json
 from compress.artifact.ledger import LedgerEntry, check_ledger
 from compress.artifact.manifest import (
@@ -40,7 +41,7 @@ from compress.formats.names import CONFIG_FILES
 DEFAULT_SHARD_BYTES = 5_000_000_000
 _RESERVED = {
     *(CONFIG_NAME, RECIPE_NAME, LAYERS_NAME, CARD_NAME, MANIFEST_NAME, INDEX_NAME),
-    *(EVAL_NAME, SAMPLES_NAME, SKETCH_NAME, TRAINING_NAME),
+    *(CUT_NAME, EVAL_NAME, SAMPLES_NAME, SKETCH_NAME, TRAINING_NAME),
     *CONFIG_FILES,
 }
 
@@ -126,9 +127,10 @@ def build(
         tensors=tensors,
     )
     report = layers_json(contents.layers)
-    training = contents.attachments.get(TRAINING_NAME)
-    learned = None if training is None else json.loads(training)
-    card = render(manifest, contents.config, json.loads(report), None, learned).encode()
+    learned, cut = (
+        json.loads(found) if (found := contents.attachments.get(name)) else None for name in (TRAINING_NAME, CUT_NAME)
+    )
+    card = render(manifest, contents.config, json.loads(report), None, learned, cut).encode()
     attached = {**contents.attachments, LAYERS_NAME: report, CARD_NAME: card}
     if contents.calibration_sketch is not None:
         attached[SKETCH_NAME] = contents.calibration_sketch.to_bytes()

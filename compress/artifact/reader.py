@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.artifact.canonical import sha256_bytes
+from compress.artifact.cut import CUT_NAME
 from compress.artifact.manifest import (
     CONFIG_NAME,
     EVAL_NAME,
@@ -91,6 +92,11 @@ class Artifact:
     def training(self) -> dict[str, Any] | None:
         """training.json (see `TrainingRecord`), or None if nothing was trained."""
         data = self.attachment(TRAINING_NAME)
+        return None if data is None else json.loads(data)
+
+    def cut(self) -> dict[str, Any] | None:
+        """cut.json (see `CutRecord`), or None if nothing was cut and repaired."""
+        data = self.attachment(CUT_NAME)
         return None if data is None else json.loads(data)
 
     def attachment(self, name: str) -> bytes | None:

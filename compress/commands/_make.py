@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from compress.artifact.cut import stages
 from compress.artifact.scores import scored_against, task_scores
 from compress.commands import _environment
 from compress.commands._command import Outcome
@@ -98,12 +99,13 @@ def _amount_rows(result: QuantizeResult) -> list[tuple[str, str, str]]:
 
 
 def _training_rows(result: QuantizeResult) -> list[tuple[str, str, str]]:
-    learned = result.artifact.training()
+    learned, cut = result.artifact.training(), result.artifact.cut()
     if learned is None:
-        return []
+        return [(f"KL {done}", "", number(kl)) for done, kl, _ in stages(cut, None)]
     steps = f"{learned['best_step']} of {learned['done']}" + (", stopped early" if learned["stopped_early"] else "")
     start, end = learned["held_out"][0]["kl"], learned["written_kl"]
-    return [("held-out KL to the teacher", number(start), number(end)), ("best step", "", steps)]
+    before = [(f"KL {done}", "", number(kl)) for done, kl, _ in stages(cut, None)]
+    return [*before, ("held-out KL to the teacher", number(start), number(end)), ("best step", "", steps)]
 
 
 def _document(result: QuantizeResult) -> dict[str, Any]:
@@ -133,5 +135,6 @@ def _document(result: QuantizeResult) -> dict[str, Any]:
         "stopped_behind_stage": result.stopped,
         **pruned,
         **narrowed,
+        **({"cut": cut} if (cut := result.artifact.cut()) is not None else {}),
         **({"training": learned} if (learned := result.artifact.training()) is not None else {}),
     }

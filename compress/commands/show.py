@@ -15,6 +15,7 @@ from compress.commands._options import LOOK, Common
 from compress.commands._output import View, facts, number, relative, size
 
 if TYPE_CHECKING:
+    from compress.artifact.cut import stages
     from compress.artifact.manifest import Parent
     from compress.artifact.reader import Artifact
     from compress.artifact.scores import Score, TaskScore
@@ -68,6 +69,8 @@ def show(options: Show, view: View) -> None:
         view.table("Fallbacks", ("NAME", "DONE INSTEAD", "WHY"), [(f.name, f.action, f.reason) for f in fallbacks])
     if kept:
         view.table("Left as they were", ("LINEAR", "WHY"), [(layer["name"], layer.get("reason")) for layer in kept])
+    if lost := stages(artifact.cut(), artifact.training()):
+        view.table("KL, step by step", ("", ">KL", "ON"), [(done, number(kl), text) for done, kl, text in lost])
     if (learned := artifact.training()) is not None:
         points = [(step, number(kl), number(loss)) for step, kl, loss in curve_rows(learned)]
         view.table("Training", (">STEP", ">HELD-OUT KL", ">MEAN LOSS BEFORE"), points)
@@ -102,6 +105,7 @@ def _document(
         "layers": {"count": len(layers), "kept": [layer["name"] for layer in kept], "worst": worst},
         "environment": manifest.environment,
         "attachments": manifest.attachments,
+        **({"cut": cut} if (cut := artifact.cut()) is not None else {}),
         **({"training": learned} if (learned := artifact.training()) is not None else {}),
     }
 

@@ -217,7 +217,7 @@ def finished(job: DistillJob, contents: Contents, entries: list[dict[str, Any]])
         contents,
         parents=[*contents.parents[:-1], _teaching(job), contents.parents[-1]],
         recipe_yaml=resolved.to_yaml(),
-        attachments={TRAINING_NAME: record.to_bytes()},
+        attachments={**contents.attachments, TRAINING_NAME: record.to_bytes()},
     )
 
 

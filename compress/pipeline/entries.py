@@ -38,8 +38,9 @@ def commit(
     fallbacks: Sequence[Fallback] = (),
     state: Activations | None = None,
     earlier: Mapping[str, str] | None = None,
+    attachments: Mapping[str, str] | None = None,
 ) -> None:
-    """Stores one entry; `earlier` holds the hashes of tensors of parts before it."""
+    """Stores one entry; `earlier` holds the hashes of tensors of parts before it, `attachments` files by name."""
     part = staging.write_part(key, tensors)
     written = {**(earlier or {}), **{name: record["sha256"] for name, record in part["tensors"].items()}}
     staging.commit(
@@ -51,5 +52,6 @@ def commit(
             "layers": [layer.model_dump(mode="json") for layer in layers],
             "fallbacks": [fallback.model_dump() for fallback in fallbacks],
             "replaces": earlier is not None,
+            "attachments": dict(attachments or {}),
         }
     )

@@ -45,7 +45,7 @@ class Activations:
 
     quantized: through the blocks as quantised so far. original: some or all of the chunks, by their place, through the
     model as it was; none if no method asks. calls: for each chunk, how every block is called; single: the same for the
-    first window alone.
+    first window alone. plain: the first chunk through the blocks as changed so far but not repaired, if a method asks.
     """
 
     block: int
@@ -53,11 +53,13 @@ class Activations:
     original: Mapping[int, Tensor]
     calls: list[list[Call]]
     single: list[Call]
+    plain: Tensor | None = None
 
     def state(self) -> dict[str, Tensor]:
         """The tensors that a resumed run needs."""
         quantized = {f"quantized.{place}": chunk for place, chunk in enumerate(self.quantized)}
-        return quantized | {f"original.{place}": chunk for place, chunk in self.original.items()}
+        plain = {} if self.plain is None else {"plain": self.plain}
+        return quantized | plain | {f"original.{place}": chunk for place, chunk in self.original.items()}
 
     def runs(self, skeleton: Skeleton, module: nn.Module) -> list[Callable[[], Tensor]]:
         """One callable per chunk that runs `module` as this block behind the blocks as quantised so far."""
@@ -95,11 +97,13 @@ def enter(
     with_original: bool,
     throughout: bool = False,
     rows: Callable[[Tensor], Tensor] | None = None,
+    with_plain: bool = False,
 ) -> Activations:
     """Embeds the calibration tokens (samples, seq): the activations entering block 0.
 
     with_original: whether some of them run through the original model too; throughout: whether all do. rows: of the
-    quantised embedding, as `Skeleton.embed` takes them; None where the original's is kept.
+    quantised embedding, as `Skeleton.embed` takes them; None where the original's is kept. with_plain: whether the
+    first chunk runs through the model changed but not repaired too.
     """
     hidden, calls = [], []
     batches = tokens.split(max(1, CHUNK_TOKENS // tokens.shape[1]))
@@ -112,11 +116,12 @@ def enter(
     if with_original:
         places = range(len(hidden)) if throughout else _compared(len(hidden), tokens.numel())
     original = {place: hidden[place] if rows is None else skeleton.embed(batches[place])[0] for place in places}
-    return Activations(0, hidden, original, calls, single)
+    return Activations(0, hidden, original, calls, single, hidden[0] if with_plain else None)
 
 
 def resume(start: Activations, block: int, state: Mapping[str, Tensor]) -> Activations:
     """The activations of an earlier run, entering `block`. Shapes and calls are those of `start`."""
     quantized = [state[f"quantized.{place}"].clone() for place in range(len(start.quantized))]
     original = {place: state[f"original.{place}"].clone() for place in start.original}
-    return replace(start, block=block, quantized=quantized, original=original)
+    plain = None if start.plain is None else state["plain"].clone()
+    return replace(start, block=block, quantized=quantized, original=original, plain=plain)

@@ -24,7 +24,7 @@ Fate = dict[str, tuple[Action, list[str]]]
 class Written:
     """One finished block: its output tensors, the fate of its source tensors, the report of its linears.
 
-    activations: entering the next block, None for data-free methods.
+    activations: entering the next block, None for data-free methods. attachments: text files of the artifact, by name.
     """
 
     tensors: dict[str, Tensor]
@@ -32,6 +32,7 @@ class Written:
     layers: list[LayerRecord] = field(default_factory=list)
     fallbacks: list[Fallback] = field(default_factory=list)
     activations: Activations | None = None
+    attachments: dict[str, str] = field(default_factory=dict)
 
 
 _W = TypeVar("_W", bound=Work, contravariant=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from compress.artifact.cut import CUT_NAME
 from compress.artifact.manifest import Parent
 from compress.artifact.reader import Artifact
 from compress.models.checkpoint import Checkpoint
@@ -24,3 +25,14 @@ def parent(checkpoint: Checkpoint, stage: str) -> Parent:
 def ancestors(checkpoint: Checkpoint) -> list[Parent]:
     """What an artifact was made from, root first; empty for any other model."""
     return list(Artifact.open(checkpoint.path).manifest.parents) if checkpoint.is_artifact else []
+
+
+def carried(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """The attachments that what is made of an artifact carries on, by name: what its cut lost.
+
+    Raises IntegrityError where one is damaged.
+    """
+    if not checkpoint.is_artifact:
+        return {}
+    found = Artifact.open(checkpoint.path).attachment(CUT_NAME)
+    return {} if found is None else {CUT_NAME: found}

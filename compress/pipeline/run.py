@@ -176,8 +176,9 @@ def _blocks(job: Work, staging: Staging, workers: Workers, progress: Progress) -
             def store_block(block: int = block, written: Written = written, state: Activations | None = state) -> None:
                 layers = [*written.layers, *output.left_alone(job, block)]
                 commit(
-                    job, staging, f"block-{block:05d}", written.tensors, written.fate, layers, written.fallbacks, state
-                )
+                    job, staging, f"block-{block:05d}", written.tensors, written.fate, layers, written.fallbacks, state,
+                    attachments=written.attachments,
+                )  # fmt: skip
                 progress.advance(f"block {block}")
 
             committer.submit(store_block)
@@ -202,7 +203,9 @@ def _activations(job: Work, staging: Staging, done: int, rows: tables_stage.Rows
     if not job.needs_blocks:
         return None
     assert job.calibration is not None
-    start = inputs.enter(job.skeleton, job.calibration.tokens, job.needs_original, job.follows_all, rows)
+    start = inputs.enter(
+        job.skeleton, job.calibration.tokens, job.needs_original, job.follows_all, rows, job.follows_plain
+    )
     if not done:
         return start
     return inputs.resume(start, done, staging.read_state(staging.journal()[-1]["state"]))
@@ -231,7 +234,7 @@ def _check(job: Work, staging: Staging) -> Callable[[Path], None]:
     leaving = None
     if kind.keeps_last_state:
         assert job.calibration is not None
-        start = inputs.enter(job.skeleton, job.calibration.tokens, job.needs_original)
+        start = inputs.enter(job.skeleton, job.calibration.tokens, job.needs_original, with_plain=job.follows_plain)
         leaving = inputs.resume(start, job.skeleton.num_blocks, staging.read_state(last))
     return lambda directory: kind.check(job, directory, leaving)
 
@@ -264,5 +267,7 @@ def _contents(job: Work, entries: list[dict[str, Any]]) -> Contents:
         calibration_sketch=job.calibration_sketch,
         created_with=f"compress {compress.__version__}",
         environment=environment(job.skeleton.dtype),
+        attachments=lineage.carried(checkpoint)
+        | {name: text.encode() for entry in entries for name, text in entry.get("attachments", {}).items()},
     )
     return distill_stage.finished(job, found, entries) if isinstance(job, DistillJob) else found

@@ -13,8 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
-from typing import cast
+from dataclasses import dataclass, field, replace
 
 import torch
 from pydantic import JsonValue
@@ -23,14 +22,14 @@ from torch import Tensor, nn
 from compress.artifact.layers import LayerRecord
 from compress.calibration.staged import StagedForward
 from compress.models.skeleton import LinearSpec
-from compress.pipeline import width_norms
+from compress.pipeline import width_norms, width_plain
 from compress.pipeline.block import Workers
 from compress.pipeline.inputs import Activations
 from compress.pipeline.linears import put_dense
 from compress.pipeline.source import read_finite, read_weight
 from compress.pipeline.twin import Pair, pairs, twin_of
 from compress.pipeline.width_job import WidthJob
-from compress.pipeline.width_repair import Affine, Shared, bias_dtype, bias_of, consumes, written
+from compress.pipeline.width_repair import Affine, Shared, bias_dtype, bias_of, consumes, put_live_bias, written
 from compress.pruning.masks import zero_mask
 
 
@@ -57,6 +56,7 @@ def through_block(job: WidthJob, block: int, entering: Activations, workers: Wor
     twin = twin_of(job, entering, watched, block, workers)
     assert twin is not None
     found: dict[str, tuple[float | None, float | None]] = {}
+    kept_of: dict[str, Tensor] = {}
     shared: Shared | None = None
     with closing(pairs(forward, twin, entering, watched)) as reached:
         for pair in reached:
@@ -65,7 +65,7 @@ def through_block(job: WidthJob, block: int, entering: Activations, workers: Wor
             if shared is None or not pair.stage.same_input or shared.centred != (bias is not None):
                 shared = Shared(job, spec, pair, bias is not None, workers)
             kept, weight = shared.kept, read_weight(job.checkpoint, spec)
-            rows = written(job, spec)
+            rows, kept_of[spec.name] = written(job, spec), kept
             narrow = shared.narrowed(weight)[rows].to(job.checkpoint.index[spec.weight].dtype)
             whole = torch.zeros_like(weight)
             whole[rows[:, None], kept] = narrow.float()
@@ -86,7 +86,8 @@ def through_block(job: WidthJob, block: int, entering: Activations, workers: Wor
                     _keep_rows(job, result, producer, kept)
     changed = [spec for spec in specs.values() if spec.name in found or spec.weight in result.tensors]
     result.layers += [_report(job, spec, result, *found.get(spec.name, (None, None))) for spec in changed]
-    result.activations = entering.advanced(forward.outputs, twin.outputs)
+    plain = width_plain.through_block(job, block, entering, kept_of, specs)
+    result.activations = replace(entering.advanced(forward.outputs, twin.outputs), plain=plain)
     return result
 
 
@@ -100,8 +101,7 @@ def _put_bias(
     result.tensors[name] = bias[rows].to(bias_dtype(job, spec))
     if job.method.repair:
         result.repaired.add(name)
-    parameter = cast(nn.Parameter, live.bias)
-    parameter.data = bias.to(parameter.dtype)
+    put_live_bias(live, bias)
 
 
 def _mend_behind(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -131,7 +132,9 @@ def masked(job: WidthJob, entering: Activations) -> Activations:
         return entering
     stays = torch.zeros(job.cut.all_hidden)
     stays[channels] = 1.0
-    return entering.standing_at(entering.block, [chunk * stays.to(chunk.dtype) for chunk in entering.quantized])
+    plain = None if entering.plain is None else entering.plain * stays.to(entering.plain.dtype)
+    left = [chunk * stays.to(chunk.dtype) for chunk in entering.quantized]
+    return replace(entering.standing_at(entering.block, left), plain=plain)
 
 
 def report(job: WidthJob, block: int, names: Iterable[str]) -> list[LayerRecord]:

@@ -48,6 +48,10 @@ class WidthJob(CutJob):
     def needs_original(self) -> bool:
         return True
 
+    @property
+    def follows_plain(self) -> bool:
+        return self.method.repair
+
 
 def assign(stage: PruneStage, skeleton: Skeleton) -> tuple[WidthCut, list[Problem]]:
     """The cut nearest below what the stage asks for, and what forbids it.

@@ -6,7 +6,8 @@ than the narrow one will, so the narrow norm's gain is the larger by the root of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -112,7 +113,7 @@ def mended_final_norm(job: WidthJob, leaving: Activations) -> Tensor:
     assert channels is not None
     stored = read_finite(job.checkpoint, name)
     if not job.method.repair:
-        return _narrow(job, stored.float() + _offset(job), _of_final(job)).to(stored.dtype)
+        return plain_final_norm(job)
     gram = width_channels.head_gram(job, list(leaving.original.values()))
     moments, cross = torch.zeros(2, job.cut.all_hidden, job.cut.all_hidden)
     parameter = cast(nn.Parameter, module.weight)
@@ -129,6 +130,24 @@ def mended_final_norm(job: WidthJob, leaving: Activations) -> Tensor:
     gain = torch.zeros(job.cut.all_hidden)
     gain[channels] = torch.linalg.solve(system, (gram[channels] * cross[channels]).sum(1))
     return _narrow(job, gain, _of_final(job)).to(stored.dtype)
+
+
+def plain_final_norm(job: WidthJob) -> Tensor:
+    """The narrow weight of the final norm that is not repaired."""
+    stored = read_finite(job.checkpoint, final_norm(job)[0])
+    return _narrow(job, stored.float() + _offset(job), _of_final(job)).to(stored.dtype)
+
+
+@contextmanager
+def as_final_norm(job: WidthJob, module: nn.Module, narrow: Tensor) -> Iterator[None]:
+    """The live final norm has what the narrow one's weight (hidden,) says, for as long as this lasts."""
+    parameter = cast(nn.Parameter, module.weight)
+    before = parameter.data
+    try:
+        put_final_norm(job, narrow)
+        yield
+    finally:
+        parameter.data = before
 
 
 def put_final_norm(job: WidthJob, narrow: Tensor) -> None:

@@ -81,7 +81,7 @@ def _planned(job: WidthJob, spec: LinearSpec) -> NarrowShape:
 
 def _peak_memory(job: WidthJob) -> int:
     """An upper estimate: two of the largest block, activations between blocks, one linear with its statistics."""
-    blocks = 2 * largest_block(job) * job.skeleton.dtype.itemsize
+    blocks = (2 + job.follows_plain) * largest_block(job) * job.skeleton.dtype.itemsize
     places = 2 * job.skeleton.num_blocks + 1 if job.cut.narrows else 0  # norms, with two matrices each
     choosing = job.cut.all_hidden**2 * 4 * (2 * places + 6 * bool(places))
     return largest_linear(job) * 4 * 6 + streaming(job) + blocks + max(widest_input(job) ** 2 * 4 * 8, choosing)

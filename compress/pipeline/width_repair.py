@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress.calibration import statistics
 from compress.calibration.statistics import LinearStats, Means, collect
@@ -150,6 +151,12 @@ def bias_of(job: WidthJob, spec: LinearSpec) -> Tensor | None:
     """The bias (out,) float32 of a linear, None where it has none."""
     name = f"{spec.name}.bias"
     return read_finite(job.checkpoint, name).float() if name in job.checkpoint.index else None
+
+
+def put_live_bias(live: nn.Module, bias: Tensor) -> None:
+    """Gives a live linear this bias (out,)."""
+    parameter = cast(nn.Parameter, live.bias)
+    parameter.data = bias.to(parameter.dtype)
 
 
 def bias_dtype(job: WidthJob, spec: LinearSpec) -> torch.dtype:

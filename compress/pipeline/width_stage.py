@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from compress.artifact.cut import CUT_NAME
 from compress.models.checkpoint import Checkpoint
-from compress.pipeline import output, width_block, width_channels, width_gradients, width_norms
+from compress.pipeline import output, width_block, width_channels, width_gradients, width_norms, width_plain
 from compress.pipeline.block import Workers
 from compress.pipeline.cut_stage import CutKind
 from compress.pipeline.inputs import Activations
@@ -45,17 +46,22 @@ class WidthKind(CutKind[WidthJob]):
         if block == 0:
             entering = width_channels.masked(job, entering)
         narrow = width_block.through_block(job, block, entering, workers)
-        if job.cut.narrows and block == job.skeleton.num_blocks - 1:
+        attachments = {}
+        if block == job.skeleton.num_blocks - 1:
             assert narrow.activations is not None
-            last, _ = width_norms.final_norm(job)
-            narrow.tensors[last] = width_norms.mended_final_norm(job, narrow.activations)
-            narrow.repaired |= {last} if job.method.repair else set()
+            norm = None
+            if job.cut.narrows:
+                last, _ = width_norms.final_norm(job)
+                norm = narrow.tensors[last] = width_norms.mended_final_norm(job, narrow.activations)
+                narrow.repaired |= {last} if job.method.repair else set()
+            if (lost := width_plain.record(job, narrow.activations, norm)) is not None:
+                attachments[CUT_NAME] = lost.to_bytes().decode()
         if job.cut.narrows:
             narrow.layers += width_channels.report(job, block, _no_linears(job, block))
         fate: Fate = {name: ("repaired" if name in narrow.repaired else "pruned", [name]) for name in narrow.tensors}
         rest = [name for name in names if name not in fate]
         tensors, fate = output.keep(job, rest, narrow.tensors, fate)
-        return Written(tensors, fate, layers=narrow.layers, activations=narrow.activations)
+        return Written(tensors, fate, layers=narrow.layers, activations=narrow.activations, attachments=attachments)
 
     def config(self, job: WidthJob) -> dict[str, Any]:
         return config_of(job)

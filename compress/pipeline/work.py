@@ -88,6 +88,11 @@ class Work(ABC):
         """Whether it does so for all tokens, and not for a part that tells how far the two models drift apart."""
         return False
 
+    @property
+    def follows_plain(self) -> bool:
+        """Whether the first chunk is also followed through the model as changed but not repaired."""
+        return False
+
     def followed(self, tokens: int) -> int:
         """How many of so many calibration tokens run through the original model too."""
         if not self.needs_original:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from compress.artifact.cut import stages
 from compress.artifact.training import curve_rows
 from compress.errors import IntegrityError
 from compress.evaluation.records import EvalRecord, TextRecord
@@ -30,7 +31,8 @@ def artifact_document(artifact: Artifact, record: EvalRecord | None, verdict: Ve
             f"the verdict is about {verdict.candidate.name}, not about {artifact.path}",
             "give the verdict of this artifact, or gate it: `compress gate ARTIFACT --output verdict.json`",
         )
-    sections = [_identity(artifact), size_section(artifact.manifest), *_training(artifact.training())]
+    sections = [_identity(artifact), size_section(artifact.manifest), *_cut(artifact)]
+    sections += _training(artifact.training())
     sections += [*_scores(record), *_generated(record), *layer_sections(artifact), *_fallbacks(artifact)]
     lead = [f"{artifact.method}, {artifact.scheme}, made from {artifact.manifest.parents[0].name}"]
     if verdict is not None:
@@ -113,6 +115,13 @@ def _text_rows(text: TextRecord) -> list[tuple[str, ...]]:
             ("the same, where the baseline is sure", of_record(summary.top1_agreement_confident, "share"), "100%", ""),
         ]
     return rows
+
+
+def _cut(artifact: Artifact) -> list[Section]:
+    """What a cut lost, what repair won back, and then training."""
+    rows = tuple((done, value(kl), text) for done, kl, text in stages(artifact.cut(), artifact.training()))
+    lead = ("KL to the model before, nats per token.",)
+    return [Section("What went and what came back", lead, table=Table(("", ">KL", "on"), rows))] if rows else []
 
 
 def _training(learned: Mapping[str, Any] | None) -> list[Section]:
