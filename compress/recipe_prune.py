@@ -69,12 +69,13 @@ def build_prune_recipe(settings: PruneSettings, *, base: str | Path | None = Non
             data[key] = value
     set_method(stage, settings.method, DEFAULT_METHOD if settings.keep is None else STRUCTURED_METHOD)
     _set_repair(stage, settings.repair)
+    of_model = _set_statistics(stage, settings.stats)
     _set_amount(stage, settings)
     for key, value in (("allocation", settings.allocation), ("format", settings.format), ("stats", settings.stats)):
         if value is not None:
             stage[key] = value
     add_ignored(stage, settings.ignore)
-    notes = set_calibration(stage, settings, PRUNING)
+    notes = set_calibration(stage, settings, PRUNING) + of_model
     if base is None:
         return parse_recipe(data, "the request", root="stages.0.", hint=FLAGS_HINT), notes
     return parse_recipe(data, f"recipe {base}"), notes
@@ -101,3 +102,22 @@ def _set_repair(stage: dict[str, Any], repair: bool | None) -> None:
     if config is not None and "repair" not in config.model_fields:
         raise UserError(f"{method['kind']} has no repair to leave out", "use --no-repair with --method width")
     stage["method"] = {**method, "repair": repair}
+
+
+def _set_statistics(stage: dict[str, Any], stats: str | None) -> list[str]:
+    """With a directory for statistics, masks are chosen by what does not change with the amount; says so."""
+    method = stage["method"]
+    method = {"kind": method} if isinstance(method, str) else method
+    setting = next((name for name in ("norms", "moments") if name in _settings_of(method)), None)
+    if stats is None or setting is None or setting in method:
+        return []
+    stage["method"] = {**method, setting: "model"}
+    return [
+        f"--stats: {method['kind']} reads statistics of the model before any of it is pruned ({setting}: model), which "
+        "other amounts and methods share"
+    ]
+
+
+def _settings_of(method: dict[str, Any]) -> frozenset[str]:
+    config = PRUNING.get(str(method.get("kind")))
+    return frozenset() if config is None else frozenset(config.model_fields)

@@ -11,7 +11,7 @@ from compress.errors import UserError
 from compress.formats.names import FormatName
 from compress.formats.names import refusal as not_carried_by
 from compress.formats.names import usual as usual_format
-from compress.pruning.configs import DepthConfig, PruningConfig, WidthConfig
+from compress.pruning.configs import PruningConfig, keeps_statistics
 from compress.quantization.configs import METHODS, MethodConfig, RefineConfig, short_form
 from compress.recipe_sections import (
     AnyScheme,
@@ -189,14 +189,13 @@ class PruneStage(Section):
 
     @model_validator(mode="after")
     def _statistics_are_of_the_whole_model(self) -> PruneStage:
-        method = self.method
-        measures = isinstance(method, DepthConfig) or (
-            isinstance(method, WidthConfig) and (method.importance in ("taylor", "logits") or method.hidden < 1)
-        )
-        if self.stats is not None and not measures:
+        if self.stats is not None and self.allocation == "owl":
+            raise ValueError("stats: owl measures outliers of its own and keeps none: leave one of the two out")
+        if self.stats is not None and not keeps_statistics(self.method):
             raise ValueError(
-                f"stats: {method.kind} with these settings measures block by block as it goes, and keeps nothing: it "
-                "is for depth, and for width with `hidden` or an importance of first order"
+                f"stats: {self.method.kind} with these settings measures block by block as it goes, and keeps nothing: "
+                "it is for depth, for width with `hidden` or an importance of first order, and for `norms: model` or "
+                "`moments: model`"
             )
         return self
 

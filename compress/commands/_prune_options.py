@@ -121,7 +121,7 @@ class Prune(Run):
     stats: Annotated[
         str | None,
         typer.Option(
-            help="Of cuts: keep in this directory what is measured of the whole model, and read it for other amounts.",
+            help="Keep in this directory what is measured of the whole model, and read it for other amounts and masks.",
             metavar="DIR",
             rich_help_panel=CALIBRATION,
         ),

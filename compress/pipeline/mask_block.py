@@ -6,22 +6,23 @@ llm-compressor take it; then a second pass runs the pruned block.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import closing
 
 from torch import Tensor
 
 from compress.calibration.staged import StagedForward
-from compress.calibration.statistics import collect, square_mean
+from compress.calibration.statistics import LinearStats, collect, square_mean
 from compress.models.skeleton import LinearSpec
+from compress.pipeline import mask_moments
 from compress.pipeline.block import Workers
 from compress.pipeline.inputs import Activations
 from compress.pipeline.linears import UNSEEN, put_dense
 from compress.pipeline.masked import PrunedLinear, finished
 from compress.pipeline.prune_job import PruneJob
 from compress.pipeline.source import read_weight
-from compress.pipeline.twin import pairs, twin_of
+from compress.pipeline.twin import Pair, pairs, twin_of
 from compress.pruning import magnitude, ria, sparsegpt, wanda
 from compress.pruning.configs import RiaConfig, SparseGptConfig, WandaConfig
 from compress.pruning.masks import zero_mask
@@ -54,11 +55,12 @@ def through_block(
         for pair in reached:
             stage, spec = pair.stage, by_name.pop(pair.stage.name)
             if pruner is None or not stage.same_input:
-                pruner = _Pruner(method, job.sparsity_of(spec), stage.inputs, pair.originals, pool)
+                pruner = _Pruner(method, job.sparsity_of(spec), _statistics(method, pair, pool), pool)
             weight = read_weight(job.checkpoint, spec)
             sample, reference = pair.samples()
             pruned = pruner.pruned(weight)
-            linear = finished(job, spec, weight, pruned, sample, reference, pruner.fallback, pruner.details)
+            details: Details = {"tokens": sum(chunk.shape[0] for chunk in stage.inputs), **pruner.details}
+            linear = finished(job, spec, weight, pruned, sample, reference, pruner.fallback, details)
             if not at_once:
                 put_dense(live[spec.name], linear.weight)
             linears.append(linear)
@@ -71,23 +73,43 @@ def through_block(
     return linears, entering.advanced(leaving, [] if twin is None else twin.outputs)
 
 
+def by_moments(
+    job: PruneJob, method: Scored, specs: Sequence[LinearSpec], found: Mapping[str, Tensor], workers: Workers
+) -> list[PrunedLinear]:
+    """Every linear of the block, by what it reads in the model before any of it is pruned: `mask_moments` as kept."""
+    linears = []
+    reading, unseen = mask_moments.by_input(found, specs)
+    for stats, members in reading:
+        pruner = _Pruner(method, job.sparsity_of(members[0]), stats, workers.pool)
+        details: Details = {"tokens": stats.tokens, **pruner.details}
+        for spec in members:
+            weight = read_weight(job.checkpoint, spec)
+            pruned = pruner.pruned(weight)
+            linears.append(finished(job, spec, weight, pruned, fallback=pruner.fallback, details=details))
+    return linears + [_by_magnitude(job, spec, UNSEEN) for spec in unseen]
+
+
+def _statistics(method: Scored, pair: Pair, pool: Executor) -> Tensor | LinearStats:
+    chunks = pair.stage.inputs
+    return collect(chunks, pair.originals, pool) if isinstance(method, SparseGptConfig) else square_mean(chunks, pool)
+
+
 class _Pruner:
     """The method with what it knows of one input, for all the linears that share it."""
 
-    def __init__(
-        self, method: Scored, sparsity: Sparsity, inputs: list[Tensor], originals: dict[int, Tensor], pool: Executor
-    ) -> None:
+    def __init__(self, method: Scored, sparsity: Sparsity, stats: Tensor | LinearStats, pool: Executor) -> None:
+        """stats: mean x^2 (in,) is enough for methods that update nothing."""
         self._method, self._sparsity, self._pool = method, sparsity, pool
         self.fallback: tuple[str, str] | None = None
-        self.details: Details = {"tokens": sum(chunk.shape[0] for chunk in inputs)}
+        self.details: Details = {}
         self._shared: Preconditioner | None = None
+        self._squares = stats if isinstance(stats, Tensor) else stats.hessian.diagonal()
         if not isinstance(method, SparseGptConfig):
-            self._squares = square_mean(inputs, pool)
             return
+        assert isinstance(stats, LinearStats)
         if sparsity.of is not None:  # a pattern's columns stay neighbours
             method = method.model_copy(update={"act_order": False})
-        shared = Preconditioner(collect(inputs, originals, pool), method, pool)
-        self._squares = shared.stats.hessian.diagonal()
+        shared = Preconditioner(stats, method, pool)
         if shared.factored is None:
             self.fallback = ("wanda", "no damping makes its Hessian positive definite")
             return

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from compress.errors import UserError
 from compress.models.skeleton import LinearSpec, Skeleton
 from compress.pipeline.work import Problem, Work, ignored
-from compress.pruning.configs import SparseGptConfig
+from compress.pruning.configs import SparseGptConfig, from_model
 from compress.recipe_stages import PruneStage
 from compress.types import Sparsity
 
@@ -40,11 +40,17 @@ class PruneJob(Work):
 
     @property
     def needs_blocks(self) -> bool:
-        return self.stage.method.calibrated
+        return self.stage.method.calibrated and not self.reads_statistics
 
     @property
     def needs_original(self) -> bool:
-        return isinstance(self.stage.method, SparseGptConfig) and self.stage.method.correction > 0
+        method = self.stage.method
+        return isinstance(method, SparseGptConfig) and method.correction > 0 and not from_model(method)
+
+    @property
+    def reads_statistics(self) -> bool:
+        """Whether what linears read is kept in a directory, so that no block has to be run."""
+        return from_model(self.stage.method) and self.stage.stats is not None
 
 
 def assign(stage: PruneStage, skeleton: Skeleton) -> tuple[dict[str, Sparsity], dict[str, str], list[Problem]]:

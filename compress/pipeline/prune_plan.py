@@ -12,7 +12,7 @@ from compress.pipeline.inputs import compared_tokens
 from compress.pipeline.memory import largest_block, largest_linear, streaming, widest_input
 from compress.pipeline.prune_job import PruneJob
 from compress.pipeline.work import Problem
-from compress.pruning.configs import SparseGptConfig
+from compress.pruning.configs import SparseGptConfig, from_model
 
 # Choosing a mask costs about as much per weight as so many operations of a product do.
 MASK_OPERATIONS = 2000
@@ -86,9 +86,11 @@ def _planned(job: PruneJob, spec: LinearSpec) -> PrunedShape:
 def _peak_memory(job: PruneJob) -> int:
     """An upper estimate: the largest block, activations between blocks, one linear with its scores and statistics."""
     one_linear = largest_linear(job) * 4 * 8
-    if not job.needs_blocks:
+    whole = from_model(job.stage.method)
+    if not job.needs_blocks and not whole:
         return one_linear
-    statistics = widest_input(job) ** 2 * 4 * 6 if isinstance(job.stage.method, SparseGptConfig) else 0
+    squared = whole or isinstance(job.stage.method, SparseGptConfig)
+    statistics = widest_input(job) ** 2 * 4 * 6 if squared else 0
     weights = largest_block(job) * job.skeleton.dtype.itemsize * (2 if job.needs_original else 1)
     return one_linear + streaming(job) + weights + statistics
 
@@ -103,7 +105,8 @@ def _operations(job: PruneJob) -> float:
     tokens = wanted.samples * wanted.seq_len
     forward = 2.0 * sum(spec.in_features * spec.out_features for spec in job.skeleton.linears())
     if not isinstance(method, SparseGptConfig):
-        return work + tokens * forward
+        moments = [spec for spec in specs if not spec.name.endswith(SHARING)] if from_model(method) else []
+        return work + tokens * (forward + sum(float(spec.in_features) ** 2 for spec in moments))
     compared = compared_tokens(tokens) if job.needs_original else 0
     squares = sum(float(spec.in_features) ** 2 for spec in specs if not spec.name.endswith(SHARING))
     cubes = sum(float(spec.out_features) * spec.in_features**2 for spec in specs)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from compress.formats import bitmask
 from compress.formats.compressed_tensors import for_own_reader
-from compress.pipeline import allocation, mask_block, output
+from compress.pipeline import allocation, mask_block, mask_moments, output
 from compress.pipeline.block import Workers
 from compress.pipeline.inputs import Activations
 from compress.pipeline.kinds import Fate, Kind, Written
@@ -16,13 +16,15 @@ from compress.pipeline.masked import PrunedLinear
 from compress.pipeline.prune_job import PruneJob
 from compress.pipeline.source import read_finite
 from compress.progress import Progress
-from compress.pruning.configs import MagnitudeConfig
+from compress.pruning.configs import MagnitudeConfig, from_model
 
 
 class PruneKind(Kind[PruneJob]):
     """As `kinds.Kind` has it."""
 
     def decide(self, job: PruneJob, workers: Workers, progress: Progress) -> dict[str, Any] | None:
+        if from_model(job.stage.method):
+            mask_moments.complete(job, workers, progress)
         return allocation.decide(job, workers, progress)
 
     def doing(self, job: PruneJob) -> str:
@@ -33,6 +35,13 @@ class PruneKind(Kind[PruneJob]):
         method = job.stage.method
         if isinstance(method, MagnitudeConfig):
             linears, leaving = mask_block.by_magnitude(job, specs), None
+        elif from_model(method):
+            assert isinstance(method, mask_block.Scored)
+            if entering is None:
+                found, leaving = mask_moments.kept(job, block), None
+            else:
+                found, leaving = mask_moments.measured(job, block, entering, workers)
+            linears = mask_block.by_moments(job, method, specs, found, workers)
         else:
             assert entering is not None
             assert isinstance(method, mask_block.Scored)

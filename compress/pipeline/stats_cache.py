@@ -17,6 +17,7 @@ from torch import Tensor
 from compress.artifact.canonical import sha256_json
 from compress.pipeline import shards
 from compress.pipeline.cut_job import CutJob
+from compress.pipeline.prune_job import PruneJob
 from compress.pipeline.work import environment
 from compress.progress import NullProgress, Progress
 
@@ -47,7 +48,7 @@ def measured(
     return {name: tensor.clone() for name, tensor in shards.read(path, 0).items()}
 
 
-def place(job: CutJob, what: str, facts: dict[str, Any]) -> Path | None:
+def place(job: CutJob | PruneJob, what: str, facts: dict[str, Any]) -> Path | None:
     """Where they are kept or would be; None where the stage keeps none."""
     if job.stage.stats is None:
         return None

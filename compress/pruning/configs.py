@@ -30,11 +30,11 @@ class MagnitudeConfig(_Config):
     calibrated: ClassVar[bool] = False
 
 
-Norms = Literal["block", "linear"]
+Norms = Literal["block", "linear", "model"]
 _NORMS: Norms = Field(
-    "block",
-    description="input norms of all linears of a block before any of it is pruned (block), or of each behind the "
-    "pruned ones before it (linear)",
+    default="block",
+    description="input norms of all linears of a block before any of it is pruned (block), of each behind the "
+    "pruned ones before it (linear), or in the model before any of it is pruned (model), which `--stats` can keep",
 )
 
 
@@ -80,6 +80,12 @@ class SparseGptConfig(_Config):
     )
     correction: float = Field(
         1.0, ge=0.0, le=1.0, description="share of the error of earlier layers that each layer is asked to undo"
+    )
+
+    moments: Literal["linear", "model"] = Field(
+        default="linear",
+        description="of each linear's inputs behind the pruned ones before it (linear), or in the model before any of "
+        "it is pruned (model), which `--stats` can keep; then no error of earlier layers is undone",
     )
 
     summary: ClassVar[str] = "removes by the inverse Hessian and refits what stays; best quality at equal sparsity"
@@ -155,8 +161,22 @@ class ExpertsConfig(_Config):
     structured: ClassVar[bool] = True
 
 
+def from_model(method: _Config) -> bool:
+    """Whether a method that makes zeros reads statistics of the model before any of it is pruned."""
+    if isinstance(method, SparseGptConfig):
+        return method.moments == "model"
+    return isinstance(method, WandaConfig | RiaConfig) and method.norms == "model"
+
+
 MaskConfig = MagnitudeConfig | WandaConfig | RiaConfig | SparseGptConfig
 PruningConfig = Annotated[MaskConfig | WidthConfig | DepthConfig | ExpertsConfig, Field(discriminator="kind")]
 
 PRUNING: dict[str, type[_Config]] = {c.model_fields["kind"].default: c for c in get_args(get_args(PruningConfig)[0])}
 PRUNING_NAMES: tuple[str, ...] = tuple(PRUNING)
+
+
+def keeps_statistics(method: _Config) -> bool:
+    """Whether what a method measures is of the whole model, so that `stats` can keep it for other amounts."""
+    if isinstance(method, WidthConfig):
+        return method.importance in ("taylor", "logits") or method.hidden < 1
+    return isinstance(method, DepthConfig) or from_model(method)

@@ -10,9 +10,13 @@ import pytest
 
 from compress import pipeline
 from compress.errors import UserError
+from compress.models.skeleton import Skeleton
 from compress.pipeline import depth_choice, width_channels, width_gradients
 from compress.progress import NullProgress
+from compress.pruning.configs import WandaConfig
 from compress.recipe import Recipe, parse_recipe
+from compress.recipe_prune import PruneSettings, build_prune_recipe
+from compress.recipe_stages import PruneStage
 from tests.pipeline import harness
 
 CUTS: dict[str, tuple[dict[str, Any], Any, str]] = {
@@ -59,6 +63,74 @@ def test_another_amount_reads_what_the_first_measured_and_makes_the_same_bytes(
         other = harness.copy_with(source, tmp_path / "other", lambda t: {n: 1.01 * x for n, x in t.items()})
         with pytest.raises(TypeError):
             pipeline.run(recipe(text, method, 0.8, stats), model=other, output=tmp_path / "else")
+
+
+MASKS: dict[str, dict[str, Any]] = {
+    "wanda": {"kind": "wanda", "norms": "model"},
+    "ria": {"kind": "ria", "norms": "model"},
+    "sparsegpt": {"kind": "sparsegpt", "moments": "model"},
+}
+
+
+def mask_recipe(text: Path, method: dict[str, Any], stats: Path | None, **amount: Any) -> Recipe:
+    stage = {"kind": "prune", "method": method, "stats": None if stats is None else str(stats), **amount}
+    return parse_recipe({"stages": [{**stage, "calibration": {"source": str(text), "samples": 8, "seq_len": 24}}]})
+
+
+def _no_forward(*given: Any) -> None:
+    raise AssertionError("a block was run")
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_masks_of_every_method_and_amount_come_from_one_pass(
+    family: str, tiny: Callable[..., Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, stats = tiny(family), tmp_path / "stats"
+    run: Callable[..., Any] = pipeline.run
+    with monkeypatch.context() as patched:
+        patched.setattr(Skeleton, "run_block", _no_forward)
+        with pytest.raises(AssertionError, match="a block was run"):
+            run(mask_recipe(text, MASKS["wanda"], stats, sparsity=0.5), model=source, output=tmp_path / "never")
+    run(mask_recipe(text, MASKS["wanda"], stats, sparsity=0.5), model=source, output=tmp_path / "first")
+    amounts: list[dict[str, Any]] = [{"sparsity": 0.3}, {"pattern": "2:4"}, {"sparsity": 0.6}]
+    for (name, method), amount in zip(MASKS.items(), amounts, strict=True):
+        plain = run(mask_recipe(text, method, None, **amount), model=source, output=tmp_path / f"{name}-plain").artifact
+        with monkeypatch.context() as patched:
+            patched.setattr(Skeleton, "run_block", _no_forward)
+            kept = run(mask_recipe(text, method, stats, **amount), model=source, output=tmp_path / name).artifact
+        assert kept.artifact_id == plain.artifact_id
+        assert harness.tensor_hashes(kept) == harness.tensor_hashes(plain)
+        usual = {key: value for key, value in method.items() if key not in ("norms", "moments")}
+        behind = run(mask_recipe(text, usual, None, **amount), model=source, output=tmp_path / f"{name}-usual").artifact
+        assert harness.tensor_hashes(behind) != harness.tensor_hashes(plain), "later blocks read what earlier ones lost"
+
+
+def test_unfinished_statistics_of_masks_are_measured_on(tiny: Callable[..., Path], text: Path, tmp_path: Path) -> None:
+    source, stats = tiny("llama"), tmp_path / "stats"
+    wanted = mask_recipe(text, MASKS["sparsegpt"], stats, sparsity=0.5)
+    whole = pipeline.run(wanted, model=source, output=tmp_path / "whole").artifact
+    second = next(stats.glob("moments-*/shard-00001.safetensors"))
+    good = second.read_bytes()
+    second.write_bytes(good[:-4] + b"\x01\x02\x03\x04")
+    heard = _Warnings()
+    again = pipeline.run(wanted, model=source, output=tmp_path / "again", progress=heard).artifact
+    assert harness.tensor_hashes(again) == harness.tensor_hashes(whole)
+    assert second.read_bytes() == good
+    assert any("from block 1" in note for note in heard.said)
+
+
+def test_a_directory_for_statistics_says_what_masks_are_then_chosen_by(text: Path, tmp_path: Path) -> None:
+    settings = PruneSettings(method="wanda", sparsity=0.5, calib=str(text), stats=str(tmp_path))
+    made, notes = build_prune_recipe(settings)
+    (stage,) = made.stages
+    assert isinstance(stage, PruneStage)
+    assert isinstance(stage.method, WandaConfig)
+    assert stage.method.norms == "model"
+    assert any("before any of it is pruned" in note for note in notes)
+    with pytest.raises(UserError, match="measures block by block as it goes"):
+        mask_recipe(text, {"kind": "wanda"}, tmp_path, sparsity=0.5)
+    with pytest.raises(UserError, match="owl measures outliers of its own"):
+        mask_recipe(text, MASKS["wanda"], tmp_path, sparsity=0.5, allocation="owl")
 
 
 def test_what_is_damaged_is_measured_anew_with_a_warning(tiny: Callable[..., Path], text: Path, tmp_path: Path) -> None:
