@@ -114,7 +114,7 @@ class Tools:
         (stage,) = recipe["stages"]
         stage["scheme"]["group_size"] = case.group
         source = str(self.workspace.calibration(MODEL, case.seed))
-        stage["calibration"] = {"source": source, "samples": cases.SAMPLES, "seq_len": cases.SEQ_LEN}
+        stage["calibration"] |= {"source": source, "samples": cases.SAMPLES, "seq_len": cases.SEQ_LEN}
         return {**recipe, "seed": case.seed}
 
     def _identity(self, case: Case, tool: str) -> dict[str, Any]:

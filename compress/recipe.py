@@ -92,6 +92,7 @@ class Recipe(Section):
                 del stage["format"]
             if (stage["calibration"] or {}).get("answers", True) is None:
                 del stage["calibration"]["answers"]
+            _without_copies(stage["calibration"])
             if stage["calibration"] is not None:
                 stage["calibration"]["source"] = spell(parse_mix(stage["calibration"]["source"]), placeless=True)
         return data
@@ -124,10 +125,17 @@ class Recipe(Section):
                     del stage[key]
             if (stage.get("calibration") or {}).get("answers", True) is None:
                 del stage["calibration"]["answers"]
+            _without_copies(stage.get("calibration"))
         if data["model"] is None:
             del data["model"]
         data["stages"] = put_back(data["stages"], self.checks)
         return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def _without_copies(calibration: dict[str, Any] | None) -> None:
+    """Leaves out what is drawn anew where nothing is, so that such a recipe has the hash that it always had."""
+    if calibration is not None and not calibration.get("redrawn", 1):
+        del calibration["redrawn"], calibration["redrawn_share"]
 
 
 def parse_recipe(data: Mapping[str, Any], name: str = "the recipe", root: str = "", hint: str = HINT) -> Recipe:

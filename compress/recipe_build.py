@@ -41,6 +41,7 @@ class Settings:
     samples: int | None = None
     seq_len: int | None = None
     experts: str | None = None
+    redrawn: int | None = None
     seed: int | None = None
     model: str | None = None
 
@@ -48,7 +49,7 @@ class Settings:
         """Whether anything given belongs to a stage (rather than to the whole recipe)."""
         given = (self.method, self.bits, self.group_size, self.symmetric, self.scheme, self.calib, self.samples)
         others = (self.seq_len, self.refine, self.kv_cache, self.format, self.embeddings, self.head, self.experts)
-        return any(value is not None for value in (*given, *others)) or bool(self.ignore)
+        return any(value is not None for value in (*given, *others, self.redrawn)) or bool(self.ignore)
 
 
 def build_recipe(
@@ -106,7 +107,9 @@ def _set_stage(stage: dict[str, Any], settings: Settings) -> list[str]:
         stage["format"] = settings.format
     before = stage.get("calibration") or {}
     if settings.experts is not None and isinstance(before, dict):
-        stage["calibration"] = {**before, "experts": settings.experts}
+        before = stage["calibration"] = {**before, "experts": settings.experts}
+    if settings.redrawn is not None and isinstance(before, dict):
+        stage["calibration"] = {**before, "redrawn": settings.redrawn}
     return set_calibration(stage, settings, METHODS)
 
 

@@ -86,7 +86,8 @@ class CalibrationConfig(Section):
     `source` is a packaged text's name, the path of a text, JSONL, JSON or Parquet file, a data set of the hub
     (`org/name`), or a mix of them with the share of each (`tales:0.5,chats.jsonl:0.5`). `experts`: whether those of a
     mixture learn from the tokens that the router sends them or from all; where it sends one less than `starved_share`
-    of the tokens, that one learns from all, and a fallback says so.
+    of the tokens, that one learns from all, and a fallback says so. `redrawn`: so many copies of every window are read
+    besides, in which the original model has drawn a share of the tokens anew.
     """
 
     source: StrictStr = Field(default="tales", min_length=1)
@@ -94,6 +95,13 @@ class CalibrationConfig(Section):
     seq_len: StrictInt = Field(default=512, ge=2)
     experts: Literal["routed", "all"] = "routed"
     starved_share: float = Field(default=0.005, ge=0.0, lt=1.0)
+    redrawn: StrictInt = Field(default=0, ge=0, le=64)
+    redrawn_share: float = Field(default=0.3, gt=0.0, lt=1.0)
+
+    @property
+    def windows(self) -> int:
+        """How many are read, copies among them."""
+        return self.samples * (1 + self.redrawn)
 
     @field_validator("source")
     @classmethod

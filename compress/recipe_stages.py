@@ -27,6 +27,8 @@ from compress.types import Scheme, Sparsity
 DEFAULT_MINUTES = 8.0
 ALL_TOKENS = ("gptq", "awq")
 """Methods that can have experts learn from all tokens."""
+CHOOSING = ("autoround",)
+"""Methods that hold windows out, whose copies they would learn from."""
 
 
 def _switch(value: object) -> object:
@@ -295,4 +297,6 @@ def _with_calibration(stage: _AnyStage, wanted: bool) -> _AnyStage:
     said = stage.calibration or CalibrationConfig()
     if said.experts == "all" and stage.method.kind not in ALL_TOKENS:
         raise ValueError(f"{stage.method.kind} calibrates experts on routed tokens alone: remove `calibration.experts`")
+    if said.redrawn and (stage.kind == "prune" or stage.method.kind in CHOOSING):
+        raise ValueError(f"{stage.method.kind} reads windows as they are: remove `calibration.redrawn`")
     return stage

@@ -142,6 +142,14 @@ class Quantize(Run):
             rich_help_panel=CALIBRATION,
         ),
     ] = None
+    redrawn: Annotated[
+        int | None,
+        typer.Option(
+            help="So many copies of every calibration window are read besides, in which the model itself has drawn 30% "
+            "of the tokens anew: lower KL from little text, for as many times the reading; none if left out.",
+            rich_help_panel=CALIBRATION,
+        ),
+    ] = None
     format: Annotated[
         str | None,
         typer.Option(
@@ -178,6 +186,7 @@ class Quantize(Run):
             samples=self.samples,
             seq_len=self.seq_len,
             experts=self.experts,
+            redrawn=self.redrawn,
             seed=self.seed,
             model=self.model,
         )

@@ -54,7 +54,7 @@ def _single_threaded(job: Job) -> float:
     wanted = job.stage.calibration
     if wanted is None or not job.needs_blocks:
         return rounding
-    tokens = wanted.samples * wanted.seq_len
+    tokens = wanted.windows * wanted.seq_len
     through = experts_per_token(job)
     share = 1.0 if through is None else through[0] / through[1]  # of the tokens, on the average of a block's experts
 

@@ -8,6 +8,7 @@ import torch
 
 from compress.pipeline.inputs import CHUNK_TOKENS
 from compress.pipeline.work import Work
+from compress.recipe_sections import CalibrationConfig
 
 
 def widest_input(work: Work) -> int:
@@ -42,7 +43,8 @@ def streaming(work: Work) -> int:
     """Bytes of the activations between and inside blocks, and of the chunk that statistics are taken from."""
     widest, itemsize = widest_input(work), work.skeleton.dtype.itemsize
     wanted = work.stage.calibration
-    tokens = 0 if wanted is None or wanted.samples is None else wanted.samples * wanted.seq_len
+    windows = wanted.windows if isinstance(wanted, CalibrationConfig) else None if wanted is None else wanted.samples
+    tokens = 0 if wanted is None or windows is None else windows * wanted.seq_len
     hidden = int(work.checkpoint.config.get("hidden_size") or work.skeleton.linears()[0].in_features)
     inside = widest + 4 * hidden  # what a paused forward holds per token
     streamed = tokens + work.followed(tokens)

@@ -19,6 +19,7 @@ from compress.calibration.batches import batches, split
 from compress.errors import WorkError
 from compress.formats import layouts
 from compress.models.skeleton import LinearSpec
+from compress.pipeline import redrawn
 from compress.pipeline.block import Workers
 from compress.pipeline.job import Job
 from compress.pipeline.kinds import Fate, Written
@@ -51,8 +52,11 @@ def refine(
         WorkError: the divergence from the original is not finite.
     """
     assert job.calibration is not None
-    learning, held = split(len(job.calibration.tokens), settings.held_out)
-    model = TunedModel(job, stored, job.calibration.tokens, workers)
+    assert job.stage.calibration is not None
+    tokens, samples = job.calibration.tokens, job.stage.calibration.samples
+    learning, held = split(samples, settings.held_out)
+    learning = redrawn.learning(learning, samples, len(tokens))
+    model = TunedModel(job, stored, tokens, workers)
     before = _finite(model.divergence(held))
     after = _tune(model, settings, learning, held, before, job.recipe.seed, progress)
     if not after < before:

@@ -25,7 +25,7 @@ def refine_memory(job: Job) -> int:
     scales = sum(job.integers(spec).groups(spec.in_features) * spec.out_features for spec in specs)
     itemsize, workers = skeleton.dtype.itemsize, torch.get_num_threads()
     hidden = int(job.checkpoint.config.get("hidden_size") or widest_input(job))
-    tokens = job.stage.calibration.samples * job.stage.calibration.seq_len
+    tokens = job.stage.calibration.windows * job.stage.calibration.seq_len
     batch = max(BATCH_TOKENS, job.stage.calibration.seq_len)
     graph = skeleton.num_blocks * (10 * hidden + 5 * widest_input(job)) * 4
     held = weights * (itemsize * (1 + workers) + 4) + codes + scales * 6 * 4 + 2 * largest_block(job) * 4
@@ -42,5 +42,5 @@ def refine_operations(job: Job) -> float:
     blocks = 2.0 * sum(spec.in_features * spec.out_features for spec in job.skeleton.linears())
     learned = settings.steps * settings.windows * wanted.seq_len
     checked = (min(settings.checks, settings.steps) + 1) * max(1, wanted.samples * settings.held_out) * wanted.seq_len
-    once = wanted.samples * wanted.seq_len * blocks
+    once = wanted.windows * wanted.seq_len * blocks
     return learned * (FORWARDS * (blocks + head) + head) + checked * (blocks + 2 * head) + once

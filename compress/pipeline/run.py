@@ -33,6 +33,7 @@ from compress.pipeline import (
     output,
     prune_stage,
     quantize_stage,
+    redrawn,
     refine,
     tables_stage,
     width_stage,
@@ -114,11 +115,12 @@ def run(
             if isinstance(job, Job) and job.stage.method.warning is not None:
                 progress.warn(job.stage.method.warning)
             started = time.perf_counter()
-            resumed, computed = _work(job, staging, workers, progress)
-            if isinstance(job, Job) and job.stage.refine is not None:
-                _refine(job, job.stage.refine, staging, workers, progress)
+            learner = redrawn.extended(job, workers, progress)
+            resumed, computed = _work(learner, staging, workers, progress)
+            if isinstance(learner, Job) and learner.stage.refine is not None:
+                _refine(learner, learner.stage.refine, staging, workers, progress)
             seconds = time.perf_counter() - started
-            artifact = staging.publish(_contents(job, staging.journal()), check=_check(job, staging))
+            artifact = staging.publish(_contents(job, staging.journal()), check=_check(learner, staging))
             if staging.kept_aside is not None:
                 progress.warn(f"what {artifact.path.name} held besides an artifact was moved to {staging.kept_aside}")
     if output is None:

@@ -67,6 +67,8 @@ class Work(ABC):
     """What the run settled from the whole model before the loop, as its kind of stage has it; empty until then."""
     whole: Whole | None = None
     """Of the last of several stages: what its artifact tells of and is known by."""
+    learnt_from: CalibrationSet | None = None
+    """What a run learns from where that is more than the recipe's text; None: that text."""
 
     @property
     @abstractmethod
@@ -139,8 +141,8 @@ class Work(ABC):
     def calibration(self) -> CalibrationSet | None:
         """The tokens the method learns from; None for data-free methods."""
         wanted = self.stage.calibration
-        if wanted is None:
-            return None
+        if wanted is None or self.learnt_from is not None:
+            return self.learnt_from
         return draw(
             wanted.source,
             self.tokenizer,

@@ -38,6 +38,7 @@ def quantize(
     samples: int | None = None,
     seq_len: int | None = None,
     experts: str | None = None,
+    redrawn: int | None = None,
     seed: int | None = None,
     output: PathLike | None = None,
     device: str = "auto",
@@ -75,6 +76,8 @@ def quantize(
         seq_len: Tokens per window; default 512.
         experts: `routed` (the default) or `all`: whether experts learn from the tokens that the router sends them, or
             from all tokens.
+        redrawn: So many copies of every calibration window are read besides, with a share of their tokens drawn anew by
+            the model itself; default 0.
         seed: Seed of the run; default 0.
         output: The artifact directory; default `artifacts/<model>-<method>-<scheme>/vN`, the next N.
         device: `auto` or `cpu`; the block loop runs on the CPU only for now.
@@ -114,6 +117,7 @@ def quantize(
         samples=samples,
         seq_len=seq_len,
         experts=experts,
+        redrawn=redrawn,
         seed=seed,
     )
     if target is not None:
