@@ -1,9 +1,10 @@
-"""What smaller key-value caches lose: KL to the same model over a float32 cache, and bytes per token.
+"""What smaller key-value caches lose: perplexity, KL to the same model over a bfloat16 cache, and bytes per token.
 
     python -m benchmarks.kv_cache --shared ../shared --json benchmarks/results/kv-cache.json
 
 Every model runs in the native engine with exact products, so the cache is all that differs. Held-out windows of BOS and
-512 tokens (256 where the context is shorter), all predicted; the interval resamples blocks of 2,048 tokens.
+512 tokens (256 where the context is shorter), all predicted; the interval resamples blocks of 2,048 tokens. Bytes per
+token are what the cache is laid out for, and what the process grows by while it is filled.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -33,18 +35,38 @@ def opened(model: Path, kv_cache: str) -> NativeRuntime:
     return runtime
 
 
-def divergences(model: Path, caches: list[str], windows: np.ndarray) -> dict[str, np.ndarray]:
-    """KL in nats of each predicted token (windows, seq_len), by cache."""
-    base = opened(model, "float32")
-    others = {cache: opened(model, cache) for cache in caches}
+def losses(model: Path, caches: list[str], windows: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """By cache: KL in nats of each predicted token (windows, seq_len) to bfloat16, and perplexity."""
+    runtimes = {cache: opened(model, cache) for cache in ("bfloat16", *caches)}
     found: dict[str, list[np.ndarray]] = {cache: [] for cache in caches}
+    surprise = dict.fromkeys(runtimes, 0.0)
     for window in windows:
-        ids = torch.from_numpy(window[None, :-1])
-        p = base.score(ids)[0].double().log_softmax(-1)
-        for cache, runtime in others.items():
+        ids, targets = torch.from_numpy(window[None, :-1]), torch.from_numpy(window[1:])
+        p = torch.empty(0)
+        for cache, runtime in runtimes.items():
             q = runtime.score(ids)[0].double().log_softmax(-1)
-            found[cache].append((p.exp() * (p - q)).sum(-1).numpy())
-    return {cache: np.stack(rows) for cache, rows in found.items()}
+            surprise[cache] -= float(q.gather(1, targets.long().unsqueeze(1)).sum())
+            if cache == "bfloat16":
+                p = q
+            else:
+                found[cache].append((p.exp() * (p - q)).sum(-1).numpy())
+    tokens = windows.shape[0] * (windows.shape[1] - 1)
+    perplexity = {cache: math.exp(total / tokens) for cache, total in surprise.items()}
+    return {cache: np.stack(rows) for cache, rows in found.items()}, perplexity
+
+
+def measured_bytes(model: Path, cache: str) -> float:
+    """Bytes of anonymous memory by which the process grows for each token of a cache that is filled."""
+    runtime = opened(model, cache)
+    context = runtime.context_length or 512
+    pool = runtime.model.pages
+    count = pool.free // pool.pages_for(context)
+    tables = [pool.take(context) for _ in range(count)]
+    runtime.model.sequence([1] * context, 0, tables[0], [])  # what a step needs besides is there from now on
+    before = machine.anonymous_bytes(os.getpid())
+    for table in tables[1:]:
+        runtime.model.sequence([1] * context, 0, table, [])
+    return (machine.anonymous_bytes(os.getpid()) - before) / (context * (count - 1))
 
 
 def main() -> None:
@@ -62,15 +84,18 @@ def main() -> None:
         "tales-6m-twin": (twin, "tales"),
         "stories260K": (options.shared / "models" / "stories260K", "tinystories"),
     }
-    caches = [cache for cache in KV_CACHES if cache not in ("auto", "float32")]
+    caches = [cache for cache in KV_CACHES if cache not in ("auto", "bfloat16")]
     rows = []
     for name, (model, corpus) in models.items():
-        base = opened(model, "float32")
+        base = opened(model, "bfloat16")
         seq_len = min(512, (base.context_length or 512) // 2)
         ids = encode(options.shared / "data" / CORPORA[corpus][1], model, collapse_newlines=corpus == "tinystories")
         assert base.prefix_id is not None
         windows = held_out_windows(ids, base.prefix_id, seq_len, options.tokens)
-        for cache, each in divergences(model, caches, windows).items():
+        fits = [cache for cache in caches if cache != "nvfp4" or base.model.shape.head_dim % 16 == 0]
+        lost, perplexity = losses(model, fits, windows)
+        print(f"{name}: perplexity over bfloat16 {perplexity['bfloat16']:.3f}")
+        for cache, each in lost.items():
             whole = len(each) // (BLOCK_TOKENS // seq_len) * (BLOCK_TOKENS // seq_len)
             sums = each[:whole].reshape(-1, BLOCK_TOKENS).sum(1)
             mean = mean_per_token(sums, np.full(len(sums), float(BLOCK_TOKENS)))
@@ -79,13 +104,19 @@ def main() -> None:
                     "model": name,
                     "cache": cache,
                     "bytes_per_token": opened(model, cache).model.cache_bytes,
+                    "measured_bytes": measured_bytes(model, cache),
+                    "perplexity": perplexity[cache],
+                    "perplexity_bfloat16": perplexity["bfloat16"],
                     "kl": mean.value,
                     "low": mean.low,
                     "high": mean.high,
                     "tokens": int(sums.size * BLOCK_TOKENS),
                 }
             )
-            print("{model:14} {cache:9} {bytes_per_token:6} B {kl:.3g} [{low:.3g}, {high:.3g}]".format(**rows[-1]))
+            print(
+                "{model:14} {cache:9} {bytes_per_token:6} B, measured {measured_bytes:7.0f} B, "
+                "perplexity {perplexity:.3f}, KL {kl:.3g} [{low:.3g}, {high:.3g}]".format(**rows[-1])
+            )
     assert all(math.isfinite(row["kl"]) for row in rows)
     if options.json:
         record = {"command": " ".join(["python -m benchmarks.kv_cache", *sys.argv[1:]]), "machine": machine.facts()}

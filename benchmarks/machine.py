@@ -93,7 +93,7 @@ def run(command: Sequence[str], environment: Mapping[str, str], *, sample_memory
         process = subprocess.Popen(list(command), env=dict(environment), stdout=out, stderr=err)
         if sample_memory:
             while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-                peak = max(peak, _anonymous_bytes(process.pid))
+                peak = max(peak, anonymous_bytes(process.pid))
                 time.sleep(SAMPLING_SECONDS)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -113,7 +113,7 @@ def run(command: Sequence[str], environment: Mapping[str, str], *, sample_memory
         )
 
 
-def _anonymous_bytes(pid: int) -> int:
+def anonymous_bytes(pid: int) -> int:
     """RssAnon of a process; 0 once it has no memory any more."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("RssAnon:"):

@@ -66,7 +66,8 @@ class Quantize(Run):
     kv_cache: Annotated[
         str | None,
         typer.Option(
-            help="fp8: calibrate and store scales of an FP8 key and value cache, with schemes that round inputs.",
+            "--kv-scales",
+            help="fp8: calibrate and store scales of an FP8 key and value cache.",
             metavar="NAME",
             rich_help_panel=METHOD,
         ),

@@ -63,8 +63,21 @@ class Generate(Machine):
         str, typer.Option(help="auto, cpu, cpu-int8, triton or reference.", metavar="NAME", rich_help_panel=GENERAL)
     ] = "auto"
     kv_cache: Annotated[
-        str, typer.Option(help="auto, float32, bfloat16, int8 or int4.", metavar="NAME", rich_help_panel=GENERAL)
+        str,
+        typer.Option(
+            help="How keys and values are kept: auto, float32, bfloat16, fp8, int8, nvfp4 or int4.",
+            metavar="NAME",
+            rich_help_panel=GENERAL,
+        ),
     ] = "auto"
+    kv_skip: Annotated[
+        str,
+        typer.Option(
+            help="Layers that keep them in bfloat16 instead: none, numbers with commas, or auto, as measured.",
+            metavar="LIST",
+            rich_help_panel=GENERAL,
+        ),
+    ] = "none"
 
 
 @command("generate", Generate, panel=MEASURE)
@@ -94,7 +107,13 @@ def generate(options: Generate, view: View) -> None:
     _environment.import_models()
     from compress.workflows import api
 
-    runtime = api.load(options.model, device=options.device, kernel=options.kernel, kv_cache=options.kv_cache)
+    runtime = api.load(
+        options.model,
+        device=options.device,
+        kernel=options.kernel,
+        kv_cache=options.kv_cache,
+        kv_skip=options.kv_skip,
+    )
     (answer,) = _answered(options, runtime, sampling)
     decoded = max(len(answer.token_ids) - 1, 0)
     speed = decoded / answer.decode_seconds if decoded and answer.decode_seconds > 0 else None
@@ -113,6 +132,7 @@ def generate(options: Generate, view: View) -> None:
         "device": runtime.device,
         "dtype": runtime.dtype,
         "speculation": answer.speculation,
+        "kv_cache": _cache(runtime),
     }
     view.result(document, [answer.text])
     view.note(
@@ -124,6 +144,22 @@ def generate(options: Generate, view: View) -> None:
             f"draft {options.draft}: {drafted.accepted} of {drafted.proposed} proposed tokens accepted,"
             f" {number(drafted.tokens_per_step, 3)} tokens per step of the model"
         )
+
+
+def _cache(runtime: Runtime) -> dict[str, object] | None:
+    """What the native engine keeps of each token, and what was measured of it; None elsewhere."""
+    from compress.runtime.native_backend import NativeRuntime
+
+    if not isinstance(runtime, NativeRuntime):
+        return None
+    choice = runtime.cache
+    return {
+        "kind": choice.kind,
+        "skipped": choice.skipped,
+        "bytes_per_token": runtime.model.cache_bytes,
+        "kl": choice.kl,
+        "kl_without_skipping": choice.kl_of_all,
+    }
 
 
 def _answered(options: Generate, runtime: Runtime, sampling: SamplingParams) -> list[Generation]:

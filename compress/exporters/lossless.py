@@ -92,7 +92,7 @@ def plan(checkpoint: Checkpoint, to: str, progress: Progress) -> Conversion:
     if source is target:
         raise UserError(f"the artifact is in the format {to} already", "use it as it is")
     if quantization.get("kv_cache_scheme"):
-        raise UserError(f"{to} has no place for its scales of keys and values", "quantise without --kv-cache")
+        raise UserError(f"{to} has no place for its scales of keys and values", "quantise without --kv-scales")
     dtype = target.scale_dtype or model_dtype(checkpoint)
     progress.begin("looking at every weight", len(before))
     centred, shapes = True, {}

@@ -29,6 +29,7 @@ class LLM:
         prefix_cache: bool = True,
         cache_tokens: int | None = None,
         kv_cache: str = "auto",
+        kv_skip: str = "none",
     ) -> None:
         """model: the packaged model if None. The other settings as in `compress.runtime.loading.load`.
 
@@ -45,6 +46,7 @@ class LLM:
             prefix_cache=prefix_cache,
             cache_tokens=cache_tokens,
             kv_cache=kv_cache,
+            kv_skip=kv_skip,
         )
 
     def generate(self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None) -> list[Generation]:

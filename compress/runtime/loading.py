@@ -9,13 +9,14 @@ from compress.errors import UserError
 from compress.models.checkpoint import Checkpoint
 from compress.models.quiet import quiet
 from compress.runtime import transformers_backend, triton_backend
+from compress.runtime.cache_choice import CACHES
 from compress.runtime.native_backend import NativeRuntime
 from compress.runtime.native_shape import Shape, Unsupported, shape_of
 from compress.runtime.protocol import Runtime
 from compress.runtime.transformers_loader import load_config
 
 KERNELS = ("auto", "cpu", "cpu-int8", "triton", "reference")
-KV_CACHES = ("auto", "float32", "bfloat16", "int8", "int4")
+KV_CACHES = ("auto", *CACHES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ def load(
     prefix_cache: bool = False,
     cache_tokens: int | None = None,
     kv_cache: str = "auto",
+    kv_skip: str = "none",
 ) -> Runtime:
     """Loads a Hugging Face model directory or an artifact.
 
@@ -45,8 +47,10 @@ def load(
     kernels; `reference`, dense arithmetic in transformers; `auto`, on a CPU `cpu` where the engine computes the model,
     on a GPU `triton` where it has quantised linears, and `reference` elsewhere. prefix_cache: the native engine keeps
     what it computed of prompts for later calls that begin the same (never for scores). cache_tokens: room of its
-    key-value cache. kv_cache: how the native engine keeps keys and values, `float32` (`auto`), `bfloat16`, or `int8`
-    and `int4` with a grid per token and head.
+    key-value cache. kv_cache: how the native engine keeps keys and values: `float32`, `bfloat16`; `int8` and `int4`
+    with a grid per token and head; `nvfp4`; `fp8` with the artifact's calibrated scales, or 1, and then refused where
+    it breaks the model; `auto`, `fp8` where the artifact has scales, else `float32`. kv_skip: layers that keep bfloat16
+    instead: `none`, numbers with commas, or `auto`, those that lose most, as measured.
 
     Raises:
         UserError: no model there, an unknown architecture, device, dtype, kernel or cache, or a kernel or cache that
@@ -59,15 +63,15 @@ def load(
     if kv_cache not in KV_CACHES:
         raise UserError(f"key-value cache {kv_cache!r} is not known", f"choose {', '.join(KV_CACHES)}")
     if kernel == "reference":
-        _refuse_cache(path, kv_cache, "--kernel reference computes in transformers")
+        _refuse_cache(path, kv_cache, kv_skip, "--kernel reference computes in transformers")
         return transformers_backend.load(path, device, dtype, "reference")
     if kernel == "triton":
-        _refuse_cache(path, kv_cache, "--kernel triton computes attention in transformers")
+        _refuse_cache(path, kv_cache, kv_skip, "--kernel triton computes attention in transformers")
         return triton_backend.load(path, device, dtype)
     checkpoint = Checkpoint.open(path)
     decision = decide(checkpoint, device, dtype)
     if decision.backend == "transformers+triton" and kernel == "auto":
-        _refuse_cache(path, kv_cache, decision.reason)
+        _refuse_cache(path, kv_cache, kv_skip, decision.reason)
         return triton_backend.load(path, device, dtype)
     if decision.shape is not None:
         return NativeRuntime(
@@ -76,19 +80,21 @@ def load(
             eight_bit=kernel == "cpu-int8",
             prefix_cache=prefix_cache,
             cache_tokens=cache_tokens,
-            kv_cache="float32" if kv_cache == "auto" else kv_cache,
+            kv_cache=kv_cache,
+            kv_skip=kv_skip,
         )
-    _refuse_cache(path, kv_cache, decision.reason)
+    _refuse_cache(path, kv_cache, kv_skip, decision.reason)
     if kernel != "auto":
         raise UserError(f"the native engine does not run {path}: {decision.reason}", "use --kernel auto")
     return transformers_backend.load(path, device, dtype)
 
 
-def _refuse_cache(path: str | Path, kv_cache: str, reason: str) -> None:
-    if kv_cache != "auto":
+def _refuse_cache(path: str | Path, kv_cache: str, kv_skip: str, reason: str) -> None:
+    if kv_cache != "auto" or kv_skip != "none":
+        wanted = f"a {kv_cache} key-value cache" if kv_cache != "auto" else "--kv-skip"
         raise UserError(
-            f"a {kv_cache} key-value cache needs the native engine, which does not run {path}: {reason}",
-            "use --kv-cache auto",
+            f"{wanted} needs the native engine, which does not run {path}: {reason}",
+            "use --kv-cache auto and no --kv-skip",
         )
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from compress.content import calibration_dir
 from compress.errors import WorkError
 from compress.kernels.dispatch import native
 from compress.models.checkpoint import Checkpoint
 from compress.runtime.answer import Answer
+from compress.runtime.cache_choice import TOKENS, choose
 from compress.runtime.continuations import Batch, Continuation, Likelihood, Row, plan
 from compress.runtime.engine import Engine
+from compress.runtime.kv_cache import Scales, stored_scales
 from compress.runtime.memory import guarded
 from compress.runtime.native_model import NativeModel
 from compress.runtime.native_shape import Shape
@@ -42,20 +45,33 @@ class NativeRuntime(TextModel):
         *,
         prefix_cache: bool = False,
         cache_tokens: int | None = None,
-        kv_cache: str = "float32",
+        kv_cache: str = "auto",
+        kv_skip: str = "none",
     ) -> None:
-        """eight_bit, cache_tokens, kv_cache: as in `NativeModel`.
+        """eight_bit, cache_tokens: as in `NativeModel`. kv_cache, kv_skip: as in `loading.load`.
 
         prefix_cache: calls of `generate` share with earlier ones.
         """
         super().__init__(checkpoint)
         self.kernel = f"cpu-{native().isa()}" + ("-int8" if eight_bit else "")
         with guarded("loading the model"):
-            self.model = NativeModel(checkpoint, shape, eight_bit, cache_tokens, kv_cache)
+            self.model = NativeModel(checkpoint, shape, eight_bit, cache_tokens)
         self.engine = Engine(self.model.step, self.model.pages)
         self._prefix_cache = prefix_cache
         self.context_length = shape.config.max_position_embeddings
         self.vocab_size = shape.vocabulary
+        stored = stored_scales(checkpoint)
+        scales = [(float(key), float(value)) for key, value in _by_layer(stored, shape.layers)] if stored else None
+        if kv_cache == "auto":
+            kv_cache = "fp8" if scales else "float32"
+        with guarded("measuring the key-value cache"):
+            self.cache = choose(self.model, kv_cache, kv_skip, scales, self._sample)
+
+    def _sample(self) -> list[int]:
+        """Tokens to measure a cache on."""
+        text = (calibration_dir() / "tales.txt").read_text(encoding="utf-8")[: 16 * TOKENS]
+        begin = [] if self.prefix_id is None else [self.prefix_id]
+        return (begin + self.encode(text))[: min(TOKENS, self.context_length or TOKENS)]
 
     def parameters(self) -> int:
         """Number of weights, tied ones once."""
@@ -155,6 +171,10 @@ class NativeRuntime(TextModel):
                 self.engine.cancel(request)
             if not self._prefix_cache:
                 self.model.pages.forget()
+
+
+def _by_layer(stored: Mapping[str, Scales], layers: int) -> list[Scales]:
+    return [stored[f"model.layers.{i}.self_attn"] for i in range(layers)]
 
 
 def _chains(depths: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -14,6 +14,7 @@ from compress.formats.int_packed import pack_bits, unpack_bits
 from compress.kernels import packed_linear
 from compress.kernels.dispatch import native
 from compress.models.checkpoint import Checkpoint
+from compress.runtime.cache_choice import LayerCache
 from compress.runtime.native_reader import stored_parts
 from compress.runtime.native_shape import EMBEDDING, FINAL_NORM, HEAD, LayerNames, Part, Shape
 from compress.runtime.pages import PagePool
@@ -43,11 +44,9 @@ class NativeModel:
         shape: Shape,
         eight_bit: bool,
         cache_tokens: int | None = None,
-        kv_cache: str = "float32",
     ) -> None:
         """eight_bit: inputs of packed linears are rounded to 8 bits, and a dense head is packed in 8 bits.
 
-        kv_cache: how keys and values are kept: `float32`, `bfloat16`, `int8` or `int4`.
         cache_tokens: room of the key-value cache, all sequences together; memory is taken as it is needed. None: the
         model's context, but 16,384 at least and 32,768 at most.
 
@@ -58,7 +57,6 @@ class NativeModel:
         self.eight_bit = eight_bit
         self._checkpoint = checkpoint
         self.linears: dict[str, list[Any]] = {}
-        self._kv_cache = kv_cache
         self._sizes = shape.linears()
         native_module = native()
         if cache_tokens is None:
@@ -94,6 +92,12 @@ class NativeModel:
         for i in range(shape.layers):
             rotation = list(rotations).index(config.layer_types[i]) if shape.family.rope_by_type else 0
             self._add_layer(i, rotation)
+
+    def keep(self, caches: Sequence[LayerCache]) -> None:
+        """How each layer keeps keys and values from now on, float32 before the first call; what was kept is lost."""
+        for layer, cache in enumerate(caches):
+            self._decoder.keep(layer, cache.kind, *cache.scales)
+        self.pages.forget()
 
     @property
     def cache_bytes(self) -> int:
@@ -166,7 +170,6 @@ class NativeModel:
             renormalise=bool(getattr(self.shape.config, "norm_topk_prob", True)),
             window=self.shape.windows[i],
             rotation=rotation,
-            cache=self._kv_cache,
             **{kind: None if name is None else self._norm(name) for kind, name in names.norms.items()},
         )
 

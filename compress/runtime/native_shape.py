@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from compress.errors import CompressError
+from compress.formats import kv_cache
 from compress.formats.registry import FORMATS, Format
 from compress.kernels.packed_linear import obstacle
 from compress.models.checkpoint import Checkpoint
@@ -263,6 +264,9 @@ def _check_tensors(checkpoint: Checkpoint, shape: Shape) -> None:
         expected[f"{name}.weight_shape"] = ((2,), (torch.int64,))
         if not scheme.symmetric:
             expected[f"{name}.weight_zero_point"] = ((-(-out * scheme.bits // 32), groups), (torch.int32,))
+    if kv_cache.is_described(checkpoint.config.get("quantization_config") or {}):
+        for i in range(shape.layers):
+            expected |= {f"model.layers.{i}.self_attn.{part}": ((1,), _DENSE) for part in kv_cache.PARTS}
     for name, (size, dtypes) in expected.items():
         info = checkpoint.index.get(name)
         if info is None or tuple(info.shape) != size or info.dtype not in dtypes:

@@ -451,7 +451,9 @@ def test_a_stream_goes_on_beside_other_answers(tales: NativeRuntime) -> None:
     assert tales.model.pages.free == tales.model.pages.count
 
 
-@pytest.mark.parametrize(("kv_cache", "most"), [("bfloat16", 2e-5), ("int8", 2e-4), ("int4", 5e-2)])
+@pytest.mark.parametrize(
+    ("kv_cache", "most"), [("bfloat16", 2e-5), ("fp8", 2e-3), ("int8", 2e-4), ("nvfp4", 8e-2), ("int4", 5e-2)]
+)
 @pytest.mark.parametrize("model_type", ["llama", "qwen3"])
 def test_smaller_caches_are_close_and_as_small_as_said(
     kv_cache: str, most: float, model_type: str, packaged_model: Path, tiny: Callable[..., Path]
@@ -463,7 +465,8 @@ def test_smaller_caches_are_close_and_as_small_as_said(
     found = divergence(small.score(rows), exact.score(rows))
     assert 0 < found < most
     shape = small.model.shape
-    bits = {"bfloat16": 16.0, "int8": 8 + 32 / shape.head_dim, "int4": 4 + 32 / shape.head_dim}[kv_cache]
+    grid = 32 / shape.head_dim
+    bits = {"bfloat16": 16, "fp8": 8, "int8": 8 + grid, "nvfp4": 4.5 + grid / 2, "int4": 4 + grid}[kv_cache]
     assert small.model.cache_bytes == shape.layers * 2 * shape.kv_heads * shape.head_dim * bits / 8
     prompts = rows[:, :20].tolist()
     alone = [small.generate([prompt], GREEDY)[0] for prompt in prompts]

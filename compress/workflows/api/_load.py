@@ -17,6 +17,7 @@ def load(
     dtype: str = "auto",
     kernel: str = "auto",
     kv_cache: str = "auto",
+    kv_skip: str = "none",
 ) -> Runtime:
     """Load a model directory, hub id or artifact for scoring and generation; the packaged model if None.
 
@@ -25,7 +26,9 @@ def load(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         dtype: Compute dtype: `auto`, `float32`, `bfloat16` or `float16`.
         kernel: `auto`, `cpu`, `cpu-int8`, `triton` or `reference`, as `compress.runtime.loading.load` says.
-        kv_cache: `auto`, `float32`, `bfloat16`, `int8` or `int4`: how the native engine keeps keys and values.
+        kv_cache: `auto`, `float32`, `bfloat16`, `fp8`, `int8`, `nvfp4` or `int4`: how the native engine keeps keys and
+            values.
+        kv_skip: Layers that keep them in bfloat16 instead: `none`, numbers with commas, or `auto`, as measured.
 
     Returns:
         A runtime: `.score(token_ids)` gives logits, `.generate(prompts, SamplingParams(...))` texts.
@@ -40,4 +43,4 @@ def load(
 
     found = model_or_packaged(model)
     check_artifact(found, scores=False)
-    return load_runtime(found, device=device, dtype=dtype, kernel=kernel, kv_cache=kv_cache)
+    return load_runtime(found, device=device, dtype=dtype, kernel=kernel, kv_cache=kv_cache, kv_skip=kv_skip)

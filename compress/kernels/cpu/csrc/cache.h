@@ -6,23 +6,37 @@ namespace compress {
 
 constexpr int kPageTokens = 32;
 
-enum class CacheType { float32, bfloat16, int8, int4 };
+constexpr int kFloatBlock = 16;  // dimensions of nvfp4 that share a scale
+
+enum class CacheType { float32, bfloat16, fp8, int8, nvfp4, int4 };
 
 // Keys and values in pages of kPageTokens tokens. int8 and int4 are codes on a grid of each token and head, from its
-// smallest value to its largest; in int4 a byte holds dimension d in its low half and d + dim / 2 in its high half.
+// smallest value to its largest. fp8 is E4M3 times one scale of all keys, or values, of a layer. nvfp4 is E2M1, a scale
+// in E4M3 for every kFloatBlock dimensions, and a number of each token and head. Where a byte holds two codes, those
+// are dimension d in its low half and d + dim / 2 in its high half. Scales of blocks lie behind the codes of a page and
+// head, as [dim / kFloatBlock][kPageTokens] for keys and the other way round for values.
 struct Cache {
-    void* keys;                           // [page][kv head][dim][kPageTokens]; int4: [dim / 2]
-    void* values;                         // [page][kv head][kPageTokens][dim]; int4: [dim / 2]
-    uint16_t *key_grids, *value_grids;    // [page][kv head][2][kPageTokens] bfloat16 bits: the step, and what code 0 is
+    void* keys;                         // [page][kv head][dim or dim / 2][kPageTokens]
+    void* values;                       // [page][kv head][kPageTokens][dim or dim / 2]
+    uint16_t *key_grids, *value_grids;  // [page][kv head][grids()][kPageTokens] bfloat16 bits: the step, what code 0 is
     CacheType type;
     int64_t kv_heads, dim;
+    float key_scale, value_scale;  // of fp8; else 1
 
-    bool has_grids() const { return type == CacheType::int8 || type == CacheType::int4; }
+    // Numbers of a token and head beside its codes.
+    int64_t grids() const {
+        return type == CacheType::int8 || type == CacheType::int4 ? 2 : type == CacheType::nvfp4 ? 1 : 0;
+    }
     // Bytes of the keys, or of the values, of one token and head, without their grid.
     int64_t head_bytes() const {
-        return type == CacheType::float32 ? 4 * dim : type == CacheType::bfloat16 ? 2 * dim
-               : type == CacheType::int8  ? dim
-                                          : dim / 2;
+        switch (type) {
+            case CacheType::float32: return 4 * dim;
+            case CacheType::bfloat16: return 2 * dim;
+            case CacheType::fp8:
+            case CacheType::int8: return dim;
+            case CacheType::nvfp4: return dim / 2 + dim / kFloatBlock;
+            default: return dim / 2;
+        }
     }
 };
 

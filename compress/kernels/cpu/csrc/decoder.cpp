@@ -14,27 +14,41 @@ Decoder::Decoder(const DecoderConfig& c, Embedding embedding, std::vector<Rotati
       rotations_(std::move(rotations)), final_norm_(std::move(final_norm)), head_(std::move(head)) {}
 
 void Decoder::add(DecoderLayer layer) {
+    allocate(layer);
+    layers_.push_back(std::move(layer));
+}
+
+void Decoder::keep(int64_t layer, CacheType type, float key_scale, float value_scale) {
+    std::lock_guard<std::mutex> lock(busy_);
+    DecoderLayer& changed = layers_[layer];
+    changed.cache = type, changed.key_scale = key_scale, changed.value_scale = value_scale;
+    allocate(changed);
+}
+
+void Decoder::allocate(DecoderLayer& layer) const {
     const Cache cache = cache_of(layer);
     const int64_t slots = config.pages * kPageTokens * config.kv_heads;
     layer.keys = Buffer(slots * cache.head_bytes());
     layer.values = Buffer(slots * cache.head_bytes());
-    if (cache.has_grids()) {
-        layer.key_grids = Buffer(slots * 2 * sizeof(uint16_t));
-        layer.value_grids = Buffer(slots * 2 * sizeof(uint16_t));
+    layer.key_grids = Buffer();
+    layer.value_grids = Buffer();
+    if (cache.grids()) {
+        layer.key_grids = Buffer(slots * cache.grids() * int64_t(sizeof(uint16_t)));
+        layer.value_grids = Buffer(slots * cache.grids() * int64_t(sizeof(uint16_t)));
     }
-    layers_.push_back(std::move(layer));
 }
 
 Cache Decoder::cache_of(const DecoderLayer& layer) const {
     return {layer.keys.data(), layer.values.data(), reinterpret_cast<uint16_t*>(layer.key_grids.data()),
-            reinterpret_cast<uint16_t*>(layer.value_grids.data()), layer.cache, config.kv_heads, config.dim};
+            reinterpret_cast<uint16_t*>(layer.value_grids.data()), layer.cache, config.kv_heads, config.dim,
+            layer.key_scale, layer.value_scale};
 }
 
 int64_t Decoder::cache_bytes() const {
     int64_t total = 0;
     for (const DecoderLayer& layer : layers_) {
         const Cache cache = cache_of(layer);
-        total += 2 * config.kv_heads * (cache.head_bytes() + (cache.has_grids() ? 4 : 0));
+        total += 2 * config.kv_heads * (cache.head_bytes() + cache.grids() * int64_t(sizeof(uint16_t)));
     }
     return total;
 }

@@ -51,6 +51,7 @@ struct DecoderLayer {
     std::vector<float> attention_out_norm, mlp_out_norm;  // (hidden), or empty; not over a router
     int64_t window, rotation;                             // rotation: which one
     CacheType cache;
+    float key_scale, value_scale;  // of fp8; else 1
     Buffer keys, values, key_grids, value_grids;
 };
 
@@ -75,6 +76,9 @@ public:
     Decoder(const DecoderConfig&, Embedding embedding, std::vector<Rotation> rotations, std::vector<float> final_norm,
             Weight head);
     void add(DecoderLayer layer);
+    // Another cache for a layer; what it held is lost.
+    void keep(int64_t layer, CacheType type, float key_scale, float value_scale);
+    int64_t layers() const { return int64_t(layers_.size()); }
     void step(const Step&);
     // Of the keys and values of one token in all layers.
     int64_t cache_bytes() const;
@@ -92,6 +96,7 @@ private:
     };
     struct Work;  // one step's memory and its shape
 
+    void allocate(DecoderLayer&) const;
     Cache cache_of(const DecoderLayer&) const;
     void embed(Work&, int64_t token) const;
     void attend(Work&, const DecoderLayer&);

@@ -1,6 +1,7 @@
 // What a decoder computes between its products, a row at a time: norms, rotation, activation, 8-bit inputs, the cache.
 #include "bfloat16.h"
 #include "kernels.h"
+#include "small_floats.h"
 #include "vector_math.h"
 
 namespace compress {
@@ -74,6 +75,40 @@ inline void put_codes(uint8_t* memory, int64_t stride, uint16_t* grids, int64_t 
         for (int64_t d = 0; d < half; ++d)
             memory[d * stride] =
                 uint8_t(code_of(grid, x[d], levels) | code_of(grid, x[d + half], levels) << 4);
+}
+
+// Codes and scales of blocks of one token and head; `stride` elements between dimensions and between blocks.
+inline void put_nvfp4(uint8_t* codes, uint8_t* scales, int64_t stride, uint16_t* grids, int64_t slot, const float* x,
+                      int64_t dim) {
+    float high = 0, poison = 0;
+    for (int64_t d = 0; d < dim; ++d) {
+        const float size = x[d] < 0 ? -x[d] : x[d];
+        high = size > high ? size : high;
+        poison += x[d] * 0;
+    }
+    const float least = high / (kLargestE2m1 * kLargestE4m3);
+    uint16_t step = upper_half(least + poison);
+    if (widened(step) < least) ++step;
+    grids[slot] = step;
+    const float token = widened(step), inverse = token > 0 ? 1 / token : 0;
+    const int64_t half = dim / 2;
+    for (int64_t d = 0; d < half; ++d) codes[d * stride] = 0;
+    for (int64_t block = 0; block < dim; block += kFloatBlock) {
+        float most = 0;
+        for (int64_t d = block; d < block + kFloatBlock; ++d) {
+            const float size = x[d] < 0 ? -x[d] : x[d];
+            most = size > most ? size : most;
+        }
+        const uint8_t scale = e4m3_of(most * inverse / kLargestE2m1);
+        scales[block / kFloatBlock * stride] = scale;
+        const float whole = from_e4m3(scale) * token, each = whole > 0 ? 1 / whole : 0;
+        for (int64_t d = block; d < block + kFloatBlock; ++d)
+            codes[d % half * stride] |= uint8_t(e2m1_of(x[d] * each) << (d < half ? 0 : 4));
+    }
+}
+
+inline void put_fp8(uint8_t* memory, int64_t stride, const float* x, int64_t dim, float scale) {
+    for (int64_t d = 0; d < dim; ++d) memory[d * stride] = e4m3_of(x[d] / scale);
 }
 
 }  // namespace
@@ -158,17 +193,33 @@ void append(const Cache& cache, const float* k, const float* v, int64_t page, in
     for (int64_t h = 0; h < cache.kv_heads; ++h, k += dim, v += dim) {
         const int64_t head = page * cache.kv_heads + h, at = head * kPageTokens * cache.head_bytes();
         uint8_t *keys = static_cast<uint8_t*>(cache.keys) + at, *values = static_cast<uint8_t*>(cache.values) + at;
-        uint8_t* const row = values + slot * cache.head_bytes();
-        if (cache.type == CacheType::float32) {
-            put_plain(reinterpret_cast<float*>(keys) + slot, kPageTokens, k, dim);
-            put_plain(reinterpret_cast<float*>(row), 1, v, dim);
-        } else if (cache.type == CacheType::bfloat16) {
-            put_plain(reinterpret_cast<uint16_t*>(keys) + slot, kPageTokens, k, dim);
-            put_plain(reinterpret_cast<uint16_t*>(row), 1, v, dim);
-        } else {
-            const bool nibbles = cache.type == CacheType::int4;
-            put_codes(keys + slot, kPageTokens, cache.key_grids + head * 2 * kPageTokens, slot, k, dim, nibbles);
-            put_codes(row, 1, cache.value_grids + head * 2 * kPageTokens, slot, v, dim, nibbles);
+        uint16_t *key_grid = cache.key_grids + head * cache.grids() * kPageTokens;
+        uint16_t *value_grid = cache.value_grids + head * cache.grids() * kPageTokens;
+        switch (cache.type) {
+            case CacheType::float32:
+                put_plain(reinterpret_cast<float*>(keys) + slot, kPageTokens, k, dim);
+                put_plain(reinterpret_cast<float*>(values) + slot * dim, 1, v, dim);
+                break;
+            case CacheType::bfloat16:
+                put_plain(reinterpret_cast<uint16_t*>(keys) + slot, kPageTokens, k, dim);
+                put_plain(reinterpret_cast<uint16_t*>(values) + slot * dim, 1, v, dim);
+                break;
+            case CacheType::fp8:
+                put_fp8(keys + slot, kPageTokens, k, dim, cache.key_scale);
+                put_fp8(values + slot * dim, 1, v, dim, cache.value_scale);
+                break;
+            case CacheType::nvfp4: {
+                const int64_t half = dim / 2, blocks = dim / kFloatBlock;
+                put_nvfp4(keys + slot, keys + half * kPageTokens + slot, kPageTokens, key_grid, slot, k, dim);
+                put_nvfp4(values + slot * half, values + half * kPageTokens + slot * blocks, 1, value_grid, slot, v, dim);
+                break;
+            }
+            case CacheType::int8:
+            case CacheType::int4: {
+                const bool nibbles = cache.type == CacheType::int4;
+                put_codes(keys + slot, kPageTokens, key_grid, slot, k, dim, nibbles);
+                put_codes(values + slot * cache.head_bytes(), 1, value_grid, slot, v, dim, nibbles);
+            }
         }
     }
 }

@@ -164,14 +164,26 @@ void make_decoder(BoundDecoder* self, const std::optional<Input>& embedding, con
                                                vector_of(final_norm, "final_norm", hidden), head)};
 }
 
-CacheType cache_named(const std::string& name) {
-    const std::pair<const char*, CacheType> types[] = {{"float32", CacheType::float32},
-                                                       {"bfloat16", CacheType::bfloat16},
-                                                       {"int8", CacheType::int8},
-                                                       {"int4", CacheType::int4}};
-    for (const auto& [known, type] : types)
-        if (known == name) return type;
-    bad_value("cache", "float32, bfloat16, int8 or int4");
+CacheType cache_named(const std::string& name, int64_t dim) {
+    const std::pair<const char*, CacheType> types[] = {
+        {"float32", CacheType::float32}, {"bfloat16", CacheType::bfloat16}, {"fp8", CacheType::fp8},
+        {"int8", CacheType::int8},       {"nvfp4", CacheType::nvfp4},       {"int4", CacheType::int4}};
+    for (const auto& [known, type] : types) {
+        if (known != name) continue;
+        if (type == CacheType::nvfp4 && dim != kFloatBlock && dim % (2 * kFloatBlock) != 0)
+            bad_value("cache", "nvfp4 for heads of 16 or of a multiple of 32 only");
+        return type;
+    }
+    bad_value("cache", "float32, bfloat16, fp8, int8, nvfp4 or int4");
+}
+
+void keep(BoundDecoder& self, int64_t layer, const std::string& cache, float key_scale, float value_scale) {
+    if (layer < 0 || layer >= self.decoder.layers()) bad_value("layer", "one of those that there are");
+    const CacheType type = cache_named(cache, self.decoder.config.dim);
+    for (const float scale : {key_scale, value_scale})
+        if (!(scale > 0) || !std::isfinite(scale) || (scale != 1 && type != CacheType::fp8))
+            bad_value("scales", "positive numbers, and 1 where the cache is not fp8");
+    self.decoder.keep(layer, type, key_scale, value_scale);
 }
 
 typedef std::vector<Weight> Weights;
@@ -180,7 +192,7 @@ void add_layer(BoundDecoder& self, const Weights& attention, const Weights& gate
                const Weights& downs, const Weight& router, int64_t chosen, bool renormalise,
                const Input& attention_norm, const Input& mlp_norm, const std::optional<Input>& q_norm,
                const std::optional<Input>& k_norm, const std::optional<Input>& attention_out_norm,
-               const std::optional<Input>& mlp_out_norm, int64_t window, int64_t rotation, const std::string& cache) {
+               const std::optional<Input>& mlp_out_norm, int64_t window, int64_t rotation) {
     const DecoderConfig& c = self.decoder.config;
     const int64_t q_width = c.heads * c.dim, kv_width = c.kv_heads * c.dim;
     if (attention.size() != 4) bad_value("attention", "q, k, v and o");
@@ -218,7 +230,8 @@ void add_layer(BoundDecoder& self, const Weights& attention, const Weights& gate
     if (k_norm) layer.k_norm = vector_of(*k_norm, "k_norm", c.dim);
     if (attention_out_norm) layer.attention_out_norm = vector_of(*attention_out_norm, "attention_out_norm", c.hidden);
     if (mlp_out_norm) layer.mlp_out_norm = vector_of(*mlp_out_norm, "mlp_out_norm", c.hidden);
-    layer.window = window, layer.rotation = rotation, layer.cache = cache_named(cache);
+    layer.window = window, layer.rotation = rotation;
+    layer.cache = CacheType::float32, layer.key_scale = layer.value_scale = 1;
     self.decoder.add(std::move(layer));
 }
 
@@ -276,7 +289,8 @@ void bind_runtime(nb::module_& m) {
              nb::arg("router").none(), nb::arg("chosen"), nb::arg("renormalise"), nb::arg("attention_norm").noconvert(),
              nb::arg("mlp_norm").noconvert(), nb::arg("q_norm").noconvert().none(),
              nb::arg("k_norm").noconvert().none(), nb::arg("attention_out_norm").noconvert().none(),
-             nb::arg("mlp_out_norm").noconvert().none(), nb::arg("window"), nb::arg("rotation"), nb::arg("cache"))
+             nb::arg("mlp_out_norm").noconvert().none(), nb::arg("window"), nb::arg("rotation"))
+        .def("keep", &keep, nb::arg("layer"), nb::arg("cache"), nb::arg("key_scale"), nb::arg("value_scale"))
         .def("step", &step, nb::arg("tokens").noconvert(), nb::arg("positions").noconvert(),
              nb::arg("sequences").noconvert(), nb::arg("tables").noconvert(), nb::arg("rows").noconvert(),
              nb::arg("logits").noconvert(), nb::arg("eight_bit"), nb::arg("threads"));

@@ -4,6 +4,7 @@
 // are taken in order, and what a query computes does not depend on the others of its tile.
 #include "bfloat16.h"
 #include "kernels.h"
+#include "small_floats.h"
 #include "vector_math.h"
 
 namespace compress {
@@ -15,18 +16,19 @@ constexpr int kScoreVectors = kPageTokens / LANES;
 
 typedef uint8_t bytes __attribute__((vector_size(LANES)));
 
-// How elements are read: LANES of them from a position, or one. `part` tells which half of a head's dimensions.
+// How elements are read: LANES of them from a position, or one. `part` tells which half of a head's dimensions. kSteps:
+// a token and head has a step; kGrids: and what code 0 is; kBlocks: and a scale for every kFloatBlock dimensions.
 struct Floats {
     typedef float Element;
     static constexpr int kParts = 1;
-    static constexpr bool kGrids = false;
+    static constexpr bool kSteps = false, kGrids = false, kBlocks = false;
     static vf load(const float* p, int) { return ISA::load(p); }
     static float one(float x, int) { return x; }
 };
 struct Bfloats {
     typedef uint16_t Element;
     static constexpr int kParts = 1;
-    static constexpr bool kGrids = false;
+    static constexpr bool kSteps = false, kGrids = false, kBlocks = false;
     static vf load(const uint16_t* p, int) { return load_bfloat16(p); }
     static float one(uint16_t x, int) { return widened(x); }
 };
@@ -38,16 +40,30 @@ inline vi load_unsigned(const uint8_t* p) {
 struct Bytes {
     typedef uint8_t Element;
     static constexpr int kParts = 1;
-    static constexpr bool kGrids = true;
+    static constexpr bool kSteps = true, kGrids = true, kBlocks = false;
     static vf load(const uint8_t* p, int) { return to_floats(load_unsigned(p)); }
     static float one(uint8_t x, int) { return float(x); }
 };
 struct Nibbles {
     typedef uint8_t Element;
     static constexpr int kParts = 2;
-    static constexpr bool kGrids = true;
+    static constexpr bool kSteps = true, kGrids = true, kBlocks = false;
     static vf load(const uint8_t* p, int part) { return to_floats(load_unsigned(p) >> 4 * part & 15); }
     static float one(uint8_t x, int part) { return float(x >> 4 * part & 15); }
+};
+struct Eights {
+    typedef uint8_t Element;
+    static constexpr int kParts = 1;
+    static constexpr bool kSteps = false, kGrids = false, kBlocks = false;
+    static vf load(const uint8_t* p, int) { return from_e4m3(load_unsigned(p)); }
+    static float one(uint8_t x, int) { return from_e4m3(x); }
+};
+struct Fours {
+    typedef uint8_t Element;
+    static constexpr int kParts = 2;
+    static constexpr bool kSteps = true, kGrids = false, kBlocks = true;
+    static vf load(const uint8_t* p, int part) { return from_e2m1(load_unsigned(p) >> 4 * part & 15); }
+    static float one(uint8_t x, int part) { return from_e2m1(x >> 4 * part & 15); }
 };
 
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -59,6 +75,7 @@ template <int QUERIES, typename How>
 struct Page {
     typedef typename How::Element T;
     const T *keys, *values;
+    const uint8_t *key_scales, *value_scales;  // of blocks
     const uint16_t *key_grid, *value_grid;
     int64_t dim;
     float cap;
@@ -74,12 +91,13 @@ struct Page {
             softmax(r, weights[r]);
             if (seen[r][0] < seen[r][1]) first = least(first, seen[r][0]), end = most(end, seen[r][1]);
         }
-        if constexpr (How::kGrids)
+        if constexpr (How::kSteps)
             for (int r = 0; r < QUERIES; ++r)
                 for (int64_t t = first; t < end; ++t) {
-                    added[r] += weights[r][t] * widened(value_grid[kPageTokens + t]);
+                    if constexpr (How::kGrids) added[r] += weights[r][t] * widened(value_grid[kPageTokens + t]);
                     weights[r][t] *= widened(value_grid[t]);
                 }
+        const int64_t blocks = dim / kFloatBlock;
         const int64_t width = dim / How::kParts;
         for (int part = 0; part < How::kParts; ++part) {
             float* out = sums + part * width;
@@ -91,7 +109,9 @@ struct Page {
                     if constexpr (How::kGrids) s[r] += added[r];
                 }
                 for (int64_t t = first; t < end; ++t) {
-                    const vf v = How::load(values + t * width + d, part);
+                    vf v = How::load(values + t * width + d, part);
+                    if constexpr (How::kBlocks)
+                        v *= from_e4m3(value_scales[t * blocks + (part * width + d) / kFloatBlock]);
                     for (int r = 0; r < QUERIES; ++r) s[r] += v * weights[r][t];
                 }
                 for (int r = 0; r < QUERIES; ++r) store(out + r * dim + d, s[r]);
@@ -99,8 +119,12 @@ struct Page {
             for (; d < width; ++d)
                 for (int r = 0; r < QUERIES; ++r) {
                     if constexpr (How::kGrids) out[r * dim + d] += added[r];
-                    for (int64_t t = first; t < end; ++t)
-                        out[r * dim + d] += How::one(values[t * width + d], part) * weights[r][t];
+                    for (int64_t t = first; t < end; ++t) {
+                        float v = How::one(values[t * width + d], part);
+                        if constexpr (How::kBlocks)
+                            v *= from_e4m3(value_scales[t * blocks + (part * width + d) / kFloatBlock]);
+                        out[r * dim + d] += v * weights[r][t];
+                    }
                 }
         }
     }
@@ -110,18 +134,29 @@ struct Page {
         for (int r = 0; r < QUERIES; ++r)
             for (int v = 0; v < kScoreVectors; ++v) s[r][v] = vf{};
         const int64_t width = dim / How::kParts;
+        [[maybe_unused]] vf scales[kScoreVectors];
         for (int part = 0; part < How::kParts; ++part)
-            for (int64_t d = 0; d < width; ++d)
+            for (int64_t d = 0; d < width; ++d) {
+                if constexpr (How::kBlocks)
+                    if (d == 0 || (part * width + d) % kFloatBlock == 0)
+                        for (int v = 0; v < kScoreVectors; ++v)
+                            scales[v] = from_e4m3(load_unsigned(
+                                key_scales + (part * width + d) / kFloatBlock * kPageTokens + v * LANES));
                 for (int v = 0; v < kScoreVectors; ++v) {
-                    const vf k = How::load(keys + d * kPageTokens + v * LANES, part);
+                    vf k = How::load(keys + d * kPageTokens + v * LANES, part);
+                    if constexpr (How::kBlocks) k *= scales[v];
                     for (int r = 0; r < QUERIES; ++r) s[r][v] += k * q[r * dim + part * width + d];
                 }
+            }
         if constexpr (How::kGrids)
             for (int v = 0; v < kScoreVectors; ++v) {
                 const vf step = load_bfloat16(key_grid + v * LANES);
                 const vf low = load_bfloat16(key_grid + kPageTokens + v * LANES);
                 for (int r = 0; r < QUERIES; ++r) s[r][v] = s[r][v] * step + low * q_sums[r];
             }
+        else if constexpr (How::kSteps)
+            for (int v = 0; v < kScoreVectors; ++v)
+                for (int r = 0; r < QUERIES; ++r) s[r][v] *= load_bfloat16(key_grid + v * LANES);
         for (int r = 0; r < QUERIES; ++r)
             for (int v = 0; v < kScoreVectors; ++v)
                 store(weights[r] + v * LANES, cap == 0 ? s[r][v] : cap * tanh_of(s[r][v] / cap));
@@ -178,7 +213,7 @@ void attend(const PagedArgs& a, const Tile& tile, float* scratch) {
         maximum[r] = -__builtin_inff(), total[r] = 0;
         const float* from = a.q + token * a.q_stride + head * dim;
         for (int64_t d = 0; d < dim; ++d) {
-            q[r * dim + d] = from[d] * a.scale, sums[r * dim + d] = 0;
+            q[r * dim + d] = from[d] * (a.scale * a.cache.key_scale), sums[r * dim + d] = 0;
             if constexpr (How::kGrids) q_sums[r] += q[r * dim + d];
         }
         offset[r] = token * a.out_stride + head * dim;
@@ -191,15 +226,19 @@ void attend(const PagedArgs& a, const Tile& tile, float* scratch) {
             seen[r][1] = least(kPageTokens, position[r] + 1 - page * kPageTokens);
         }
         typedef typename How::Element T;
-        const int64_t head = a.pages[page] * a.cache.kv_heads + tile.kv_head, grid = head * 2 * kPageTokens;
-        const int64_t at = head * kPageTokens * (dim / How::kParts);
-        Page<QUERIES, How>{static_cast<const T*>(a.cache.keys) + at, static_cast<const T*>(a.cache.values) + at,
-                           How::kGrids ? a.cache.key_grids + grid : nullptr,
-                           How::kGrids ? a.cache.value_grids + grid : nullptr,
+        const int64_t head = a.pages[page] * a.cache.kv_heads + tile.kv_head;
+        const int64_t grid = head * a.cache.grids() * kPageTokens;
+        const int64_t at = head * kPageTokens * a.cache.head_bytes(), behind = kPageTokens * (dim / How::kParts);
+        const uint8_t* const keys = static_cast<const uint8_t*>(a.cache.keys) + at;
+        const uint8_t* const values = static_cast<const uint8_t*>(a.cache.values) + at;
+        Page<QUERIES, How>{reinterpret_cast<const T*>(keys), reinterpret_cast<const T*>(values),
+                           How::kBlocks ? keys + behind : nullptr, How::kBlocks ? values + behind : nullptr,
+                           How::kSteps ? a.cache.key_grids + grid : nullptr,
+                           How::kSteps ? a.cache.value_grids + grid : nullptr,
                            dim, a.cap, q, q_sums, sums, maximum, total, seen}.run();
     }
     for (int r = 0; r < QUERIES; ++r)
-        for (int64_t d = 0; d < dim; ++d) a.out[offset[r] + d] = sums[r * dim + d] / total[r];
+        for (int64_t d = 0; d < dim; ++d) a.out[offset[r] + d] = sums[r * dim + d] / total[r] * a.cache.value_scale;
 }
 
 template <typename How>
@@ -224,6 +263,8 @@ void paged_attention(const PagedArgs& a, int64_t index, float* scratch) {
     switch (a.cache.type) {
         case CacheType::float32: return attend_some<Floats>(a, tile, scratch);
         case CacheType::bfloat16: return attend_some<Bfloats>(a, tile, scratch);
+        case CacheType::fp8: return attend_some<Eights>(a, tile, scratch);
+        case CacheType::nvfp4: return attend_some<Fours>(a, tile, scratch);
         case CacheType::int8: return attend_some<Bytes>(a, tile, scratch);
         case CacheType::int4: return attend_some<Nibbles>(a, tile, scratch);
     }
