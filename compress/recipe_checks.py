@@ -1,4 +1,4 @@
-"""What a recipe checks between its stages: scores, and gates. No byte of an artifact depends on them.
+"""What a recipe checks between its stages: scores, gates, drafts. No byte of an artifact depends on them.
 
 In a recipe they stand in `stages`, behind the stage whose artifact they are about; here they are taken out of that
 list, so that stages are what makes something.
@@ -36,8 +36,22 @@ class GateCheck(Section):
     policy: StrictStr = Field(default="default", min_length=1)
 
 
-Check = EvalCheck | GateCheck
-KINDS = ("eval", "gate")
+class DraftCheck(Section):
+    """The artifact so far drafts for `target`, by default the model that the run begins with, on held-out prompts.
+
+    What share of `tokens` proposed at a time is accepted goes on its card; the run goes on whatever it is. prompts: at
+    most so many of those that ship. new_tokens: of each answer.
+    """
+
+    kind: Literal["draft"] = "draft"
+    target: StrictStr | None = Field(default=None, min_length=1)
+    tokens: StrictInt = Field(default=4, ge=1)
+    prompts: StrictInt = Field(default=16, ge=1)
+    new_tokens: StrictInt = Field(default=48, ge=2)
+
+
+Check = EvalCheck | GateCheck | DraftCheck
+KINDS = ("eval", "gate", "draft")
 
 
 class Placed(Section):
@@ -68,7 +82,7 @@ def put_back(makers: list[Any], checks: list[Placed]) -> list[Any]:
     return whole
 
 
-_PLACE = re.compile(r"^(stages|checks)\.(\d+)(?:\.check)?(?:\.(?:eval|gate)(?=\.|:))?")
+_PLACE = re.compile(r"^(stages|checks)\.(\d+)(?:\.check)?(?:\.(?:eval|gate|draft)(?=\.|:))?")
 
 
 def as_written(problem: str, stages: Any) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 from compress.artifact import durable
 from compress.artifact.card import render
+from compress.artifact.drafting import DRAFT_NAME, DraftRecord
 from compress.artifact.manifest import CARD_NAME, EVAL_NAME, LAYERS_NAME, MANIFEST_NAME, SAMPLES_NAME
 from compress.artifact.reader import Artifact, follow_latest
 from compress.errors import CompressError, UserError
@@ -46,15 +47,24 @@ def attach_eval(path: str | Path, record: Mapping[str, Any] | bytes, samples: by
     `attach` does.
     """
     artifact = Artifact.open(path)
-    layers = artifact.attachment(LAYERS_NAME)
     data = record if isinstance(record, bytes) else _json(record)
-    learned = artifact.training()
-    linears = json.loads(layers) if layers else []
-    card = render(artifact.manifest, artifact.config, linears, json.loads(data), learned, artifact.cut())
-    files = {EVAL_NAME: data, CARD_NAME: card.encode()}
+    files = {EVAL_NAME: data, CARD_NAME: _card(artifact, json.loads(data), artifact.draft())}
     if samples is None:
         return attach(path, files, without=(SAMPLES_NAME,))
     return attach(path, {**files, SAMPLES_NAME: samples})
+
+
+def attach_draft(path: str | Path, record: DraftRecord) -> Artifact:
+    """Attach what the artifact is worth as a draft as draft.json, and render the card anew. Raises as `attach` does."""
+    artifact = Artifact.open(path)
+    card = _card(artifact, artifact.eval(), record.model_dump(mode="json"))
+    return attach(path, {DRAFT_NAME: record.to_bytes(), CARD_NAME: card})
+
+
+def _card(artifact: Artifact, scores: Mapping[str, Any] | None, draft: Mapping[str, Any] | None) -> bytes:
+    layers = artifact.attachment(LAYERS_NAME)
+    linears, learned = json.loads(layers) if layers else [], artifact.training()
+    return render(artifact.manifest, artifact.config, linears, scores, learned, artifact.cut(), draft).encode()
 
 
 def _json(record: Mapping[str, Any]) -> bytes:

@@ -33,9 +33,10 @@ def render(
     evaluation: Mapping[str, Any] | None,
     training: Mapping[str, Any] | None = None,
     cut: Mapping[str, Any] | None = None,
+    draft: Mapping[str, Any] | None = None,
 ) -> str:
     """The card as Markdown with YAML front matter, from the manifest and the content of config and the attachments:
-    layers.json, eval.json, training.json and cut.json.
+    layers.json, eval.json, training.json, cut.json and draft.json.
 
     The same inputs give the same text; attachments in the manifest are not looked at.
     """
@@ -61,6 +62,7 @@ def render(
         evaluation=evaluation,
         actions=_action_counts(manifest),
         training=training,
+        draft=draft,
         stages=stages(cut, training),
         curve=curve_rows(training) if training else [],
         quantization=config.get("quantization_config") or {},

@@ -9,6 +9,7 @@ from typing import Any
 
 from compress.artifact.canonical import sha256_bytes
 from compress.artifact.cut import CUT_NAME
+from compress.artifact.drafting import DRAFT_NAME
 from compress.artifact.manifest import (
     CONFIG_NAME,
     EVAL_NAME,
@@ -97,6 +98,11 @@ class Artifact:
     def cut(self) -> dict[str, Any] | None:
         """cut.json (see `CutRecord`), or None if nothing was cut and repaired."""
         data = self.attachment(CUT_NAME)
+        return None if data is None else json.loads(data)
+
+    def draft(self) -> dict[str, Any] | None:
+        """draft.json (see `DraftRecord`), or None if it was not measured as a draft."""
+        data = self.attachment(DRAFT_NAME)
         return None if data is None else json.loads(data)
 
     def attachment(self, name: str) -> bytes | None:

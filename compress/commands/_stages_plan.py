@@ -40,6 +40,8 @@ def _what(staged: StagePlan) -> str:
 
 
 def _check(check: Check) -> str:
+    if check.kind == "draft":
+        return f"draft for {check.target or 'the model'}"
     return f"gate {check.policy}" if check.kind == "gate" else f"eval {check.suite}"
 
 

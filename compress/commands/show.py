@@ -15,7 +15,6 @@ from compress.commands._options import LOOK, Common
 from compress.commands._output import View, facts, number, relative, size
 
 if TYPE_CHECKING:
-    from compress.artifact.cut import stages
     from compress.artifact.manifest import Parent
     from compress.artifact.reader import Artifact
     from compress.artifact.scores import Score, TaskScore
@@ -39,6 +38,7 @@ def show(options: Show, view: View) -> None:
       $ compress show ./artifact --worst 20
       $ compress show ./artifact --json
     """
+    from compress.artifact.cut import stages
     from compress.artifact.reader import Artifact
     from compress.artifact.scores import further_texts, generation_scores, headline_scores, scored_against, task_scores
     from compress.artifact.training import curve_rows
@@ -74,6 +74,10 @@ def show(options: Show, view: View) -> None:
     if (learned := artifact.training()) is not None:
         points = [(step, number(kl), number(loss)) for step, kl, loss in curve_rows(learned)]
         view.table("Training", (">STEP", ">HELD-OUT KL", ">MEAN LOSS BEFORE"), points)
+    if (draft := artifact.draft()) is not None:
+        accepted = f"{100 * draft['acceptance']:.1f}% of {draft['proposed']}"
+        drafted = [("accepted", accepted), ("tokens per step", number(draft["tokens_per_step"]))]
+        view.table(f"As a draft for {draft['target']}", ("", f">{draft['draft_tokens']} AT A TIME"), drafted)
     if worst:
         rows = [(w["name"], w["scheme"], number(w["output_error"]), number(w.get("weight_sqnr_db"))) for w in worst]
         view.table("Largest output errors", ("LINEAR", "SCHEME", ">RELATIVE ERROR", ">WEIGHT SQNR, dB"), rows)
@@ -106,6 +110,7 @@ def _document(
         "environment": manifest.environment,
         "attachments": manifest.attachments,
         **({"cut": cut} if (cut := artifact.cut()) is not None else {}),
+        **({"draft": draft} if (draft := artifact.draft()) is not None else {}),
         **({"training": learned} if (learned := artifact.training()) is not None else {}),
     }
 

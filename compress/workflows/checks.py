@@ -7,14 +7,15 @@ run that was killed and goes on does not score again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
-from compress.artifact.attach import attach, attach_eval
+from compress.artifact.attach import attach, attach_draft, attach_eval
+from compress.artifact.drafting import DraftRecord
 from compress.artifact.manifest import EVAL_NAME
 from compress.errors import IntegrityError
-from compress.recipe_checks import Check, EvalCheck, GateCheck
+from compress.recipe_checks import Check, DraftCheck, EvalCheck, GateCheck
 
 if TYPE_CHECKING:
     from compress.artifact.reader import Artifact
@@ -52,6 +53,9 @@ def carry_out(
         if isinstance(check, EvalCheck):
             artifact = _scored(check, artifact, root, device, progress)
             continue
+        if isinstance(check, DraftCheck):
+            artifact = _drafted(check, artifact, root, device, progress)
+            continue
         name = VERDICT_NAME if not verdicts else f"verdict-{len(verdicts) + 1}.json"
         artifact, verdict = _gated(check, artifact, root, name, device, progress)
         verdicts.append(verdict)
@@ -68,8 +72,43 @@ def refuse_unknown(checks: Sequence[Check]) -> None:
     for check in checks:
         if isinstance(check, GateCheck):
             load_policy(check.policy)
-        else:
+        elif isinstance(check, EvalCheck):
             load_suite(check.suite)
+
+
+def _drafted(
+    check: DraftCheck, artifact: Artifact, root: str | Path, device: str, progress: Progress | None
+) -> Artifact:
+    from compress.evaluation.suites import packaged_prompts
+    from compress.models.checkpoint import Checkpoint
+    from compress.models.hub import local_directory
+    from compress.runtime.loading import load
+    from compress.runtime.text_model import TextModel
+    from compress.workflows.drafts import open_draft, worth
+
+    path = local_directory(check.target or root)
+    target = Checkpoint.open(path)
+    before, asked = artifact.draft(), packaged_prompts(check.prompts)
+    wanted: dict[str, Any] = {
+        "target": path.resolve().name,
+        "target_digest": target.digest(),
+        "draft_tokens": check.tokens,
+        "prompts": len(asked),
+        "new_tokens": check.new_tokens,
+    }
+    if before is not None and wanted.items() <= before.items():
+        return artifact
+    live = cast(TextModel, load(path, device=device))
+    draft = open_draft(artifact.path, live, device=device)
+    found = worth(live, draft, check.tokens, prompts=asked, new_tokens=check.new_tokens, progress=progress)
+    record = DraftRecord(
+        **wanted,
+        **asdict(found.speculation),
+        acceptance=found.acceptance or 0.0,
+        tokens_per_step=found.tokens_per_step or 1.0,
+        same_answers=found.equal,
+    )
+    return attach_draft(artifact.path, record)
 
 
 def _scored(check: EvalCheck, artifact: Artifact, root: str | Path, device: str, progress: Progress | None) -> Artifact:

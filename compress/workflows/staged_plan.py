@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from compress import content
 from compress.pipeline.work import Whole
 from compress.recipe import Recipe
-from compress.recipe_checks import Check, EvalCheck
+from compress.recipe_checks import Check, GateCheck
 from compress.recipe_stages import DistillStage, PruneStage, Stage
 from compress.workflows.checks import refuse_unknown
 from compress.workflows.stages import alone_of, checks_behind, folder_of, place_of, refuse_order
@@ -94,5 +94,5 @@ def _unknown(stage: Stage, checks: tuple[Check, ...]) -> tuple[str, ...]:
         said = ["what it wins back"]
         if stage.steps is None:
             said.insert(0, f"how many steps {stage.minutes:g} minutes are")
-    gates = [f"what the gate {check.policy} says" for check in checks if not isinstance(check, EvalCheck)]
+    gates = [f"what the gate {check.policy} says" for check in checks if isinstance(check, GateCheck)]
     return (*said, *gates)

@@ -18,7 +18,7 @@ from compress.artifact.summary import recipe_summary
 from compress.errors import UserError
 from compress.pipeline.work import Whole
 from compress.recipe import Recipe
-from compress.recipe_checks import Check
+from compress.recipe_checks import Check, DraftCheck
 from compress.recipe_stages import DistillStage, QuantizeStage, Stage
 from compress.workflows.checks import carry_out, refuse_unknown
 
@@ -109,7 +109,7 @@ def run(
         if not checked.passed:
             return StagesResult(run, verdicts, number, checked=True)
         before, whole = run.artifact.path, _with_steps(whole, number - 1, run)
-    return StagesResult(run, verdicts, None, checked=bool(wanted))
+    return StagesResult(run, verdicts, None, checked=_scoring(wanted))
 
 
 def make_all(
@@ -157,7 +157,8 @@ def _single(
     root = local_directory(teacher_of(recipe) or model or recipe.model or content.default_model())
     checked = carry_out(wanted, run.artifact, root, device=device, progress=progress)
     stopped = None if checked.passed else 1
-    return StagesResult(replace(run, artifact=checked.artifact), checked.verdicts, stopped, checked=True)
+    done = _scoring(wanted)
+    return StagesResult(replace(run, artifact=checked.artifact), checked.verdicts, stopped, checked=done)
 
 
 def teacher_of(recipe: Recipe) -> str | Path | None:
@@ -169,6 +170,11 @@ def teacher_of(recipe: Recipe) -> str | Path | None:
 def checks_behind(recipe: Recipe, number: int) -> list[Check]:
     """The checks that stand behind a stage, by its number from 1 on."""
     return [placed.check for placed in recipe.checks if placed.after == number]
+
+
+def _scoring(checks: list[Check]) -> bool:
+    """Whether one of them takes the place of the scoring that ends a run."""
+    return not all(isinstance(check, DraftCheck) for check in checks)
 
 
 def place_of(folder: Path, number: int, alone: Recipe) -> Path:

@@ -9,6 +9,7 @@ from typing import cast
 
 import pytest
 
+from compress.artifact.verify import verify
 from compress.cli import main
 from compress.content import default_model
 from compress.recipe import parse_recipe
@@ -75,3 +76,30 @@ def test_a_draft_learns_from_the_compressed_model_that_it_drafts_for(
     found = worth(target, draft, 3, prompts=["word one two", "three"], new_tokens=8)
     assert found.equal
     assert found.speculation.proposed > 0
+
+
+def test_a_recipe_measures_its_draft_once_and_tells_of_it(
+    tiny: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, output = tiny("llama"), tmp_path / "draft"
+    little = {"kind": "prune", "method": "magnitude", "sparsity": 0.1}
+    recipe = parse_recipe({"stages": [little, {"kind": "draft", "tokens": 2, "prompts": 2, "new_tokens": 6}]})
+    artifact = quantize(recipe, model=model, output=output, evaluate=False).artifact
+    found = artifact.draft()
+    assert found is not None
+    assert (found["target"], found["draft_tokens"], found["prompts"]) == (model.name, 2, 2)
+    assert found["target_digest"] == artifact.manifest.parents[0].digest
+    assert found["same_answers"]
+    assert found["acceptance"] == found["accepted"] / found["proposed"]
+    assert 0 < found["accepted"] == sum(found["accepted_at"]) <= found["proposed"]
+    said = f"{100 * found['acceptance']:.1f}%"
+    card = (output / "README.md").read_text()
+    assert f"2 tokens at a time: {said} of\n{found['proposed']} proposed" in card
+    written = (output / "draft.json").stat().st_mtime_ns
+    assert quantize(recipe, model=model, output=output, evaluate=False).complete_already
+    assert (output / "draft.json").stat().st_mtime_ns == written, "measured once"
+    assert verify(output).ok
+    assert main(["show", str(output)]) == 0
+    assert "As a draft for" in capsys.readouterr().err
+    assert main(["report", str(output)]) == 0
+    assert f"of {found['proposed']} proposed tokens" in capsys.readouterr().out

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from compress.artifact.manifest import MANIFEST_NAME
+from compress.artifact.reader import Artifact
 from compress.cli import main
 from compress.errors import UserError
 from compress.recipe import load_recipe
@@ -76,6 +81,37 @@ def test_the_best_of_the_small_ones_wins_and_its_recipe_tells_of_all(
     assert (table["winner"], len(table["candidates"])) == (found.winner, 3)
     resolved = load_recipe(output / "recipe.yaml")
     assert resolved.hash() == search.won(found.winner).hash()
+
+
+KILLED = """
+import sys
+from compress.recipe_search import load_search
+from compress.workflows import search
+search.find(load_search(sys.argv[1]), model=sys.argv[2], output=sys.argv[3])
+"""
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_of_a_candidate_it_goes_on_there(
+    recipe: Callable[..., Path], tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    path, model, output = recipe(), tiny("llama"), tmp_path / "out"
+    child = subprocess.Popen([sys.executable, "-c", KILLED, str(path), str(model), str(output)])
+    try:  # the second candidate was cut, and is learning or about to
+        while child.poll() is None and not list(tmp_path.glob(f"out.search/bare-*/1-*/{MANIFEST_NAME}")):
+            time.sleep(0.02)
+    finally:
+        child.kill()
+        assert child.wait() == -9, "it was to be killed while it worked"
+    assert not list(tmp_path.glob(f"out.search/whole-*/*/{MANIFEST_NAME}")), "the third was not made yet"
+    first = {file: file.stat().st_mtime_ns for file in tmp_path.glob("out.search/repaired-*/*/*")}
+    cut = {file: file.stat().st_mtime_ns for file in tmp_path.glob("out.search/bare-*/1-*/*")}
+    found = work.find(loaded(path), model=model, output=output)
+    assert {file: file.stat().st_mtime_ns for file in first | cut} == first | cut, "nothing made twice"
+    whole = work.find(loaded(path), model=model, output=tmp_path / "whole")
+    assert found.winner == whole.winner
+    made = [(row.name, row.kl, Artifact.open(row.artifact).artifact_id) for row in found.rows]
+    assert made == [(row.name, row.kl, Artifact.open(row.artifact).artifact_id) for row in whole.rows]
 
 
 def test_a_gate_that_no_candidate_passes_ends_the_run(

@@ -32,7 +32,7 @@ def artifact_document(artifact: Artifact, record: EvalRecord | None, verdict: Ve
             "give the verdict of this artifact, or gate it: `compress gate ARTIFACT --output verdict.json`",
         )
     sections = [_identity(artifact), size_section(artifact.manifest), *_cut(artifact)]
-    sections += _training(artifact.training())
+    sections += [*_training(artifact.training()), *_drafting(artifact.draft())]
     sections += [*_scores(record), *_generated(record), *layer_sections(artifact), *_fallbacks(artifact)]
     lead = [f"{artifact.method}, {artifact.scheme}, made from {artifact.manifest.parents[0].name}"]
     if verdict is not None:
@@ -148,6 +148,21 @@ def _training(learned: Mapping[str, Any] | None) -> list[Section]:
     columns = (">step", ">held-out KL", ">mean loss before it")
     picture = Picture(draw, "held-out KL to the teacher after so many steps")
     return [Section("How it learned", facts=facts, picture=picture, table=Table(columns, rows))]
+
+
+def _drafting(found: Mapping[str, Any] | None) -> list[Section]:
+    """What a draft was worth on held-out prompts."""
+    if found is None:
+        return []
+    prompts = f"{found['prompts']} held-out, up to {found['new_tokens']} new tokens each, greedy"
+    facts = (
+        ("target", Verbatim(f"{found['target']} ({found['target_digest'][:16]})")),
+        ("prompts", prompts),
+        ("accepted", f"{value(found['acceptance'], 'share')} of {found['proposed']} proposed tokens"),
+        ("tokens per step of the target", f"{value(found['tokens_per_step'])}, {found['draft_tokens']} at a time"),
+        ("answers", "as without it" if found["same_answers"] else "not all as without it: ties that rounding decides"),
+    )
+    return [Section("As a draft", facts=facts)]
 
 
 def _generated(record: EvalRecord | None) -> list[Section]:

@@ -36,7 +36,8 @@ def layer_sections(artifact: Artifact) -> list[Section]:
         return []
     worst = sorted(errors, key=lambda name: (-errors[name], name))
     sections = [_worst(layers, what, errors, worst[:WORST]), _heat_map(layers, what, errors)]
-    packed = {str(layer["name"]) for layer in layers if layer.get("bits_per_weight") is not None}
+    quantized = artifact.manifest.sizes.quantized_parameters > 0  # layers that were pruned have bits of their own
+    packed = {str(layer["name"]) for layer in layers if quantized and layer.get("bits_per_weight") is not None}
     if shown := [name for name in worst if name in packed][:SHOWN_VALUES]:
         sections.append(_values(artifact, shown))
     return [*sections, *coverage_sections(layers), _every(layers, what, errors, worst)]
