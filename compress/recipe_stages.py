@@ -12,7 +12,7 @@ from compress.formats.names import FormatName
 from compress.formats.names import refusal as not_carried_by
 from compress.formats.names import usual as usual_format
 from compress.pruning.configs import PruningConfig, keeps_statistics
-from compress.quantization.configs import METHODS, MethodConfig, RefineConfig, short_form
+from compress.quantization.configs import METHODS, GptqConfig, MethodConfig, RefineConfig, short_form
 from compress.recipe_sections import (
     AnyScheme,
     CalibrationConfig,
@@ -102,6 +102,16 @@ class QuantizeStage(Section):
         """What engines load the scheme from, where the recipe names no format."""
         if "format" not in self.model_fields_set:
             object.__setattr__(self, "format", usual_format(self.scheme.to_scheme()))
+        return self
+
+    @model_validator(mode="after")
+    def _usual_correction(self) -> QuantizeStage:
+        """With 8 bits on both sides what earlier layers did wrong is mostly noise of rounded inputs: nothing to undo.
+
+        Only where the recipe leaves it open; the resolved recipe says 0.
+        """
+        if all(scheme.bits == 8 and scheme.inputs is not None for scheme in self.schemes):
+            object.__setattr__(self, "method", _uncorrected(self.method))
         return self
 
     @model_validator(mode="after")
@@ -286,6 +296,16 @@ class DistillStage(Section):
 
 Stage = QuantizeStage | PruneStage | DistillStage
 _AnyStage = TypeVar("_AnyStage", QuantizeStage, PruneStage)
+
+
+def _uncorrected(method: MethodConfig) -> MethodConfig:
+    """The method, or its rounding, with GPTQ's correction off where it was not set."""
+    if isinstance(method, GptqConfig):
+        return method if "correction" in method.model_fields_set else method.model_copy(update={"correction": 0.0})
+    rounding = getattr(method, "rounding", None)
+    if not isinstance(rounding, GptqConfig):
+        return method
+    return method.model_copy(update={"rounding": _uncorrected(rounding)})
 
 
 def _with_calibration(stage: _AnyStage, wanted: bool) -> _AnyStage:

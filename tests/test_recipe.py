@@ -362,6 +362,21 @@ def test_smoothquant_means_w8a8_unless_told_otherwise() -> None:
     assert named.stages[0].scheme.to_scheme() == FIXED_SCHEMES["W8A8_STATIC"]
 
 
+@pytest.mark.parametrize("scheme", ["W8A8", "W8A8_STATIC"])
+def test_gptq_undoes_no_earlier_error_with_8_bits_on_both_sides_unless_told_to(scheme: str) -> None:
+    def correction(method: object, scheme: object) -> float:
+        recipe = parse_recipe({"stages": [{"method": method, "scheme": scheme}]})
+        assert parse_recipe(yaml.safe_load(recipe.to_yaml())) == recipe
+        found = recipe.stages[0].method  # type: ignore[union-attr]
+        return (found if found.kind == "gptq" else found.rounding).correction  # type: ignore[union-attr, no-any-return]
+
+    assert correction("gptq", scheme) == 0
+    assert correction({"kind": "gptq", "correction": 0.5}, scheme) == 0.5
+    assert correction({"kind": "smoothquant", "rounding": "gptq"}, scheme) == 0
+    for other in ("NVFP4", "W8A16", "W4A16"):
+        assert correction("gptq", other) == 1
+
+
 @pytest.mark.parametrize(
     ("stage", "said"),
     [

@@ -113,7 +113,10 @@ class GptqConfig(_Config):
         description="rounds of least-squares refit of integer scales, each followed by a descent; block scales stay",
     )
     correction: float = Field(
-        1.0, ge=0.0, le=1.0, description="share of the error of earlier layers that each layer is asked to undo"
+        1.0,
+        ge=0.0,
+        le=1.0,
+        description="share of the error of earlier layers that each layer is asked to undo; left out with W8A8: 0",
     )
 
     sparsity: float | None = Field(

@@ -79,7 +79,7 @@ def report(paths: Sequence[PathLike], verdict: PathLike | None = None) -> Docume
         UserError: nothing is given, or a verdict with more than one artifact.
         IntegrityError: an artifact, its scores or the verdict are damaged, or do not belong together.
     """
-    from compress.evaluation.reports.artifact_document import artifact_document
+    from compress.evaluation.reports.artifact_document import NOT_SCORED, artifact_document
     from compress.evaluation.reports.document import Document
     from compress.evaluation.reports.sources import open_artifact, own_record
     from compress.evaluation.reports.verdict_document import verdict_document
@@ -115,7 +115,8 @@ def report(paths: Sequence[PathLike], verdict: PathLike | None = None) -> Docume
     for document in documents:
         status = f" ({document.status})" if document.status else ""
         sections += [replace(s, heading=f"{document.title}{status}: {s.heading}") for s in document.sections]
-    return Document(f"{len(documents)} reports", tuple(d.title for d in documents), tuple(sections))
+    lead = [d.title + (f": {NOT_SCORED}" if NOT_SCORED in d.lead else "") for d in documents]
+    return Document(f"{len(documents)} reports", tuple(lead), tuple(sections))
 
 
 def is_verdict(path: PathLike) -> bool:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from compress.evaluation.verdict import Verdict
 
 
+NOT_SCORED = "not scored yet"
+
+
 def artifact_document(artifact: Artifact, record: EvalRecord | None, verdict: Verdict | None = None) -> Document:
     """The report of one artifact; `record` are its own scores, `verdict` what a gate said of it.
 
@@ -42,8 +45,8 @@ def artifact_document(artifact: Artifact, record: EvalRecord | None, verdict: Ve
         lead += judged.lead
         sections += judged.sections
     elif record is None:
-        lead.append("not scored yet")
-    name = record.model.name if record is not None else f"{artifact.path.parent.name}/{artifact.path.name}"
+        lead.append(NOT_SCORED)
+    name = record.model.name if record is not None else "/".join(artifact.path.resolve().parts[-2:])
     return Document(name, tuple(lead), tuple(sections), None if verdict is None else verdict.verdict)
 
 
