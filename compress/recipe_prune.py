@@ -108,13 +108,13 @@ def _set_statistics(stage: dict[str, Any], stats: str | None) -> list[str]:
     """With a directory for statistics, masks are chosen by what does not change with the amount; says so."""
     method = stage["method"]
     method = {"kind": method} if isinstance(method, str) else method
-    setting = next((name for name in ("norms", "moments") if name in _settings_of(method)), None)
+    setting = next((name for name in ("norms", "moments", "measured") if name in _settings_of(method)), None)
     if stats is None or setting is None or setting in method:
         return []
     stage["method"] = {**method, setting: "model"}
     return [
         f"--stats: {method['kind']} reads statistics of the model before any of it is pruned ({setting}: model), which "
-        "other amounts and methods share"
+        "other amounts share"
     ]
 
 

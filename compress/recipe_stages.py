@@ -205,9 +205,7 @@ class PruneStage(Section):
             raise ValueError("stats: owl measures outliers of its own and keeps none: leave one of the two out")
         if self.stats is not None and not keeps_statistics(self.method):
             raise ValueError(
-                f"stats: {self.method.kind} with these settings measures block by block as it goes, and keeps nothing: "
-                "it is for depth, for width with `hidden` or an importance of first order, and for `norms: model` or "
-                "`moments: model`"
+                f"stats: {self.method.kind} with these settings measures block by block as it goes, and keeps nothing"
             )
         return self
 

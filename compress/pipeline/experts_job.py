@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from compress.errors import UserError
 from compress.models.families import FAMILIES
 from compress.models.skeleton import Skeleton
@@ -16,6 +18,8 @@ from compress.recipe_stages import PruneStage
 
 COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 """What families call the number of experts in config.json."""
+SALIENCY = "saliency"
+"""Of `decided`: what every expert adds, by the number of the block as text, where the whole model was measured."""
 SMALLEST_GROUP = 2  # routers that choose groups first rank them by their two best experts
 
 
@@ -40,6 +44,12 @@ class ExpertsJob(CutJob):
     def method(self) -> ExpertsConfig:
         assert isinstance(self.stage.method, ExpertsConfig)
         return self.stage.method
+
+    @property
+    def walked(self) -> Tensor | None:
+        """One window, for the check of what was written, where what experts add is known from the whole model."""
+        tokens = super().walked
+        return tokens[:1] if tokens is not None and self.method.measured == "model" else tokens
 
 
 def assign(stage: PruneStage, skeleton: Skeleton) -> tuple[ExpertsCut, list[Problem]]:

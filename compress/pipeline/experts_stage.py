@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from compress.artifact.layers import LayerRecord
 from compress.models.experts import Experts
 from compress.models.skeleton import LinearSpec
-from compress.pipeline import output
+from compress.pipeline import inputs, output, stats_cache
 from compress.pipeline.block import Workers
 from compress.pipeline.cut_stage import CutKind
-from compress.pipeline.experts_job import ExpertsJob, config_of
+from compress.pipeline.experts_job import SALIENCY, ExpertsJob, config_of
 from compress.pipeline.inputs import Activations
 from compress.pipeline.kinds import Fate, Written
 from compress.pipeline.source import read_finite
+from compress.progress import Progress
 from compress.pruning import experts
 
 
@@ -28,6 +29,12 @@ class ExpertsKind(CutKind[ExpertsJob]):
     def doing(self, job: ExpertsJob) -> str:
         return f"cutting experts ({job.cut.kept} of {job.cut.experts})"
 
+    def decide(self, job: ExpertsJob, workers: Workers, progress: Progress) -> dict[str, Any] | None:
+        if job.method.measured == "block":
+            return None
+        found = stats_cache.measured(job, "experts", {}, lambda: _of_model(job, workers, progress), progress)
+        return {SALIENCY: {name: saliency.tolist() for name, saliency in sorted(found.items())}}
+
     def through_block(self, job: ExpertsJob, block: int, entering: Activations | None, workers: Workers) -> Written:
         assert entering is not None
         module = job.skeleton.materialise(block)
@@ -36,7 +43,11 @@ class ExpertsKind(CutKind[ExpertsJob]):
         fate: Fate = {}
         layers = []
         if specs:
-            saliency = _saliency(job, module, entering, workers)
+            known = job.decided.get(SALIENCY)
+            if known is None:
+                saliency = _saliency(job, module, entering, workers)
+            else:
+                saliency = torch.tensor(known[str(block)], dtype=torch.float64)
             kept = _chosen(job, module, saliency)
             _cut(job, module, kept)
             tensors, fate = _stored(job, block, specs, kept.tolist())
@@ -48,6 +59,22 @@ class ExpertsKind(CutKind[ExpertsJob]):
 
     def config(self, job: ExpertsJob) -> dict[str, Any]:
         return config_of(job)
+
+
+def _of_model(job: ExpertsJob, workers: Workers, progress: Progress) -> dict[str, Tensor]:
+    """What every expert adds in the model before any of it is cut, (experts,) float64 by the number of the block."""
+    assert job.calibration is not None
+    skeleton, found = job.skeleton, {}
+    entering = inputs.enter(skeleton, job.calibration.tokens, False)
+    progress.begin("measuring what experts add", skeleton.num_blocks)
+    for block in range(skeleton.num_blocks):
+        module = skeleton.materialise(block)
+        if any(spec.expert is not None for spec in skeleton.linears(block)):
+            found[str(block)] = _saliency(job, module, entering, workers)
+        entering = entering.advanced(list(workers.pool.map(lambda run: run(), entering.runs(skeleton, module))))
+        progress.advance(f"block {block}: measured")
+    progress.end()
+    return found
 
 
 def _mixture(job: ExpertsJob, module: nn.Module) -> tuple[Experts, nn.Module]:

@@ -204,10 +204,8 @@ def _decide(job: Work, kind: Kind[Any], staging: Staging, workers: Workers, prog
 def _activations(job: Work, staging: Staging, done: int, rows: tables_stage.Rows | None) -> Activations | None:
     if not job.needs_blocks:
         return None
-    assert job.calibration is not None
-    start = inputs.enter(
-        job.skeleton, job.calibration.tokens, job.needs_original, job.follows_all, rows, job.follows_plain
-    )
+    assert job.walked is not None
+    start = inputs.enter(job.skeleton, job.walked, job.needs_original, job.follows_all, rows, job.follows_plain)
     if not done:
         return start
     return inputs.resume(start, done, staging.read_state(staging.journal()[-1]["state"]))
@@ -235,8 +233,8 @@ def _check(job: Work, staging: Staging) -> Callable[[Path], None]:
     kind, last = KINDS[type(job)], staging.journal()[-1]["state"]
     leaving = None
     if kind.keeps_last_state:
-        assert job.calibration is not None
-        start = inputs.enter(job.skeleton, job.calibration.tokens, job.needs_original, with_plain=job.follows_plain)
+        assert job.walked is not None
+        start = inputs.enter(job.skeleton, job.walked, job.needs_original, with_plain=job.follows_plain)
         leaving = inputs.resume(start, job.skeleton.num_blocks, staging.read_state(last))
     return lambda directory: kind.check(job, directory, leaving)
 

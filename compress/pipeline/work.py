@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from compress.artifact import store
 from compress.artifact.canonical import sha256_file
@@ -89,6 +90,11 @@ class Work(ABC):
     def follows_all(self) -> bool:
         """Whether it does so for all tokens, and not for a part that tells how far the two models drift apart."""
         return False
+
+    @property
+    def walked(self) -> Tensor | None:
+        """The calibration tokens (samples, seq) that go through the blocks, one after the other; None where none do."""
+        return None if self.calibration is None else self.calibration.tokens
 
     @property
     def follows_plain(self) -> bool:

@@ -155,6 +155,12 @@ class ExpertsConfig(_Config):
         "clusters: experts with near router rows are clustered, and one of each cluster stays (STUN)",
     )
 
+    measured: Literal["block", "model"] = Field(
+        default="block",
+        description="what experts add, in the model as cut so far (block) or before any of it is cut (model), which "
+        "`--stats` can keep",
+    )
+
     summary: ClassVar[str] = "whole experts go, the same number from every mixture; really smaller"
     paper: ClassVar[str] = "arXiv:2510.13999, arXiv:2409.06211"
     calibrated: ClassVar[bool] = True
@@ -179,4 +185,6 @@ def keeps_statistics(method: _Config) -> bool:
     """Whether what a method measures is of the whole model, so that `stats` can keep it for other amounts."""
     if isinstance(method, WidthConfig):
         return method.importance in ("taylor", "logits") or method.hidden < 1
+    if isinstance(method, ExpertsConfig):
+        return method.measured == "model"
     return isinstance(method, DepthConfig) or from_model(method)

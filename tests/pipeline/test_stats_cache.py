@@ -77,6 +77,33 @@ def mask_recipe(text: Path, method: dict[str, Any], stats: Path | None, **amount
     return parse_recipe({"stages": [{**stage, "calibration": {"source": str(text), "samples": 8, "seq_len": 24}}]})
 
 
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3"])
+def test_experts_of_another_amount_are_chosen_without_measuring(
+    family: str, tiny: Callable[..., Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, stats, method = tiny(family), tmp_path / "stats", {"kind": "experts", "measured": "model"}
+    tokens: list[int] = []
+    right = Skeleton.run_block
+
+    def counted(self: Skeleton, module: Any, hidden: Any, call: Any) -> Any:
+        tokens.append(hidden.shape[0] * hidden.shape[1])
+        return right(self, module, hidden, call)
+
+    def made(keep: float, kept: Path | None, out: str) -> Any:
+        tokens.clear()
+        return pipeline.run(recipe(text, method, keep, kept), model=source, output=tmp_path / out).artifact
+
+    monkeypatch.setattr(Skeleton, "run_block", counted)
+    made(0.95, stats, "first")
+    plain = made(0.86, None, "plain")
+    assert sum(tokens) > 2 * 8 * 24
+    again = made(0.86, stats, "again")
+    assert sum(tokens) == 2 * 24, "one window for each block: the check of what was written"
+    assert harness.tensor_hashes(again) == harness.tensor_hashes(plain)
+    assert again.artifact_id == plain.artifact_id
+    assert again.config != made(0.95, stats, "more").config
+
+
 def _no_forward(*given: Any) -> None:
     raise AssertionError("a block was run")
 
