@@ -45,7 +45,8 @@ def _of_final(job: WidthJob) -> float:
 
 
 def _head_grows(job: WidthJob) -> bool:
-    return job.layout.scaled and job.skeleton.head_weight in job.skeleton.tied()
+    head = job.skeleton.head_weight
+    return job.layout.scaled and job.skeleton.tied().get(head, head) == job.skeleton.embedding
 
 
 def _offset(job: WidthJob) -> float:
@@ -139,8 +140,12 @@ def plain_final_norm(job: WidthJob) -> Tensor:
 
 
 @contextmanager
-def as_final_norm(job: WidthJob, module: nn.Module, narrow: Tensor) -> Iterator[None]:
-    """The live final norm has what the narrow one's weight (hidden,) says, for as long as this lasts."""
+def as_final_norm(job: WidthJob, narrow: Tensor | None) -> Iterator[None]:
+    """The live final norm has what the narrow one's weight (hidden,) says for as long as this lasts; None: its own."""
+    if narrow is None:
+        yield
+        return
+    _, module = final_norm(job)
     parameter = cast(nn.Parameter, module.weight)
     before = parameter.data
     try:

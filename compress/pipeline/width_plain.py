@@ -54,26 +54,19 @@ def record(job: WidthJob, leaving: Activations, final_norm: Tensor | None) -> Cu
     if leaving.plain is None:
         return None
     assert job.calibration is not None
-    reference = [job.skeleton.head(window) for window in leaving.original[0].split(1)]
-    plain, repaired = leaving.plain, leaving.quantized[0]
-    if final_norm is None:
-        found = [_divergence(job, reference, hidden) for hidden in (plain, repaired)]
-    else:
-        _, module = width_norms.final_norm(job)
-        found = []
-        for hidden, weight in ((plain, width_norms.plain_final_norm(job)), (repaired, final_norm)):
-            with width_norms.as_final_norm(job, module, weight):
-                found.append(_divergence(job, reference, hidden))
+    plain, repaired, reference = leaving.plain, leaving.quantized[0], leaving.original[0]
+    norms = (None, None) if final_norm is None else (width_norms.plain_final_norm(job), final_norm)
+    lost = [0.0, 0.0]
+    for window in range(len(plain)):  # logits of one at a time
+        wanted = job.skeleton.head(reference[window : window + 1])
+        for way, (hidden, norm) in enumerate(zip((plain, repaired), norms, strict=True)):
+            with width_norms.as_final_norm(job, norm):
+                lost[way] += depth.divergence(wanted, job.skeleton.head(hidden[window : window + 1]))
+    tokens = plain.shape[0] * plain.shape[1]
     return CutRecord(
         method=job.method_name,
         text=job.calibration.name,
-        tokens=plain.shape[0] * plain.shape[1],
-        plain_kl=found[0],
-        repaired_kl=found[1],
+        tokens=tokens,
+        plain_kl=lost[0] / tokens,
+        repaired_kl=lost[1] / tokens,
     )
-
-
-def _divergence(job: WidthJob, reference: list[Tensor], hidden: Tensor) -> float:
-    """The mean KL in nats per token of what is behind `hidden` from the logits `reference`, a window at a time."""
-    pairs = zip(reference, hidden.split(1), strict=True)
-    return sum(depth.divergence(wanted, job.skeleton.head(window)) for wanted, window in pairs) / hidden[..., 0].numel()
