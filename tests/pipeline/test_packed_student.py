@@ -69,6 +69,22 @@ def test_codes_learn_and_scheme_scales_and_bytes_stay(
         assert torch.allclose(model(ids).logits, loaded, atol=1e-4)
 
 
+def test_experts_learn_behind_their_codes(tiny: Callable[..., Path], text: Path, tmp_path: Path) -> None:
+    teacher = tiny("mixtral")
+    packed = pipeline.run(parse_recipe({"stages": [QUANTIZE]}), model=teacher, output=tmp_path / "w3").artifact
+    wanted = recipe(teacher, text, full=True, learning_rate=5e-3, steps=10)
+    made = pipeline.run(wanted, model=packed.path, output=tmp_path / "out").artifact
+    learned = made.training()
+    assert learned is not None
+    assert learned["written_kl"] < learned["held_out"][0]["kl"]
+    before, after = harness.tensors(packed.path), harness.tensors(made.path)
+    assert before.keys() == after.keys()
+    experts = [name for name in before if ".experts." in name and name.endswith(".weight_packed")]
+    assert len(experts) == 2 * 8 * 3
+    assert any(not torch.equal(before[name], after[name]) for name in experts)
+    assert verify(made.path).ok
+
+
 def test_before_the_first_step_it_is_the_artifact_and_a_stopped_run_resumes(
     quantized: Artifact, tiny: Callable[..., Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
