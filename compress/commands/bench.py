@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from compress.commands import _environment
-from compress.commands._command import command
+from compress.commands._command import Outcome, command
 from compress.commands._costs import class_rows, cost_rows, layer_rows, ratio_of
 from compress.commands._options import DTYPE_HELP, GENERAL, MEASURE, MODEL_OR_ARTIFACT_HELP, Machine
 from compress.commands._output import View, columns, facts, number
@@ -42,7 +42,14 @@ class Bench(Machine):
     draft_tokens: Annotated[int, typer.Option(help="Tokens that it proposes at a time.", metavar="N")] = 4
     batch_sizes: Annotated[
         str, typer.Option(help="Batch sizes of the throughput, with commas.", metavar="N,N", rich_help_panel=WORK)
-    ] = "1,4,8"
+    ] = "1,2,4,8,16,32"
+    max_seconds: Annotated[
+        float,
+        typer.Option(
+            help="Batch sizes that would take longer than this, all repeats together, are left out, and named.",
+            rich_help_panel=WORK,
+        ),
+    ] = 300
     prompt_tokens: Annotated[
         int | None,
         typer.Option(help="Tokens of the prompt; 128, or what the context holds.", rich_help_panel=WORK),
@@ -85,11 +92,12 @@ class Bench(Machine):
 
 
 @command("bench", Bench, panel=MEASURE)
-def bench(options: Bench, view: View) -> None:
+def bench(options: Bench, view: View) -> Outcome:
     """Measure size by tensor class, load time, peak memory, speed, and money and energy per million tokens.
 
     Speeds are medians over repeats with their intervals; with --baseline the two models take turns and the last column
-    is candidate over baseline. A packed model that is computed from decoded weights is marked: DENSE FALLBACK.
+    is candidate over baseline. A packed model that is computed from decoded weights is marked, DENSE FALLBACK, and the
+    exit code is 1.
 
     Examples:
 
@@ -108,6 +116,7 @@ def bench(options: Bench, view: View) -> None:
         new_tokens=options.new_tokens,
         batch_sizes=batch_sizes,
         repeats=options.repeats,
+        seconds=options.max_seconds,
         kernel=options.kernel,
         fresh=not options.no_fresh,
         machine=options.machine,
@@ -127,6 +136,7 @@ def bench(options: Bench, view: View) -> None:
         _tables(found, view)
     view.result({"schema_version": 1, "kind": "compress.bench", **_document(found)}, _lines(found))
     _remarks(found, view)
+    return Outcome.GATE_FAILED if found.cost.dense_fallback else Outcome.OK
 
 
 def _batch_sizes(text: str) -> tuple[int, ...]:

@@ -47,7 +47,7 @@ def test_bench_of_an_artifact_names_kernel_and_bytes_of_every_layer(run: Callabl
 
 def test_bench_marks_a_dense_fallback_for_people(run: Callable, copy: Path) -> None:
     result = run("bench", copy, *SHORT, "--kernel", "reference", "--baseline", compress.default_model())
-    assert result.code == 0
+    assert result.code == 1
     assert "DENSE FALLBACK" in result.out
     assert "warning: copy: dense fallback: 42 packed layers" in result.err
     assert "warning: tales-6m: dense fallback" not in result.err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from compress.evaluation.costs.measure import Settings, measure, measure_pair
 from compress.evaluation.costs.prices import load_prices
 from compress.evaluation.costs.record import CostRecord, Measured
 from compress.evaluation.costs.workload import plan
+from compress.progress import NullProgress
 from compress.runtime.protocol import Generation, LayerUse, SamplingParams
 from compress.runtime.transformers_backend import TransformersRuntime, load
 
@@ -86,6 +88,25 @@ def exactly(value: float, repeats: int) -> dict[str, object]:
 
 def shown(found: Measured) -> dict[str, object]:
     return {"median": found.median, "low": found.low, "high": found.high, "n": found.repeats}
+
+
+class Warnings(NullProgress):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def warn(self, message: str) -> None:
+        self.said.append(message)
+
+
+@pytest.mark.parametrize(("seconds", "batches"), [(12.0, [1]), (1000.0, [1, 3]), (0.0, [1])])
+def test_batch_sizes_beyond_the_time_are_left_out_and_named(
+    seconds: float, batches: list[int], real: TransformersRuntime, clock: Clock
+) -> None:
+    progress = Warnings()
+    found = measure(Scripted(real, clock), None, replace(FAST, seconds=seconds), progress=progress)
+    assert [x.batch for x in found.throughput] == found.workload.batch_sizes == batches
+    assert [("batch sizes 3 left out" in said) for said in progress.said] == ([True] if batches == [1] else [])
+    assert shown(found.throughput[0].tokens_per_second) == exactly(20 / 0.6, 10)
 
 
 def test_every_number_by_hand(real: TransformersRuntime, clock: Clock) -> None:

@@ -33,12 +33,14 @@ LOADS = 6  # the fewest whose least and greatest bound the median with 95% confi
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What to run. Lengths None: what fits the context. `fresh`: whether to load in a fresh process too."""
+    """What to run. Lengths None: what fits the context. `fresh`: whether to load in a fresh process too. `seconds`:
+    what would take longer, all together, of batch sizes but the smallest is left out; None: all are run."""
 
     prompt_tokens: int | None = None
     new_tokens: int | None = None
     batch_sizes: Sequence[int] = BATCH_SIZES
     repeats: int = REPEATS
+    seconds: float | None = None
     kernel: str = "auto"
     fresh: bool = True
     machine: str | None = None

@@ -7,7 +7,7 @@ baseline, candidate, so that a drifting machine favours neither, and its ratio i
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -44,7 +44,7 @@ def measure(
         prices.choose(runtime.device, settings.machine)  # refuse before the work, not after
     work = _plan(runtime, settings)
     before = Busy.now()
-    (samples,) = _time([runtime], [work], progress)
+    (samples,), (work,) = _time([runtime], [work], settings.seconds, progress)
     return cost_record(runtime, work, samples, settings, prices, _others(before))
 
 
@@ -77,7 +77,7 @@ def measure_pair(
             "give --prompt-tokens and --new-tokens that fit both",
         )
     before = Busy.now()
-    mine, theirs = _time([candidate, baseline], works, progress)
+    (mine, theirs), works = _time([candidate, baseline], works, settings.seconds, progress)
     others = _others(before)
     return (
         cost_record(candidate, works[0], mine, settings, prices, others, speed_ratios(mine, theirs)),
@@ -95,25 +95,47 @@ def _plan(runtime: Runtime, settings: Settings) -> Plan:
     )
 
 
-def _time(runtimes: Sequence[Runtime], works: Sequence[Plan], progress: Progress) -> list[Samples]:
-    """Runs everything; two models in turns."""
+def _time(
+    runtimes: Sequence[Runtime], works: Sequence[Plan], limit: float | None, progress: Progress
+) -> tuple[list[Samples], list[Plan]]:
+    """Runs everything; two models in turns. Batch sizes that would go beyond `limit` seconds are left out, and said."""
     both, batches, repeats = list(zip(runtimes, works, strict=True)), works[0].batch_sizes, works[0].repeats
     together = all(runtime.batched_generate for runtime in runtimes)
+    started = time.perf_counter()
     progress.begin("time", 1 + len(batches) * (1 + together))
     answers = in_turns([partial(_answer, *each) for each in both], repeats, WARM_UP)
     progress.advance("answers")
     forward, decode = {}, {}
     for batch in batches:
-        forward[batch] = in_turns([partial(_forward, *each, batch) for each in both], repeats, WARM_UP)
+        forwards = [partial(_forward, *each, batch) for each in both]
+        decodes = [partial(_decode, *each, batch) for each in both] if together else []
+        if limit is not None and batch != batches[0]:
+            expected = _once([*forwards, *decodes]) * (WARM_UP + repeats * len(both))
+            if (spent := time.perf_counter() - started) + expected > limit:
+                left = ", ".join(str(other) for other in batches if other >= batch)
+                progress.warn(
+                    f"batch sizes {left} left out: {batch} alone would take {expected:.0f} s more after {spent:.0f} s"
+                )
+                break
+        forward[batch] = in_turns(forwards, repeats, WARM_UP)
         progress.advance(f"forward, batch {batch}")
         if together:
-            decode[batch] = in_turns([partial(_decode, *each, batch) for each in both], repeats, WARM_UP)
+            decode[batch] = in_turns(decodes, repeats, WARM_UP)
             progress.advance(f"decode, batch {batch}")
     progress.end()
-    return [
+    samples = [
         Samples(own, {b: runs[i] for b, runs in forward.items()}, {b: runs[i] for b, runs in decode.items()})
         for i, own in enumerate(answers)
     ]
+    return samples, [replace(work, batch_sizes=tuple(forward)) for work in works]
+
+
+def _once(runs: Sequence[Callable[[], float]]) -> float:
+    """Seconds that all of them take, each once."""
+    started = time.perf_counter()
+    for run in runs:
+        run()
+    return time.perf_counter() - started
 
 
 def _answer(runtime: Runtime, work: Plan) -> Generation:
