@@ -178,6 +178,9 @@ def test_the_page_needs_no_network_and_names_both_on_one_front(
     assert "weight size against mean KL of awq3, rtn4" in labels
     ids = [element.get("id") for element in root.xpath("//*[@id]")]
     assert len(ids) == len(set(ids)), "pictures share no ids"
+    contents = [link.get("href") for link in root.xpath("//nav/a")]
+    assert [link.removeprefix("#") for link in contents] == root.xpath("//section/@id | //details/@id")
+    assert len(contents) > 12
     shades = [
         float(cell.get("style").split(":")[1].rstrip("%")) for cell in root.xpath("//td[contains(@class, 'tinted')]")
     ]
