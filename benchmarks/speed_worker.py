@@ -1,0 +1,95 @@
+"""A process that keeps one model loaded and times what it is asked for, so that two tools can be measured in turns.
+
+    python -m benchmarks.speed_worker --engine native|transformers --model DIR [--kernel cpu-int8]
+
+Reads one JSON object a line from stdin, `{"threads", "batch", "prompt", "new"}`, and answers `{"seconds"}` for it: a
+prompt of `prompt` tokens where `new` is 0, else `new` steps of `batch` sequences from an empty cache, after a step that
+is not counted. Tokens are random, as llama-bench's are: nothing is sampled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+Timed = Callable[[int, int, int], float]
+
+
+def native(path: str, kernel: str) -> tuple[Timed, dict[str, Any]]:
+    from compress.runtime.loading import load
+    from compress.runtime.native_backend import NativeRuntime
+    from compress.runtime.native_model import Chunk
+
+    runtime = load(path, device="cpu", kernel=kernel, cache_tokens=16_384)
+    if not isinstance(runtime, NativeRuntime):
+        raise SystemExit(f"error: {path} is run by {runtime.name}, not by the native engine")
+    model, vocabulary = runtime.model, runtime.vocab_size
+
+    def timed(batch: int, prompt: int, new: int) -> float:
+        ids = torch.randint(vocabulary, (max(prompt, new + 1), batch)).tolist()
+        if new == 0:
+            with model.pages.lend(prompt) as pages:
+                started = time.perf_counter()
+                model.sequence([row[0] for row in ids], 0, pages, [prompt - 1])
+                return time.perf_counter() - started
+        per_sequence = -(-(new + 1) // model.pages.tokens)
+        with model.pages.lend(batch * per_sequence * model.pages.tokens) as pages:
+            own = [pages[i * per_sequence : (i + 1) * per_sequence] for i in range(batch)]
+            started = 0.0
+            for position in range(new + 1):
+                if position == 1:
+                    started = time.perf_counter()
+                model.step([Chunk([ids[position][i]], position, own[i], [0]) for i in range(batch)])
+            return time.perf_counter() - started
+
+    layers = runtime.layers()
+    return timed, {
+        "kernels": sorted({layer.kernel for layer in layers}),
+        "bytes_per_token": sum(layer.read_bytes for layer in layers),
+    }
+
+
+def transformers(path: str, _kernel: str) -> tuple[Timed, dict[str, Any]]:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
+
+    @torch.inference_mode()
+    def timed(batch: int, prompt: int, new: int) -> float:
+        ids = torch.randint(model.config.vocab_size, (batch, max(prompt, new + 1)))
+        if new == 0:
+            started = time.perf_counter()
+            model(ids, logits_to_keep=1)
+            return time.perf_counter() - started
+        cache = model(ids[:, :1], use_cache=True).past_key_values
+        started = time.perf_counter()
+        for position in range(1, new + 1):
+            model(ids[:, position : position + 1], past_key_values=cache, use_cache=True)
+        return time.perf_counter() - started
+
+    read = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if "embed_tokens" not in name)
+    return timed, {"kernels": ["torch bfloat16"], "bytes_per_token": read}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--engine", choices=("native", "transformers"), required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--kernel", default="cpu-int8")
+    arguments = parser.parse_args()
+    timed, facts = (native if arguments.engine == "native" else transformers)(arguments.model, arguments.kernel)
+    print(json.dumps(facts), flush=True)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        torch.set_num_threads(asked["threads"])
+        print(json.dumps({"seconds": timed(asked["batch"], asked["prompt"], asked["new"])}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
