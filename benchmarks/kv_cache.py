@@ -3,8 +3,7 @@
     python -m benchmarks.kv_cache --shared ../shared --json benchmarks/results/kv-cache.json
 
 Every model runs in the native engine with exact products, so the cache is all that differs. Held-out windows of BOS and
-512 tokens (256 where the context is shorter), all predicted; the interval resamples blocks of 2,048 tokens. Bytes per
-token are what the cache is laid out for, and what the process grows by while it is filled.
+512 tokens (256 where the context is shorter), all predicted; the interval resamples blocks of 2,048 tokens.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from pathlib import Path
 
@@ -55,20 +53,6 @@ def losses(model: Path, caches: list[str], windows: np.ndarray) -> tuple[dict[st
     return {cache: np.stack(rows) for cache, rows in found.items()}, perplexity
 
 
-def measured_bytes(model: Path, cache: str) -> float:
-    """Bytes of anonymous memory by which the process grows for each token of a cache that is filled."""
-    runtime = opened(model, cache)
-    context = runtime.context_length or 512
-    pool = runtime.model.pages
-    count = pool.free // pool.pages_for(context)
-    tables = [pool.take(context) for _ in range(count)]
-    runtime.model.sequence([1] * context, 0, tables[0], [])  # what a step needs besides is there from now on
-    before = machine.anonymous_bytes(os.getpid())
-    for table in tables[1:]:
-        runtime.model.sequence([1] * context, 0, table, [])
-    return (machine.anonymous_bytes(os.getpid()) - before) / (context * (count - 1))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shared", type=Path, required=True)
@@ -104,7 +88,6 @@ def main() -> None:
                     "model": name,
                     "cache": cache,
                     "bytes_per_token": opened(model, cache).model.cache_bytes,
-                    "measured_bytes": measured_bytes(model, cache),
                     "perplexity": perplexity[cache],
                     "perplexity_bfloat16": perplexity["bfloat16"],
                     "kl": mean.value,
@@ -114,7 +97,7 @@ def main() -> None:
                 }
             )
             print(
-                "{model:14} {cache:9} {bytes_per_token:6} B, measured {measured_bytes:7.0f} B, "
+                "{model:14} {cache:9} {bytes_per_token:6} B, "
                 "perplexity {perplexity:.3f}, KL {kl:.3g} [{low:.3g}, {high:.3g}]".format(**rows[-1])
             )
     assert all(math.isfinite(row["kl"]) for row in rows)
