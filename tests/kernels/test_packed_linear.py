@@ -90,9 +90,17 @@ def test_a_head_in_eight_bits_is_rounded_to_nearest(columns: int, isa: str) -> N
     assert float((kept - weight).abs().max()) <= float(weight.abs().max()) / 127 / 2 * 1.001
 
 
+@pytest.mark.parametrize("weight", [4, 8, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("eight_bit", [False, True])
-def test_an_output_depends_on_no_other_token_and_on_no_thread(eight_bit: bool, isa: str) -> None:
-    linear = packed(quantized(200, 256, IntScheme(4, 128, False), torch.bfloat16), threads=3)
+def test_an_output_depends_on_no_other_token_and_on_no_thread(
+    eight_bit: bool, weight: int | torch.dtype, isa: str
+) -> None:
+    if isinstance(weight, int):
+        linear = packed(quantized(200, 256, IntScheme(weight, 128, False), torch.bfloat16), threads=3)
+    elif eight_bit:
+        linear = packed_linear.pack_dense(inputs(200, 256).to(weight), eight_bit=True, threads=3)
+    else:
+        linear = packed_linear.pack_dense(inputs(200, 256).to(weight), threads=3)
     x = inputs(40, 256)
     alone = torch.cat([packed_linear.multiply(linear, row.unsqueeze(0), eight_bit, threads=1) for row in x])
     for size in (2, 3, 7, 8, 11, 40):

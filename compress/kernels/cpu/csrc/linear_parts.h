@@ -1,0 +1,88 @@
+// What both ways of multiplying with a repacked weight share: reading scales, zero points and codes, writing outputs.
+#pragma once
+#include "bfloat16.h"
+#include "kernels.h"
+#include "linear.h"
+#include "simd.h"
+
+namespace compress {
+namespace ISA {
+
+// float32 inputs (linear_exact.cpp).
+constexpr int kExactBlock = 64;  // columns of a float32 panel
+void exact_product(const ProductArgs& a, int64_t first, int64_t strips, float* scratch);
+
+namespace {
+
+constexpr int kVectors = kStripRows / LANES;  // registers of a strip
+
+constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline vf as_floats(vi v) { return (vf)v; }
+inline vi spread(int32_t x) { return x - vi{}; }
+
+inline vf load_float16(const uint16_t* p) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(__F16C__)
+    return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#else
+    halves v;
+    std::memcpy(&v, p, sizeof v);
+    const vi word = __builtin_convertvector(v, vi), magnitude = word & 0x7fff;
+    // In a float's place the exponent is short by 112, which the product makes up for, subnormals included.
+    const vi scaled = (vi)(as_floats(magnitude << 13) * 0x1p112f);
+    const vi infinite = magnitude << 13 | 0x7f800000;
+    return as_floats((magnitude >= 0x7c00 ? infinite : scaled) | (word & 0x8000) << 16);
+#endif
+}
+
+inline vf load_scales(const Linear& w, int64_t at) {
+    if (w.scale_type == ScaleType::float32) return load(static_cast<const float*>(w.scales) + at);
+    const uint16_t* half = static_cast<const uint16_t*>(w.scales) + at;
+    return w.scale_type == ScaleType::bfloat16 ? load_bfloat16(half) : load_float16(half);
+}
+
+inline vi load_zeros(const Linear& w, int64_t at) {
+    if (!w.zeros) return spread(w.zero);
+#if defined(__AVX512F__)
+    return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)(w.zeros + at)));
+#elif defined(__AVX2__)
+    return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(w.zeros + at)));
+#else
+    vi v;
+    for (int l = 0; l < LANES; ++l) v[l] = w.zeros[at + l];
+    return v;
+#endif
+}
+
+// Quad `i` of a chunk, for the rows of vector `v`: lane = row, byte = column of the quad.
+template <int BITS>
+inline vi quad_of(const uint8_t* chunk, int64_t line_bytes, int v, int i) {
+    const auto line = [&](int l) {
+        return load_words(reinterpret_cast<const int32_t*>(chunk + l * line_bytes) + v * LANES);
+    };
+    if constexpr (BITS == 8) {
+        return line(i);
+    } else if constexpr (BITS == 4) {
+        return (line(i / 2) >> 4 * (i % 2)) & 0x0f0f0f0f;
+    } else {
+        const vi low = (line(i / 4) >> 2 * (i % 4)) & 0x03030303;
+        if constexpr (BITS == 2) return low;
+        const vi high = line(2);
+        return low | ((i < 2 ? high << (2 - i) : high >> (i - 2)) & 0x04040404);
+    }
+}
+
+inline void finish(const ProductArgs& a, int64_t strip, int64_t token, const float* sums) {
+    const Linear& w = *a.linear;
+    const int64_t row = strip * kStripRows, count = least(kStripRows, w.rows - row);
+    float* out = a.out + token * a.out_stride + row;
+    for (int64_t r = 0; r < count; ++r) {
+        const float value = w.bias ? sums[r] + w.bias[row + r] : sums[r];
+        out[r] = a.add ? out[r] + value : value;
+    }
+}
+
+}  // namespace
+}  // namespace ISA
+}  // namespace compress
