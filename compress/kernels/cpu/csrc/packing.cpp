@@ -11,6 +11,7 @@
 #include <new>
 
 #include "pool.h"
+#include "weight_memory.h"
 
 namespace compress {
 namespace {
@@ -142,10 +143,10 @@ void PackedLinear::allocate(int64_t rows, int64_t columns, int64_t group, int bi
     view.group = per_channel ? view.padded : group;
     view.groups = bits <= 8 ? view.padded / view.group : 0;
     const int64_t strips = view.strips(), scales = strips * view.groups * kStripRows;
-    codes_ = Buffer(strips * view.strip_bytes());
-    scales_ = Buffer(scales * size_of(type));
-    if (zeros) zeros_ = Buffer(scales);
-    view.codes = codes_.data(), view.scales = scales_.data(), view.zeros = zeros_.data();
+    codes_ = weight_memory(strips * view.strip_bytes());
+    scales_ = weight_memory(scales * size_of(type));
+    if (zeros) zeros_ = weight_memory(scales);
+    view.codes = codes_.get(), view.scales = scales_.get(), view.zeros = zeros_.get();
     bytes_ = strips * view.strip_bytes() + scales * (size_of(type) + zeros);
 }
 
@@ -157,11 +158,11 @@ PackedLinear::PackedLinear(const Source& source, int threads) {
     Pool::shared().run(view.strips(), threads, [&](int64_t strip, int) {
         const int64_t end = std::min(source.rows, (strip + 1) * kStripRows);
         for (int64_t row = strip * kStripRows; row < end; ++row) {
-            pack_row(source, row, bits, codes_.data() + view.line_offset(strip), view.together(strip) * kLine);
+            pack_row(source, row, bits, codes_.get() + view.line_offset(strip), view.together(strip) * kLine);
             for (int64_t g = 0; g < view.groups; ++g) {
                 const int64_t from = row * view.groups + g, to = view.scale_index(strip, g) + row % kStripRows;
-                std::memcpy(scales_.data() + to * width, static_cast<const uint8_t*>(source.scale) + from * width, width);
-                if (source.zero_point) zeros_.data()[to] = uint8_t(source.zero_point[from] + view.zero);
+                std::memcpy(scales_.get() + to * width, static_cast<const uint8_t*>(source.scale) + from * width, width);
+                if (source.zero_point) zeros_.get()[to] = uint8_t(source.zero_point[from] + view.zero);
             }
         }
     });
@@ -193,7 +194,7 @@ PackedLinear::PackedLinear(const void* weight, bool bfloat16, int64_t rows, int6
         return found;
     };
     Pool::shared().run(view.strips(), threads, [&](int64_t strip, int) {
-        uint8_t* target = codes_.data() + (group ? view.line_offset(strip) : strip * view.strip_bytes());
+        uint8_t* target = codes_.get() + (group ? view.line_offset(strip) : strip * view.strip_bytes());
         for (int64_t row = strip * kStripRows; row < std::min(rows, (strip + 1) * kStripRows); ++row) {
             const int64_t lane = row % kStripRows;
             if (!group) {
@@ -211,7 +212,7 @@ PackedLinear::PackedLinear(const void* weight, bool bfloat16, int64_t rows, int6
                 float most = 0;
                 for (int64_t c = begin; c < end; ++c) most = std::max(most, std::fabs(value(row, c)));
                 const float scale = most / 127, inverse = most > 0 ? 127 / most : 0;
-                std::memcpy(scales_.data() + (view.scale_index(strip, g) + lane) * 4, &scale, 4);
+                std::memcpy(scales_.get() + (view.scale_index(strip, g) + lane) * 4, &scale, 4);
                 for (int64_t c = begin; c < end; ++c)
                     place(target, view.together(strip) * kLine, 8, lane, c, uint32_t(128 + std::nearbyint(value(row, c) * inverse)));
             }

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "linear.h"
@@ -56,7 +57,7 @@ public:
 private:
     void allocate(int64_t rows, int64_t columns, int64_t group, int bits, ScaleType type, bool zeros);
 
-    Buffer codes_, scales_, zeros_;
+    std::shared_ptr<uint8_t> codes_, scales_, zeros_;
     std::vector<float> bias_;
     int64_t bytes_ = 0;
 };
