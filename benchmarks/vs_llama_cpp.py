@@ -28,6 +28,7 @@ import torch
 
 from benchmarks import machine
 from benchmarks.workspace import ROOT
+from compress.evaluation.costs import bandwidth
 
 DISTURBED_CORES = 0.1
 
@@ -129,15 +130,13 @@ def _last_json(command: Sequence[str]) -> dict[str, Any]:
     return dict(json.loads(lines[-1]))
 
 
-def read_bandwidth(threads: int, megabytes: int = 512) -> float:
-    """GB/s at which `threads` threads read memory that no cache holds: the best of five sums."""
+def read_bandwidth(threads: int) -> float:
+    """GB/s at which `threads` threads read memory that no cache holds."""
     torch.set_num_threads(threads)
-    data, best = torch.ones(megabytes * 2**18), 0.0
-    for _ in range(5):
-        started = time.perf_counter()
-        data.sum()
-        best = max(best, data.nbytes / (time.perf_counter() - started) / 1e9)
-    return best
+    found = bandwidth.read_bandwidth()
+    if found is None:
+        raise SystemExit("error: no memory to measure the bandwidth in")
+    return found / 1e9
 
 
 def one_round(

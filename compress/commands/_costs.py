@@ -25,6 +25,8 @@ def cost_rows(cost: CostRecord) -> list[tuple[str, str]]:
         ("per token p50 / p95 / p99", _latency(cost)),
         *((f"{x.what}, batch {x.batch}", _rate(x.tokens_per_second)) for x in cost.throughput),
         ("weights read per token", size(cost.read_bytes_per_token)),
+        ("keys and values read per token", size(cost.cache_read_bytes_per_token)),
+        ("share of read bandwidth", _share(cost)),
         ("kernel", cost.kernel + (", DENSE FALLBACK" if cost.dense_fallback else "")),
     ]
     if cost.prices is not None:
@@ -86,6 +88,13 @@ def _rate(value: Measured) -> str:
 def _latency(cost: CostRecord) -> str:
     latency = cost.token_latency_seconds
     return NO_VALUE if latency is None else " / ".join(_short(x) for x in (latency.p50, latency.p95, latency.p99))
+
+
+def _share(cost: CostRecord) -> str:
+    if cost.read_bandwidth is None or cost.bandwidth_share is None:
+        return NO_VALUE
+    cached = ", so a cache holds them" if cost.bandwidth_share > 1 else ""
+    return f"{number(100 * cost.bandwidth_share, 3)}% of {size(cost.read_bandwidth)}/s{cached}"
 
 
 def _short(seconds: float) -> str:

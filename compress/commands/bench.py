@@ -11,11 +11,14 @@ import typer
 from compress.commands import _environment
 from compress.commands._command import Outcome, command
 from compress.commands._costs import class_rows, cost_rows, layer_rows, ratio_of
+from compress.commands._files import write
 from compress.commands._options import DTYPE_HELP, GENERAL, MEASURE, MODEL_OR_ARTIFACT_HELP, Machine
-from compress.commands._output import View, columns, facts, number
+from compress.commands._output import View, columns, facts, number, relative
+from compress.commands._speed_picture import check_plot, picture
 from compress.errors import UserError
 
 if TYPE_CHECKING:
+    from compress.evaluation.costs.record import CostRecord
     from compress.workflows.bench import Bench as Result
 
 WORK = "Work"
@@ -32,6 +35,14 @@ class Bench(Machine):
     baseline: Annotated[
         str | None, typer.Option(help="Model to measure in turns with it; gives the ratio of speeds.", metavar="MODEL")
     ] = None
+    baseline_engine: Annotated[
+        str,
+        typer.Option(help="What runs the baseline: auto, as the model, or transformers.", metavar="NAME"),
+    ] = "auto"
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw tokens/s by batch size, of both models, as SVG or PNG.", metavar="FILE"),
+    ] = None
     draft: Annotated[
         str | None,
         typer.Option(
@@ -46,7 +57,7 @@ class Bench(Machine):
     max_seconds: Annotated[
         float,
         typer.Option(
-            help="Batch sizes that would take longer than this, all repeats together, are left out, and named.",
+            help="For all parts together; repeats, batch sizes and loads that do not fit are left out, and named.",
             rich_help_panel=WORK,
         ),
     ] = 300
@@ -89,6 +100,15 @@ class Bench(Machine):
     kernel: Annotated[
         str, typer.Option(help="auto, cpu, cpu-int8, triton or reference.", metavar="NAME", rich_help_panel=GENERAL)
     ] = "auto"
+    kv_cache: Annotated[
+        str,
+        typer.Option(
+            help="How the model, not the baseline, keeps keys and values: auto, float32, bfloat16, fp8, int8, nvfp4 "
+            "or int4.",
+            metavar="NAME",
+            rich_help_panel=GENERAL,
+        ),
+    ] = "auto"
 
 
 @command("bench", Bench, panel=MEASURE)
@@ -97,16 +117,19 @@ def bench(options: Bench, view: View) -> Outcome:
 
     Speeds are medians over repeats with their intervals; with --baseline the two models take turns and the last column
     is candidate over baseline. A packed model that is computed from decoded weights is marked, DENSE FALLBACK, and the
-    exit code is 1.
+    exit code is 1. What one answer reads per token is compared with what this machine reads just then.
 
     Examples:
 
       $ compress bench
-      $ compress bench ./artifact --baseline ./model
+      $ compress bench ./artifact --baseline ./model --plot speed.svg
+      $ compress bench ./a --baseline ./model --baseline-engine transformers
+      $ compress bench ./model --kv-cache int8 --baseline ./model
       $ compress bench ./artifact --batch-sizes 1,8,32 --prompt-tokens 256
       $ compress bench ./artifact --prices my_prices.toml --json
     """
     batch_sizes = _batch_sizes(options.batch_sizes)
+    check_plot(options.plot)
     _environment.prepare(options.threads)
     from compress.evaluation.costs.measure import Settings
     from compress.workflows.bench import bench as run
@@ -120,10 +143,12 @@ def bench(options: Bench, view: View) -> Outcome:
         kernel=options.kernel,
         fresh=not options.no_fresh,
         machine=options.machine,
+        kv_cache=options.kv_cache,
     )
     found = run(
         options.model,
         options.baseline,
+        baseline_engine=options.baseline_engine,
         draft=options.draft,
         draft_tokens=options.draft_tokens,
         prices=options.prices,
@@ -132,6 +157,9 @@ def bench(options: Bench, view: View) -> Outcome:
         dtype=options.dtype,
         progress=view.progress(),
     )
+    if options.plot is not None:
+        write(options.plot, picture(found, options.plot.suffix.lower()))
+        view.note(f"picture written to {relative(options.plot)}")
     if not view.json_mode:
         _tables(found, view)
     view.result({"schema_version": 1, "kind": "compress.bench", **_document(found)}, _lines(found))
@@ -168,14 +196,24 @@ def _tables(found: Result, view: View) -> None:
 
 def _lines(found: Result) -> list[str]:
     cost, other, work = found.cost, found.cost_baseline, found.cost.workload
-    machine = f"{work.runtime} {work.dtype} on {work.device}, {work.threads} threads"
     done = f"prompt {work.prompt_tokens}, new {work.new_tokens}, {work.repeats} repeats after {work.warm_up}"
-    rows = [("model", found.model.name), ("computed", machine), ("work", done), *cost_rows(cost), *_draft_rows(found)]
+    rows = [
+        ("model", found.model.name),
+        ("computed", _computed(cost)),
+        ("work", done),
+        *cost_rows(cost),
+        *_draft_rows(found),
+    ]
     if other is None or found.baseline is None:
         return facts(rows)
-    theirs = dict([("model", found.baseline.name), *cost_rows(other)])
+    theirs = dict([("model", found.baseline.name), ("computed", _computed(other)), *cost_rows(other)])
     table = [(name, value, theirs.get(name, ""), ratio_of(cost, name)) for name, value in rows]
     return columns([("", "candidate", "baseline", "times as fast"), *table])
+
+
+def _computed(cost: CostRecord) -> str:
+    work = cost.workload
+    return f"{work.runtime} {work.dtype} on {work.device}, {work.threads} threads"
 
 
 def _draft_rows(found: Result) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -20,7 +21,8 @@ SHORT = ("--prompt-tokens", 8, "--new-tokens", 3, "--batch-sizes", "1,2", "--no-
 @pytest.fixture
 def _brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """One load and no warm-up: the commands are under test, not the numbers."""
-    monkeypatch.setattr("compress.evaluation.costs.assembly.LOADS", 1)
+    monkeypatch.setattr("compress.evaluation.costs.fresh.LOADS", 1)
+    monkeypatch.setattr("compress.evaluation.costs.bandwidth.BYTES", 2**20)
     monkeypatch.setattr("compress.evaluation.costs.measure.WARM_UP", 0)
 
 
@@ -75,6 +77,29 @@ def test_bench_of_a_pair_holds_the_ratios(run: Callable) -> None:
     assert document["model"]["digest"] == document["baseline"]["digest"]
 
 
+def test_bench_against_transformers_with_a_small_cache_and_a_picture(run: Callable, copy: Path, tmp_path: Path) -> None:
+    words = ("--baseline", compress.default_model(), "--baseline-engine", "transformers", "--kv-cache", "int8")
+    document = run("bench", copy, *SHORT, *words, "--plot", "speed.svg", "--json").json
+    cost, other = document["cost"], document["cost_baseline"]
+    assert (cost["workload"]["runtime"], other["workload"]["runtime"]) == ("native", "transformers")
+    assert (cost["workload"]["kv_cache"], other["workload"]["kv_cache"]) == ("int8", None)
+    assert (other["kernel"], other["workload"]["dtype"], cost["dense_fallback"]) == ("dense", "bfloat16", False)
+    read = cost["read_bytes_per_token"] + cost["cache_read_bytes_per_token"]
+    rate = cost["decode_tokens_per_second"]["median"]
+    assert cost["bandwidth_share"] == pytest.approx(rate * read / cost["read_bandwidth"])
+    assert "batched decode" in {row["what"] for row in cost["throughput"]}
+    ElementTree.parse(tmp_path / "speed.svg")
+
+
+def test_bench_says_what_a_token_reads(run: Callable, tmp_path: Path) -> None:
+    result = run("bench", *SHORT, "--plot", "speed.png")
+    lines = {line[: len("keys and values read per token")].strip(): line for line in result.out.splitlines()}
+    kept = lines["keys and values read per token"].split()[-2:]
+    assert kept == ["58.37", "kB"], "9.5 tokens of 6 layers and 2 heads of 64"
+    assert "% of" in lines["share of read bandwidth"]
+    assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_bench_measures_loading_in_a_fresh_process(run: Callable) -> None:
     cost = run("bench", *SHORT[:-1], "--json").json["cost"]
     assert cost["load_seconds"]["repeats"] == 1
@@ -106,6 +131,11 @@ def test_bench_reads_your_prices(run: Callable, tmp_path: Path) -> None:
         (("--prices", "none.toml"), "price table none.toml"),
         (("--machine", "nobody's"), "no machine called"),
         (("--kernel", "warp"), "kernel 'warp'"),
+        (("--kv-cache", "int5"), "key-value cache 'int5'"),
+        (("--baseline-engine", "transformers"), "without a baseline"),
+        (("--baseline-engine", "vllm"), "baseline engine 'vllm'"),
+        (("--plot", "speed.pdf"), "SVG or PNG"),
+        (("--plot", "no/speed.svg"), "no directory"),
         (("--device", "tpu"), "device 'tpu'"),
         (("nowhere",), "nowhere"),
     ],

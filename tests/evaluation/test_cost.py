@@ -74,6 +74,7 @@ class Scripted:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(cost_module, "time", SimpleNamespace(perf_counter=clock.perf_counter))
+    monkeypatch.setattr(cost_module, "read_bandwidth", lambda _device: 1e6)
     return clock
 
 
@@ -90,23 +91,71 @@ def shown(found: Measured) -> dict[str, object]:
     return {"median": found.median, "low": found.low, "high": found.high, "n": found.repeats}
 
 
-class Warnings(NullProgress):
+class Notes(NullProgress):
     def __init__(self) -> None:
         self.said: list[str] = []
+        self.steps: list[int] = []  # of each stage, those announced and not taken
+
+    def begin(self, what: str, total: int) -> None:
+        self.steps.append(total)
+
+    def advance(self, note: str = "") -> None:
+        self.steps[-1] -= 1
 
     def warn(self, message: str) -> None:
         self.said.append(message)
 
 
-@pytest.mark.parametrize(("seconds", "batches"), [(12.0, [1]), (1000.0, [1, 3]), (0.0, [1])])
+@pytest.mark.parametrize(("seconds", "batches"), [(12.0, [1]), (1000.0, [1, 3]), (None, [1, 3])])
 def test_batch_sizes_beyond_the_time_are_left_out_and_named(
-    seconds: float, batches: list[int], real: TransformersRuntime, clock: Clock
+    seconds: float | None, batches: list[int], real: TransformersRuntime, clock: Clock
 ) -> None:
-    progress = Warnings()
+    progress = Notes()
     found = measure(Scripted(real, clock), None, replace(FAST, seconds=seconds), progress=progress)
     assert [x.batch for x in found.throughput] == found.workload.batch_sizes == batches
     assert [("batch sizes 3 left out" in said) for said in progress.said] == ([True] if batches == [1] else [])
     assert shown(found.throughput[0].tokens_per_second) == exactly(20 / 0.6, 10)
+    assert progress.steps == [0] * (1 + len(batches)), "every stage took the steps that it announced"
+
+
+def test_the_time_bounds_repeats_and_the_fresh_process_too(
+    real: TransformersRuntime, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress = Notes()
+    found = measure(Scripted(real, clock), None, replace(FAST, seconds=0.0, fresh=True), progress=progress)
+    assert (found.workload.repeats, found.decode_tokens_per_second.repeats) == (1, 1)
+    assert (found.decode_tokens_per_second.level, found.workload.batch_sizes) == (0.0, [1])
+    assert (found.load_seconds, found.peak_memory_bytes) == (None, None)
+    assert len(progress.said) == 4
+    assert "1 of 10 repeats" in progress.said[0]
+    assert "load time and memory are left out" in progress.said[3]
+    runtime = Scripted(real, clock, speed=0.5)
+    answer = runtime.generate
+
+    def slow(prompts: Sequence[str | list[int]], params: SamplingParams) -> list[Generation]:
+        clock.now += 2.0
+        return answer(prompts, params)
+
+    monkeypatch.setattr(runtime, "generate", slow)
+    before = clock.now
+    found = measure(runtime, None, replace(FAST, seconds=25.0))
+    # Two of warm-up and two repeats are 8 s, one more is the end of 40%; 1.2 s a prompt go until 17.5 s, two warm up.
+    assert (found.workload.repeats, found.workload.batch_sizes) == (2, [1])
+    assert found.throughput[0].tokens_per_second.repeats == 5
+    assert clock.now - before == pytest.approx(8.0 + 7 * 1.2 + 1.6), "with a look at batch 3"
+
+
+def test_only_one_of_a_pair_decodes_rows_together(real: TransformersRuntime, clock: Clock) -> None:
+    mine, theirs = measure_pair(Scripted(real, clock, together=True), Scripted(real, clock), None, FAST)
+    assert {x.batch for x in mine.throughput if x.what == "batched decode"} == {1, 3}
+    assert {x.what for x in theirs.throughput} == {"batched forward"}
+    assert {x.what for x in mine.speed_ratios} == {"prefill", "decode", "batched forward"}
+
+
+def test_a_pairs_steps_are_as_announced(real: TransformersRuntime, clock: Clock) -> None:
+    progress = Notes()
+    measure_pair(Scripted(real, clock, together=True), Scripted(real, clock), None, FAST, progress=progress)
+    assert progress.steps == [0] * 5
 
 
 def test_every_number_by_hand(real: TransformersRuntime, clock: Clock) -> None:
@@ -116,6 +165,8 @@ def test_every_number_by_hand(real: TransformersRuntime, clock: Clock) -> None:
     assert shown(found.prefill_tokens_per_second) == exactly(20 / 2.0, 10)
     decode = 4 / (0.10 + 0.11 + 0.12 + 0.13)
     assert shown(found.decode_tokens_per_second) == exactly(decode, 10)
+    assert (found.read_bandwidth, found.cache_read_bytes_per_token) == (1e6, None)
+    assert found.bandwidth_share == pytest.approx(decode * found.read_bytes_per_token / 1e6)
     assert [(x.what, x.batch) for x in found.throughput] == [("batched forward", 1), ("batched forward", 3)]
     assert shown(found.throughput[0].tokens_per_second) == exactly(20 / 0.6, 10)
     assert shown(found.throughput[1].tokens_per_second) == exactly(60 / 0.8, 10)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from compress.errors import UserError, WorkError
-from compress.evaluation.costs.process import Job, in_fresh_process, resident_bytes
+from compress.evaluation.costs.process import Fresh, Job, in_fresh_process, resident_bytes
 from compress.runtime.transformers_backend import load
 
 
@@ -43,6 +43,11 @@ def test_the_fresh_process_passes_errors_on(tmp_path: Path, tiny: Path, monkeypa
     monkeypatch.setattr("compress.evaluation.costs.process._ENTRY", "import sys; sys.exit('no luck')")
     with pytest.raises(WorkError, match="no luck"):
         in_fresh_process(job)
+
+
+def test_the_fresh_process_ends_with_its_time(packaged_model: Path) -> None:
+    job = Job(str(packaged_model), "cpu", "float32", "cpu", 1, "once", 8, 2, (1,), 1)
+    assert in_fresh_process(job, 0.01) == Fresh([], None, None, None, None)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from compress.errors import WorkError
+from compress.evaluation.costs.limit import Limit
 from compress.evaluation.costs.timing import abba, in_turns, measured, median_interval, round_ratios
 
 
@@ -94,3 +95,18 @@ def test_coverage_by_simulation(rounds: int, spread: str) -> None:
         low, high = np.quantile(medians, [0.025, 0.975])
         boot.append(low <= 1.0 <= high)
     assert np.mean(boot) < 0.95
+
+
+def test_what_the_limit_leaves_out_by_hand() -> None:
+    now = [0.0]
+    limit = Limit(10.0, lambda: now[0])
+
+    def run() -> float:
+        now[0] += 1.0
+        return now[0]
+
+    part = limit.part(0.5)
+    assert in_turns([run], 9, 1, part.over) == [[2.0, 3.0, 4.0]], "a fifth would end at 5 s, which is the end"
+    assert (limit.spent(), limit.left(), limit.left(0.5)) == (4.0, 6.0, 1.0)
+    assert in_turns([run, run], 9, 3, limit.part(0.5).over) == [[6.0, 9.0], [7.0, 8.0]], "one of warm-up, one round"
+    assert in_turns([run], 3, 2, Limit(None, lambda: now[0]).part(0.1).over) == [[12.0, 13.0, 14.0]]

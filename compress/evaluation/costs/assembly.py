@@ -11,7 +11,7 @@ import torch
 
 from compress.evaluation.costs.layers import expected_bytes, fallback_reason, layer_costs
 from compress.evaluation.costs.prices import PriceTable, price
-from compress.evaluation.costs.process import Fresh, Job, in_fresh_process
+from compress.evaluation.costs.process import Fresh
 from compress.evaluation.costs.record import (
     CostRecord,
     Latency,
@@ -26,15 +26,15 @@ from compress.evaluation.costs.sizes import size_record
 from compress.evaluation.costs.timing import measured, median_interval, round_ratios
 from compress.evaluation.costs.workload import BATCH_SIZES, REPEATS, WARM_UP, Plan
 from compress.models.checkpoint import Checkpoint
+from compress.runtime.native_backend import NativeRuntime
 from compress.runtime.protocol import Generation, Runtime
-
-LOADS = 6  # the fewest whose least and greatest bound the median with 95% confidence
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What to run. Lengths None: what fits the context. `fresh`: whether to load in a fresh process too. `seconds`:
-    what would take longer, all together, of batch sizes but the smallest is left out; None: all are run."""
+    """What to run. Lengths None: what fits the context. `fresh`: whether to load in a fresh process too. `seconds`: for
+    all parts together; repeats, batch sizes and loads that do not fit are left out; None: all are run. `kv_cache`: what
+    the candidate was loaded with; `baseline_kernel`: what the baseline was, if not with `kernel`."""
 
     prompt_tokens: int | None = None
     new_tokens: int | None = None
@@ -44,6 +44,16 @@ class Settings:
     kernel: str = "auto"
     fresh: bool = True
     machine: str | None = None
+    kv_cache: str = "auto"
+    baseline_kernel: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """The machine while models were timed: cores that others kept busy; bytes per second read. None: not known."""
+
+    others: float | None
+    bandwidth: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,23 +71,24 @@ def cost_record(
     samples: Samples,
     settings: Settings,
     prices: PriceTable | None,
-    others: float | None,
+    moment: Moment,
+    fresh: Fresh,
     ratios: Sequence[SpeedRatio] = (),
 ) -> CostRecord:
-    """The record of one model. `others`: cores kept busy by others while it was timed.
+    """The record of one model.
 
     Raises:
         UserError: a machine that the price table lacks.
-        WorkError: the fresh process ran out of memory.
     """
     checkpoint = Checkpoint.open(runtime.path)
-    fresh = _fresh(runtime, work, settings)
     layers = layer_costs(checkpoint, runtime.layers())
     expected = expected_bytes(checkpoint, getattr(torch, runtime.dtype).itemsize)
     reason = fallback_reason(layers, fresh.held_bytes, *expected)
     tokens, following = work.rows.shape[1], work.new_tokens - 1
     prefill = measured([tokens / answer.prefill_seconds for answer in samples.answers])
     decode = measured([following / answer.decode_seconds for answer in samples.answers])
+    weights, cache = sum(layer.read_bytes for layer in layers), _cache(runtime)
+    kept = None if cache is None else round(cache[1] * (tokens + work.new_tokens / 2))
     throughput = [
         Throughput(what=what, batch=batch, tokens_per_second=measured([batch * count / x for x in seconds]))
         for what, count, series in _series(samples, tokens, following)
@@ -95,7 +106,8 @@ def cost_record(
             device=runtime.device,
             dtype=runtime.dtype,
             threads=torch.get_num_threads(),
-            others_busy_cores=others,
+            others_busy_cores=moment.others,
+            kv_cache=cache[0] if cache else None,
         ),
         load_seconds=measured(fresh.load_seconds) if fresh.load_seconds else None,
         memory_kind=fresh.memory_kind,
@@ -109,7 +121,10 @@ def cost_record(
         throughput=throughput,
         kernel=runtime.kernel,
         layers=layers,
-        read_bytes_per_token=sum(layer.read_bytes for layer in layers),
+        read_bytes_per_token=weights,
+        cache_read_bytes_per_token=kept,
+        read_bandwidth=moment.bandwidth,
+        bandwidth_share=decode.median * (weights + (kept or 0)) / moment.bandwidth if moment.bandwidth else None,
         dense_fallback=reason is not None,
         dense_fallback_reason=reason,
         prices=None if prices is None else _price(prices, settings.machine, runtime, prefill, decode, throughput),
@@ -117,23 +132,9 @@ def cost_record(
     )
 
 
-def _fresh(runtime: Runtime, work: Plan, settings: Settings) -> Fresh:
-    if not settings.fresh:
-        return Fresh([], None, None, None, None)
-    return in_fresh_process(
-        Job(
-            path=str(runtime.path),
-            device=runtime.device,
-            dtype=runtime.dtype,
-            kernel="reference" if runtime.name == "transformers" else settings.kernel,  # the same back end
-            threads=torch.get_num_threads(),
-            prompt=work.prompt,
-            tokens=work.rows.shape[1],
-            new_tokens=work.new_tokens,
-            batch_sizes=work.batch_sizes,
-            loads=LOADS,
-        )
-    )
+def _cache(runtime: Runtime) -> tuple[str, int] | None:
+    """How keys and values are kept, and the bytes of a token's; None where transformers keeps them."""
+    return (runtime.cache.kind, runtime.model.cache_bytes) if isinstance(runtime, NativeRuntime) else None
 
 
 def _series(
@@ -174,7 +175,11 @@ def speed_ratios(mine: Samples, theirs: Samples) -> list[SpeedRatio]:
         ("prefill", 1, [x.prefill_seconds for x in mine.answers], [x.prefill_seconds for x in theirs.answers]),
         ("decode", 1, [x.decode_seconds for x in mine.answers], [x.decode_seconds for x in theirs.answers]),
         *(("batched forward", batch, mine.forward[batch], theirs.forward[batch]) for batch in mine.forward),
-        *(("batched decode", batch, mine.decode[batch], theirs.decode[batch]) for batch in mine.decode),
+        *(
+            ("batched decode", batch, mine.decode[batch], theirs.decode[batch])
+            for batch in mine.decode
+            if batch in theirs.decode
+        ),
     ]
     found = []
     for what, batch, candidate, baseline in pairs:

@@ -39,6 +39,7 @@ def _steps(job: dict[str, Any]) -> None:
     cuda = job["device"].startswith("cuda")
     _return_at_once(_COUNTING)
     small = {**job, "path": str(content.default_model()), "prompt": "once", "batch_sizes": [1], "tokens": 8}
+    small["kv_cache"] = "auto"
     _use(_load(small), small)  # libraries, thread pools and contexts are there before the count begins
     _release(cuda)
     _say(step="ready", **_device_memory(cuda))
@@ -60,7 +61,8 @@ def _steps(job: dict[str, Any]) -> None:
 def _load(job: dict[str, Any]) -> Any:
     from compress.runtime.loading import load
 
-    return load(job["path"], device=job["device"], dtype=job["dtype"], kernel=job["kernel"])
+    place = {"device": job["device"], "dtype": job["dtype"], "kernel": job["kernel"]}
+    return load(job["path"], kv_cache=job["kv_cache"], **place)
 
 
 def _use(model: Any, job: dict[str, Any]) -> None:

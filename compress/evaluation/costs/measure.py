@@ -6,24 +6,35 @@ baseline, candidate, so that a drifting machine favours neither, and its ratio i
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 import torch
 
 from compress.errors import IntegrityError
-from compress.evaluation.costs.assembly import Samples, Settings, cost_record, speed_ratios
+from compress.evaluation.costs.assembly import Moment, Samples, Settings, cost_record, speed_ratios
+from compress.evaluation.costs.bandwidth import read_bandwidth
+from compress.evaluation.costs.fresh import loaded_afresh
+from compress.evaluation.costs.limit import Limit
 from compress.evaluation.costs.machine import Busy
 from compress.evaluation.costs.prices import PriceTable
+from compress.evaluation.costs.process import Fresh
 from compress.evaluation.costs.record import CostRecord
-from compress.evaluation.costs.timing import in_turns
+from compress.evaluation.costs.timing import in_turns, measured
 from compress.evaluation.costs.workload import WARM_UP, Plan, plan
 from compress.progress import NullProgress, Progress
 from compress.runtime.protocol import Generation, Runtime
 
 __all__ = ["Settings", "measure", "measure_pair"]
+
+ANSWERS, BATCHES = 0.4, 0.75
+"""Shares of the limit that are spent when the single answers end, and the batches; the fresh process gets the rest."""
+
+T = TypeVar("T")
 
 
 def measure(
@@ -43,9 +54,12 @@ def measure(
     if prices is not None:
         prices.choose(runtime.device, settings.machine)  # refuse before the work, not after
     work = _plan(runtime, settings)
+    limit = Limit(settings.seconds, _now)
     before = Busy.now()
-    (samples,), (work,) = _time([runtime], [work], settings.seconds, progress)
-    return cost_record(runtime, work, samples, settings, prices, _others(before))
+    (samples,), (work,), bandwidth = _time([runtime], [work], settings, limit, progress)
+    moment = Moment(_others(before), bandwidth)
+    fresh = _fresh(runtime, work, settings, settings.kernel, settings.kv_cache, limit.left(), progress)
+    return cost_record(runtime, work, samples, settings, prices, moment, fresh)
 
 
 def measure_pair(
@@ -76,12 +90,16 @@ def measure_pair(
             "candidate and baseline have contexts of different length, so they would be given different work",
             "give --prompt-tokens and --new-tokens that fit both",
         )
+    limit = Limit(settings.seconds, _now)
     before = Busy.now()
-    (mine, theirs), works = _time([candidate, baseline], works, settings.seconds, progress)
-    others = _others(before)
+    (mine, theirs), works, bandwidth = _time([candidate, baseline], works, settings, limit, progress)
+    moment = Moment(_others(before), bandwidth)
+    kernel = settings.baseline_kernel or settings.kernel
+    fresh = _fresh(candidate, works[0], settings, settings.kernel, settings.kv_cache, limit.left() / 2, progress)
+    other = _fresh(baseline, works[1], settings, kernel, "auto", limit.left(), progress)
     return (
-        cost_record(candidate, works[0], mine, settings, prices, others, speed_ratios(mine, theirs)),
-        cost_record(baseline, works[1], theirs, settings, prices, others),
+        cost_record(candidate, works[0], mine, settings, prices, moment, fresh, speed_ratios(mine, theirs)),
+        cost_record(baseline, works[1], theirs, settings, prices, moment, other),
     )
 
 
@@ -96,46 +114,81 @@ def _plan(runtime: Runtime, settings: Settings) -> Plan:
 
 
 def _time(
-    runtimes: Sequence[Runtime], works: Sequence[Plan], limit: float | None, progress: Progress
-) -> tuple[list[Samples], list[Plan]]:
-    """Runs everything; two models in turns. Batch sizes that would go beyond `limit` seconds are left out, and said."""
+    runtimes: Sequence[Runtime], works: Sequence[Plan], settings: Settings, limit: Limit, progress: Progress
+) -> tuple[list[Samples], list[Plan], float | None]:
+    """Runs everything; two models in turns: samples, the work that was done, and bytes per second read meanwhile.
+
+    Batches are decoded by those that decode rows together; by the one alone where the other does not. What does not fit
+    the limit is left out, and said: repeats but the first, and batch sizes but the smallest.
+    """
     both, batches, repeats = list(zip(runtimes, works, strict=True)), works[0].batch_sizes, works[0].repeats
-    together = all(runtime.batched_generate for runtime in runtimes)
-    started = time.perf_counter()
-    progress.begin("time", 1 + len(batches) * (1 + together))
-    answers = in_turns([partial(_answer, *each) for each in both], repeats, WARM_UP)
-    progress.advance("answers")
+    together = [i for i, runtime in enumerate(runtimes) if runtime.batched_generate]
+    timing = Timing(repeats, limit, progress)
+    answers = timing.of("time single answers", [partial(_answer, *each) for each in both], ANSWERS)
+    bandwidth = read_bandwidth(runtimes[0].device)
+    share = BATCHES if settings.fresh else 1.0
     forward, decode = {}, {}
     for batch in batches:
         forwards = [partial(_forward, *each, batch) for each in both]
-        decodes = [partial(_decode, *each, batch) for each in both] if together else []
-        if limit is not None and batch != batches[0]:
-            expected = _once([*forwards, *decodes]) * (WARM_UP + repeats * len(both))
-            if (spent := time.perf_counter() - started) + expected > limit:
-                left = ", ".join(str(other) for other in batches if other >= batch)
-                progress.warn(
-                    f"batch sizes {left} left out: {batch} alone would take {expected:.0f} s more after {spent:.0f} s"
-                )
-                break
-        forward[batch] = in_turns(forwards, repeats, WARM_UP)
-        progress.advance(f"forward, batch {batch}")
+        decodes = [partial(_decode, *both[i], batch) for i in together]
+        if batch != batches[0] and (why := _too_long([*forwards, *decodes], repeats * len(both), limit, share)):
+            left = ", ".join(str(other) for other in batches if other >= batch)
+            progress.warn(f"batch sizes {left} left out: {why}")
+            break
+        where = f"batch {batch}, of {batches[-1]} at most"
+        half = (ANSWERS + share) / 2 if batch == batches[0] else share
+        forward[batch] = timing.of(f"time prompts, {where}", forwards, half)
         if together:
-            decode[batch] = in_turns(decodes, repeats, WARM_UP)
-            progress.advance(f"decode, batch {batch}")
-    progress.end()
+            decode[batch] = timing.of(f"time decoding, {where}", decodes, share)
     samples = [
-        Samples(own, {b: runs[i] for b, runs in forward.items()}, {b: runs[i] for b, runs in decode.items()})
+        Samples(
+            own,
+            {batch: runs[i] for batch, runs in forward.items()},
+            {batch: runs[together.index(i)] for batch, runs in decode.items() if i in together},
+        )
         for i, own in enumerate(answers)
     ]
-    return samples, [replace(work, batch_sizes=tuple(forward)) for work in works]
+    return samples, [replace(work, batch_sizes=tuple(forward)) for work in works], bandwidth
 
 
-def _once(runs: Sequence[Callable[[], float]]) -> float:
-    """Seconds that all of them take, each once."""
+class Timing:
+    """Runs in turns, as stages of a progress."""
+
+    def __init__(self, repeats: int, limit: Limit, progress: Progress) -> None:
+        self._repeats, self._limit, self._progress = repeats, limit, progress
+
+    def of(self, what: str, runs: Sequence[Callable[[], T]], share: float) -> list[list[T]]:
+        """The results of `in_turns`; repeats that would end behind this share of the limit are left out."""
+        alone = len(runs) == 1
+        self._progress.begin(what, WARM_UP * len(runs) + self._repeats * (1 if alone else 2 * len(runs)))
+        over = self._limit.part(share).over
+        results = in_turns([partial(self._counted, run) for run in runs], self._repeats, WARM_UP, over)
+        self._progress.end()
+        rounds = len(results[0]) // (1 if alone else 2)
+        if rounds < self._repeats:
+            level = measured([float(i) for i in range(rounds)]).level
+            self._progress.warn(f"{what}: {rounds} of {self._repeats} repeats; intervals at {100 * level:.0f}%")
+        return results
+
+    def _counted(self, run: Callable[[], T]) -> T:
+        result = run()
+        self._progress.advance()
+        return result
+
+
+def _too_long(runs: Sequence[Callable[[], float]], repeats: int, limit: Limit, share: float) -> str | None:
+    """Why a batch size does not fit into `share` of the limit, from one run of each; None: it does."""
+    if math.isinf(limit.left()):
+        return None
+    if limit.left(share) <= 0:
+        return f"{limit.spent():.0f} s are spent"
     started = time.perf_counter()
     for run in runs:
         run()
-    return time.perf_counter() - started
+    expected = (time.perf_counter() - started) * (WARM_UP + repeats)
+    if expected <= limit.left(share):
+        return None
+    return f"the next alone would take {expected:.0f} s more after {limit.spent():.0f} s"
 
 
 def _answer(runtime: Runtime, work: Plan) -> Generation:
@@ -161,6 +214,18 @@ def _decode(runtime: Runtime, work: Plan, batch: int) -> float:
         for tokens in (1, work.new_tokens)
     )
     return max(whole - first, 1e-9)
+
+
+def _fresh(
+    runtime: Runtime, work: Plan, settings: Settings, kernel: str, kv_cache: str, seconds: float, progress: Progress
+) -> Fresh:
+    if not settings.fresh:
+        return Fresh([], None, None, None, None)
+    return loaded_afresh(runtime, work, kernel, kv_cache, seconds, progress)
+
+
+def _now() -> float:
+    return time.perf_counter()
 
 
 def _others(before: Busy | None) -> float | None:

@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ class Job:
     new_tokens: int
     batch_sizes: Sequence[int]
     loads: int
+    kv_cache: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +53,8 @@ class Fresh:
     mapped_bytes: int | None
 
 
-def in_fresh_process(job: Job) -> Fresh:
-    """Runs a job.
+def in_fresh_process(job: Job, seconds: float | None = None, done: Callable[[str], None] | None = None) -> Fresh:
+    """Runs a job, for `seconds` at most: what is not known by then is None, or fewer loads. `done` is told each step.
 
     Raises:
         UserError, IntegrityError: what loading the model raises.
@@ -67,16 +68,26 @@ def in_fresh_process(job: Job) -> Fresh:
         noise: list[str] = []
         listener = threading.Thread(target=lambda: noise.extend(child.stderr or ()), daemon=True)
         listener.start()
+        ended = threading.Event()
+
+        def end() -> None:
+            ended.set()
+            child.kill()
+
+        timer = threading.Timer(seconds or 0.0, end)
+        if seconds is not None:
+            timer.start()
         try:
-            fresh = _converse(child, job, watch)
+            fresh = _converse(child, job, watch, done or (lambda _: None))
         except BaseException:
             child.kill()
             raise
         finally:
             watch.stop()
+            timer.cancel()
         status = child.wait()
         listener.join()  # its last words are in the pipe when it ends, and read only a while later
-    if status != 0 or len(fresh.load_seconds) != job.loads:
+    if not ended.is_set() and (status != 0 or len(fresh.load_seconds) != job.loads):
         said = f": {noise[-1].strip()}" if noise else ""
         raise WorkError(
             f"the process that loads {job.path} afresh ended with {status} after {len(fresh.load_seconds)} loads{said}",
@@ -85,7 +96,7 @@ def in_fresh_process(job: Job) -> Fresh:
     return fresh
 
 
-def _converse(child: subprocess.Popen[str], job: Job, watch: _Watch) -> Fresh:
+def _converse(child: subprocess.Popen[str], job: Job, watch: _Watch, done: Callable[[str], None]) -> Fresh:
     assert child.stdin is not None
     assert child.stdout is not None
     cuda = job.device.startswith("cuda")
@@ -114,6 +125,7 @@ def _converse(child: subprocess.Popen[str], job: Job, watch: _Watch) -> Fresh:
             mapped = _more(files, files_before)
         elif step["step"] == "load":
             loads.append(step["seconds"])
+        done(step["step"])
         _answer(child, "on")
     kind: MemoryKind | None = None if peak is None else "device" if cuda else "host anonymous"
     return Fresh(loads, kind, held, peak, mapped)

@@ -170,6 +170,7 @@ class Workload(_Record):
     """What was run: prompt and new tokens (begin token counted), repeats per model, and on what.
 
     others_busy_cores: cores that other processes kept busy meanwhile, on average; None where the system does not say.
+    kv_cache: how keys and values are kept; None where the runtime does not say.
     """
 
     prompt_tokens: Positive
@@ -182,6 +183,7 @@ class Workload(_Record):
     dtype: str
     threads: Positive
     others_busy_cores: Amount | None
+    kv_cache: str | None = None
 
 
 class CostRecord(_Record):
@@ -192,7 +194,11 @@ class CostRecord(_Record):
     held_memory_bytes: what was held once loaded. mapped_memory_bytes: pages of files that loading and running mapped,
     weights above all: page cache, which the system may take back. first_token_seconds: prompt in, first token out.
     prefill_tokens_per_second: prompt tokens over that time. decode_tokens_per_second: tokens after the first. Both at
-    batch 1. dense_fallback: packed weights were decoded, by the layers' reads or by the memory held; the reason says.
+    batch 1. read_bytes_per_token: of weights, in one decoding step at batch 1; cache_read_bytes_per_token: of keys and
+    values, on average over an answer's steps (sliding windows not counted), None where the runtime does not say.
+    read_bandwidth: bytes per second at which this machine read memory just then. bandwidth_share: bytes read in
+    decoding per second, over it; above 1 where a cache holds the weights. dense_fallback: packed weights were decoded,
+    by the layers' reads or by the memory held; the reason says.
     """
 
     size: SizeRecord
@@ -210,6 +216,9 @@ class CostRecord(_Record):
     kernel: str
     layers: list[LayerCost]
     read_bytes_per_token: Count
+    cache_read_bytes_per_token: Count | None = None
+    read_bandwidth: Rate | None = None
+    bandwidth_share: Amount | None = None
     dense_fallback: bool
     dense_fallback_reason: str | None
     prices: PriceRecord | None

@@ -53,19 +53,29 @@ def abba(first: Callable[[], T], second: Callable[[], T], rounds: int) -> list[t
     return [(first(), second(), second(), first()) for _ in range(rounds)]
 
 
-def in_turns(runs: Sequence[Callable[[], T]], repeats: int, warm_up: int) -> list[list[T]]:
+def in_turns(
+    runs: Sequence[Callable[[], T]], repeats: int, warm_up: int, over: Callable[[], bool] = lambda: False
+) -> list[list[T]]:
     """The results of each run in the order of time, those of the warm-up left out.
 
-    One run is repeated; two go through `repeats` rounds of `abba`, so each has twice as many results.
+    One run is repeated; two go through `repeats` rounds of `abba`, so each has twice as many results. From when on
+    `over()` holds there is no more warm-up, and no repeat or round but the first.
     """
     for run in runs:
         for _ in range(warm_up):
-            run()
-    if len(runs) == 1:
-        return [[runs[0]() for _ in range(repeats)]]
-    first, second = runs
-    rounds = abba(first, second, repeats)
-    return [[x for a, _, _, d in rounds for x in (a, d)], [x for _, b, c, _ in rounds for x in (b, c)]]
+            if not over():
+                run()
+    results: list[list[T]] = [[] for _ in runs]
+    for number in range(repeats):
+        if over() and number:
+            break
+        if len(runs) == 1:
+            results[0].append(runs[0]())
+        else:
+            ((a, b, c, d),) = abba(runs[0], runs[1], 1)
+            results[0] += [a, d]
+            results[1] += [b, c]
+    return results
 
 
 def round_ratios(candidate: Sequence[float], baseline: Sequence[float]) -> list[float]:

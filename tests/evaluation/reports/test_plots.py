@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 from xml.etree import ElementTree
@@ -106,7 +107,26 @@ def trend(runs: int = 40) -> Figure:
     return plots.trend(panels, [f"v1.{i} abcdef{i:02}" for i in range(runs)], "Gate values")
 
 
-FIGURES = {"forest": forest, "front": front, "percentiles": percentiles, "layers": layers, "trend": trend}
+def speeds(models: int = 2, batches: Sequence[int] = (1, 2, 4, 8, 16, 32)) -> Figure:
+    def curves(scale: float) -> list[plots.SpeedCurve]:
+        return [
+            plots.SpeedCurve(
+                f"{LONG} {i}", tuple((b, (i + 1) * scale * b, 0.9 * scale * b, 3 * scale * b) for b in batches)
+            )
+            for i in range(models)
+        ]
+
+    return plots.speeds(curves(30.0), curves(700.0), "cpu, 2 threads, prompts of 128, 32 new tokens")
+
+
+FIGURES = {
+    "forest": forest,
+    "front": front,
+    "percentiles": percentiles,
+    "layers": layers,
+    "trend": trend,
+    "speeds": speeds,
+}
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -116,6 +136,7 @@ def test_every_label_can_be_read(name: str) -> None:
 
 def test_smallest_and_largest_pictures_can_be_read() -> None:
     assert unreadable(forest(1)) == []
+    assert unreadable(speeds(1, (4,))) == []
     assert unreadable(forest(9)) == []
     assert unreadable(front(1)) == []
     assert unreadable(front(9)) == []

@@ -9,6 +9,7 @@ from compress.evaluation.reports.plots.histograms import histograms
 from compress.evaluation.reports.plots.layers import layer_errors
 from compress.evaluation.reports.plots.learning import learning
 from compress.evaluation.reports.plots.percentiles import PercentileCurve, percentiles
+from compress.evaluation.reports.plots.speeds import SpeedCurve, speeds
 from compress.evaluation.reports.plots.style import png, svg
 from compress.evaluation.reports.plots.trend import TrendPanel, TrendPoint, trend
 
@@ -16,6 +17,7 @@ __all__ = [
     "ForestRow",
     "FrontPoint",
     "PercentileCurve",
+    "SpeedCurve",
     "TrendPanel",
     "TrendPoint",
     "forest",
@@ -25,6 +27,7 @@ __all__ = [
     "learning",
     "percentiles",
     "png",
+    "speeds",
     "svg",
     "trend",
 ]
