@@ -105,17 +105,23 @@ def _set_repair(stage: dict[str, Any], repair: bool | None) -> None:
 
 
 def _set_statistics(stage: dict[str, Any], stats: str | None) -> list[str]:
-    """With a directory for statistics, masks are chosen by what does not change with the amount; says so."""
+    """With a directory for statistics, what goes is chosen by what does not change with the amount; says so."""
     method = stage["method"]
     method = {"kind": method} if isinstance(method, str) else method
     setting = next((name for name in ("norms", "moments", "measured") if name in _settings_of(method)), None)
-    if stats is None or setting is None or setting in method:
+    if stats is None or setting is None or setting in method or _keeps_already(method):
         return []
     stage["method"] = {**method, setting: "model"}
     return [
         f"--stats: {method['kind']} reads statistics of the model before any of it is pruned ({setting}: model), which "
         "other amounts share"
     ]
+
+
+def _keeps_already(method: dict[str, Any]) -> bool:
+    """Whether a width cut measures gradients or channels of the whole model, which is what is kept then."""
+    gradients, channels = method.get("importance") in ("taylor", "logits"), method.get("hidden", 1) != 1
+    return method["kind"] == "width" and (gradients or channels)
 
 
 def _settings_of(method: dict[str, Any]) -> frozenset[str]:

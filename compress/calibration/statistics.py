@@ -100,19 +100,25 @@ def centred(stats: LinearStats, chunks: Sequence[Tensor], originals: Mapping[int
 
     stats: what `collect` gives for the same chunks.
     """
-    mean = _mean(chunks)
-    hessian = stats.hessian - torch.outer(mean, mean)
+    mean = mean_of(chunks)
     if stats.drift is None:
-        return LinearStats(hessian, None, stats.tokens), Means(mean, mean)
+        return about(stats, mean)
+    hessian = stats.hessian - torch.outer(mean, mean)
     places = sorted(originals)
-    seen = _mean([chunks[place] for place in places])
-    moved = _mean([originals[place] for place in places]) - seen
+    seen = mean_of([chunks[place] for place in places])
+    moved = mean_of([originals[place] for place in places]) - seen
     difference = stats.drift.difference - torch.outer(moved, seen)
     drift = Drift(difference, stats.drift.hessian - torch.outer(seen, seen), stats.drift.tokens)
     return LinearStats(hessian, drift, stats.tokens), Means(mean, mean + moved)
 
 
-def _mean(chunks: Sequence[Tensor]) -> Tensor:
+def about(stats: LinearStats, mean: Tensor) -> tuple[LinearStats, Means]:
+    """The same where the mean (in,) is known and the original model is not compared with."""
+    return LinearStats(stats.hessian - torch.outer(mean, mean), None, stats.tokens), Means(mean, mean)
+
+
+def mean_of(chunks: Sequence[Tensor]) -> Tensor:
+    """The mean of chunks of inputs (tokens, in) each: (in,) float32; zero of no tokens."""
     total = torch.zeros(chunks[0].shape[-1], dtype=torch.float64)
     for chunk in chunks:
         total += chunk.float().sum(0, dtype=torch.float64)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from compress.pipeline import depth_choice, stats_cache
 from compress.pipeline.depth_choice import LOSS_TOKENS
 from compress.pipeline.depth_job import DepthJob
 from compress.pipeline.duration import on_all_threads, product_rate
-from compress.pipeline.experts_job import ExpertsJob
+from compress.pipeline.experts_job import EXPERTS, ExpertsJob
 from compress.pipeline.memory import largest_block, largest_linear, streaming
 from compress.pipeline.work import Problem, Work
 
@@ -55,6 +56,7 @@ def depth_plan(job: DepthJob, output: Path, problems: Sequence[Problem]) -> CutP
     if job.method.choose == "loss":
         measured, streams = min(tokens, LOSS_TOKENS), len(cut.candidates) + 2
         choosing = cut.drop * measured * (1 + len(cut.candidates) / 2)
+    choosing = 0.0 if depth_choice.there(job) else choosing
     hidden = job.skeleton.linears(0)[0].in_features
     return CutPlan(
         model=job.model_name,
@@ -86,6 +88,10 @@ def experts_plan(job: ExpertsJob, output: Path, problems: Sequence[Problem]) -> 
     experts = next(spec for spec in job.skeleton.linears() if spec.expert is not None)
     lost = (cut.all_parameters - cut.parameters) * job.checkpoint.index[experts.weight].dtype.itemsize
     tokens = job.stage.calibration.samples * job.stage.calibration.seq_len
+    passed = 2 * tokens
+    if job.method.measured == "model":
+        measured = 0 if stats_cache.there(job, EXPERTS, {}) else 2 * tokens
+        passed = measured + job.stage.calibration.seq_len
     chosen = int(job.skeleton.config.num_experts_per_tok) / cut.experts
     per_token = sum(
         2.0 * spec.in_features * spec.out_features * (1.0 if spec.expert is None else chosen)
@@ -104,7 +110,7 @@ def experts_plan(job: ExpertsJob, output: Path, problems: Sequence[Problem]) -> 
         output_bytes=stored_bytes(job) - lost,
         source_bytes=job.checkpoint.nbytes,
         peak_memory_bytes=largest_block(job) * job.skeleton.dtype.itemsize + largest_linear(job) * 4 + streaming(job),
-        seconds_estimate=2 * tokens * per_token * on_all_threads(product_rate),
+        seconds_estimate=passed * per_token * on_all_threads(product_rate),
         problems=[problem.message for problem in problems],
         output=output,
         hint=problems[0].hint if problems else "",

@@ -45,10 +45,21 @@ def decide(job: DepthJob, workers: Workers, progress: Progress) -> dict[str, Any
     return {DROPPED: sorted(order), "loss": {str(block): loss for block, loss in zip(order, losses, strict=True)}}
 
 
-def _known(job: DepthJob) -> dict[str, Any]:
+def there(job: DepthJob) -> bool:
+    """Whether a run would find what it chooses by among the statistics that it keeps."""
+    if job.method.choose == "influence":
+        return stats_cache.there(job, "influence", {})
+    return any(stats_cache.there(job, "loss", facts) for facts in _longer(job))
+
+
+def _longer(job: DepthJob) -> list[dict[str, Any]]:
     """What the order depends on in which blocks go: that of more blocks begins with that of fewer."""
-    longer = [{"candidates": list(job.cut.candidates), "drop": drop}
-              for drop in range(job.cut.drop, len(job.cut.candidates) + 1)]  # fmt: skip
+    candidates = list(job.cut.candidates)
+    return [{"candidates": candidates, "drop": drop} for drop in range(job.cut.drop, len(candidates) + 1)]
+
+
+def _known(job: DepthJob) -> dict[str, Any]:
+    longer = _longer(job)
     there = (facts for facts in longer if (path := stats_cache.place(job, "loss", facts)) is not None and path.is_dir())
     return next(there, longer[0])
 

@@ -18,6 +18,8 @@ from compress.recipe_stages import PruneStage
 
 COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 """What families call the number of experts in config.json."""
+EXPERTS = "experts"
+"""The name of what is kept of the whole model."""
 SALIENCY = "saliency"
 """Of `decided`: what every expert adds, by the number of the block as text, where the whole model was measured."""
 SMALLEST_GROUP = 2  # routers that choose groups first rank them by their two best experts

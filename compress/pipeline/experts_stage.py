@@ -15,7 +15,7 @@ from compress.models.skeleton import LinearSpec
 from compress.pipeline import inputs, output, stats_cache
 from compress.pipeline.block import Workers
 from compress.pipeline.cut_stage import CutKind
-from compress.pipeline.experts_job import SALIENCY, ExpertsJob, config_of
+from compress.pipeline.experts_job import EXPERTS, SALIENCY, ExpertsJob, config_of
 from compress.pipeline.inputs import Activations
 from compress.pipeline.kinds import Fate, Written
 from compress.pipeline.source import read_finite
@@ -32,7 +32,7 @@ class ExpertsKind(CutKind[ExpertsJob]):
     def decide(self, job: ExpertsJob, workers: Workers, progress: Progress) -> dict[str, Any] | None:
         if job.method.measured == "block":
             return None
-        found = stats_cache.measured(job, "experts", {}, lambda: _of_model(job, workers, progress), progress)
+        found = stats_cache.measured(job, EXPERTS, {}, lambda: _of_model(job, workers, progress), progress)
         return {SALIENCY: {name: saliency.tolist() for name, saliency in sorted(found.items())}}
 
     def through_block(self, job: ExpertsJob, block: int, entering: Activations | None, workers: Workers) -> Written:

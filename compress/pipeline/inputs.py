@@ -26,6 +26,11 @@ def compared_tokens(tokens: int) -> int:
     return min(tokens, len(_compared(chunks, tokens)) * CHUNK_TOKENS)
 
 
+def first_chunk(tokens: Tensor) -> Tensor:
+    """The windows of calibration tokens (samples, seq) that run together first."""
+    return tokens[: max(1, CHUNK_TOKENS // tokens.shape[1])]
+
+
 def compared(skeleton: Skeleton, tokens: Tensor) -> Activations:
     """As `enter`, of the original model and of those chunks alone that a method compares the two models on."""
     batches = tokens.split(max(1, CHUNK_TOKENS // tokens.shape[1]))

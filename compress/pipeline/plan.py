@@ -1,4 +1,4 @@
-"""plan(): what a run would make and cost, without hashing the source or writing a file."""
+"""plan(): what a run would make and cost; writes nothing, hashes the source only where statistics of it may be kept."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compress.models.skeleton import LinearSpec
+from compress.pipeline import mask_moments
 from compress.pipeline.duration import SHARING, on_all_threads, product_rate
 from compress.pipeline.inputs import compared_tokens
 from compress.pipeline.memory import largest_block, largest_linear, streaming, widest_input
@@ -104,11 +105,21 @@ def _operations(job: PruneJob) -> float:
         return work
     tokens = wanted.samples * wanted.seq_len
     forward = 2.0 * sum(spec.in_features * spec.out_features for spec in job.skeleton.linears())
+    if from_model(method):
+        solved = sum(float(spec.out_features) * spec.in_features**2 for spec in specs)
+        work += 2 * (4 + method.refit_steps) * solved if isinstance(method, SparseGptConfig) else 0.0
+        return work + (0.0 if mask_moments.there(job) else moments_operations(job, tokens))
     if not isinstance(method, SparseGptConfig):
-        moments = [spec for spec in specs if not spec.name.endswith(SHARING)] if from_model(method) else []
-        return work + tokens * (forward + sum(float(spec.in_features) ** 2 for spec in moments))
+        return work + tokens * forward
     compared = compared_tokens(tokens) if job.needs_original else 0
     squares = sum(float(spec.in_features) ** 2 for spec in specs if not spec.name.endswith(SHARING))
     cubes = sum(float(spec.out_features) * spec.in_features**2 for spec in specs)
     products = (tokens + compared) * forward + (tokens + 2 * compared) * squares
     return work + products + 2 * (4 + method.refit_steps) * cubes
+
+
+def moments_operations(job: mask_moments.AnyJob, tokens: int) -> float:
+    """Floating-point operations of measuring what all linears of the model read on so many tokens."""
+    specs = job.skeleton.linears()
+    forward = 2.0 * sum(spec.in_features * spec.out_features for spec in specs)
+    return tokens * (forward + sum(float(spec.in_features) ** 2 for spec in specs if not spec.name.endswith(SHARING)))

@@ -49,6 +49,12 @@ def complete(path: Path, count: int, make: Callable[[int], dict[str, Tensor]], p
         lock.release()
 
 
+def written(path: Path) -> int:
+    """How many shards were finished here."""
+    journal = path / "shards.jsonl"
+    return len(Journal(journal).entries) if journal.is_file() else 0
+
+
 def read(path: Path, shard: int) -> dict[str, Tensor]:
     """The tensors of one shard, mapped from the file."""
     return load_tensors(path / _name(shard))

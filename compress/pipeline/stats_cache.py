@@ -21,7 +21,7 @@ from compress.pipeline.prune_job import PruneJob
 from compress.pipeline.work import environment
 from compress.progress import NullProgress, Progress
 
-VERSION = 1
+VERSION = 2
 
 
 def measured(
@@ -46,6 +46,17 @@ def measured(
     if there and made:
         progress.warn(f"the statistics in {path} were damaged or unfinished: measured anew")
     return {name: tensor.clone() for name, tensor in shards.read(path, 0).items()}
+
+
+def there(job: CutJob | PruneJob, what: str, facts: dict[str, Any], count: int = 1) -> bool:
+    """Whether all `count` shards are there, so that a run would measure nothing unless it finds them damaged.
+
+    Hashes the source where anything of this name is kept, and else reads nothing.
+    """
+    if job.stage.stats is None or job.problems or not any(Path(job.stage.stats).glob(f"{what}-*")):
+        return False
+    path = place(job, what, facts)
+    return path is not None and shards.written(path) >= count
 
 
 def place(job: CutJob | PruneJob, what: str, facts: dict[str, Any]) -> Path | None:

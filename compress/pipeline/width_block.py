@@ -58,12 +58,13 @@ def through_block(job: WidthJob, block: int, entering: Activations, workers: Wor
     found: dict[str, tuple[float | None, float | None]] = {}
     kept_of: dict[str, Tensor] = {}
     shared: Shared | None = None
+    known = None if job.moments is None else job.moments.of(block, workers)
     with closing(pairs(forward, twin, entering, watched)) as reached:
         for pair in reached:
             spec = specs[pair.stage.name]
             bias = bias_of(job, spec)
             if shared is None or not pair.stage.same_input or shared.centred != (bias is not None):
-                shared = Shared(job, spec, pair, bias is not None, workers)
+                shared = Shared(job, spec, pair, known, bias is not None, workers)
             kept, weight = shared.kept, read_weight(job.checkpoint, spec)
             rows, kept_of[spec.name] = written(job, spec), kept
             narrow = shared.narrowed(weight)[rows].to(job.checkpoint.index[spec.weight].dtype)

@@ -30,6 +30,7 @@ from compress.progress import Progress
 from compress.pruning import width
 from compress.quantization.hessian import cholesky, damped
 
+WHAT = "channels"
 PARTS = ("readers", "moments")
 HEAD_WINDOWS = 8
 SLICE_ROWS = 4096
@@ -49,13 +50,21 @@ def decide(job: WidthJob, workers: Workers, progress: Progress) -> dict[str, Any
         parts = enumerate(_places(job, workers, progress))
         return {f"{part}.{place}": each for place, pair in parts for part, each in zip(PARTS, pair, strict=True)}
 
-    facts = {"damp_frac": job.method.damp_frac}
-    found = stats_cache.measured(job, "channels", facts, measure, progress)
+    found = stats_cache.measured(job, WHAT, _facts(job), measure, progress)
     count = len(found) // len(PARTS)
     places = [(found[f"{PARTS[0]}.{place}"], found[f"{PARTS[1]}.{place}"]) for place in range(count)]
     kept = width.common_survivors(places, job.cut.hidden)
     progress.end()
     return {CHANNELS: kept.tolist()}
+
+
+def there(job: WidthJob) -> bool:
+    """Whether a run would find what it chooses by."""
+    return stats_cache.there(job, WHAT, _facts(job))
+
+
+def _facts(job: WidthJob) -> dict[str, Any]:
+    return {"damp_frac": job.method.damp_frac}
 
 
 def _places(job: WidthJob, workers: Workers, progress: Progress) -> Iterator[tuple[Tensor, Tensor]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 from compress.errors import UserError
 from compress.models.skeleton import Skeleton
 from compress.pipeline.cut_job import CutJob
+from compress.pipeline.inputs import first_chunk
+from compress.pipeline.mask_moments import Original
 from compress.pipeline.width_layout import LAYOUTS, Layout
 from compress.pipeline.width_shape import WidthCut, count
 from compress.pipeline.work import Problem
@@ -51,6 +54,17 @@ class WidthJob(CutJob):
     @property
     def follows_plain(self) -> bool:
         return self.method.repair
+
+    @property
+    def walked(self) -> Tensor | None:
+        """The first chunk, by which what the cut lost is measured, where all else is known from the whole model."""
+        tokens = super().walked
+        return first_chunk(tokens) if tokens is not None and self.moments is not None else tokens
+
+    @cached_property
+    def moments(self) -> Original | None:
+        """What linears read in the model before it is cut, where that alone decides; None where blocks are compared."""
+        return Original(self) if self.method.measured == "model" else None
 
 
 def assign(stage: PruneStage, skeleton: Skeleton) -> tuple[WidthCut, list[Problem]]:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compress.models.skeleton import LinearSpec
+from compress.pipeline import mask_moments, width_channels
 from compress.pipeline.duration import on_all_threads, product_rate
-from compress.pipeline.inputs import compared_tokens
+from compress.pipeline.inputs import CHUNK_TOKENS, compared_tokens
 from compress.pipeline.memory import largest_block, largest_linear, streaming, widest_input
+from compress.pipeline.prune_plan import moments_operations
 from compress.pipeline.width_job import WidthJob
 from compress.pipeline.width_shape import WidthCut
 from compress.pipeline.work import Problem
@@ -100,7 +102,11 @@ def _operations(job: WidthJob) -> float:
     choosing = 0.0
     if job.cut.narrows:
         places, hidden = 2 * job.skeleton.num_blocks + 1, float(job.cut.all_hidden)
-        choosing = tokens * (forward + places * hidden**2) + places * (ROUNDS + 2) * 3 * hidden**3
+        measuring = 0.0 if width_channels.there(job) else tokens * (forward + places * hidden**2)
+        choosing = measuring + places * (ROUNDS + 2) * 3 * hidden**3
         squares += places * hidden**2
         cubes += sum(hidden**2 * (2 * hidden + spec.out_features) for spec in specs if spec.in_features == hidden)
+    if job.moments is not None:
+        measuring = 0.0 if mask_moments.there(job) else moments_operations(job, tokens)
+        return measuring + (2 + job.follows_plain) * min(tokens, CHUNK_TOKENS) * forward + 2 * (ROUNDS + 3) * cubes
     return choosing + (tokens + compared) * forward + (tokens + 3 * compared) * squares + 2 * (ROUNDS + 3) * cubes

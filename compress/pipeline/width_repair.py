@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -14,6 +15,7 @@ from compress.errors import WorkError
 from compress.models.skeleton import LinearSpec
 from compress.pipeline.block import Workers
 from compress.pipeline.linears import errors
+from compress.pipeline.mask_moments import of_linear
 from compress.pipeline.source import read_finite, read_weight
 from compress.pipeline.twin import Pair
 from compress.pipeline.width_job import HEADS_KEPT, NEURONS_KEPT, WidthJob
@@ -53,33 +55,51 @@ class Affine:
 class Shared:
     """What stays of one input, and the repair of the linears that read it. kept: (kept,) int64 sorted.
 
-    centred: whether these linears have biases, which then take up the mean of what they lose.
+    known: what the linears of the block read in the whole model before it was cut, where that alone decides. centred:
+    whether these linears have biases, which then take up the mean of what they lose.
     """
 
-    def __init__(self, job: WidthJob, spec: LinearSpec, pair: Pair, centred: bool, workers: Workers) -> None:
+    def __init__(
+        self,
+        job: WidthJob,
+        spec: LinearSpec,
+        pair: Pair,
+        known: Mapping[str, Tensor] | None,
+        centred: bool,
+        workers: Workers,
+    ) -> None:
         self._job, self._spec, self._pool = job, spec, workers.pool
         self._preconditioner: Preconditioner | None = None
         self._means: Means | None = None
         self.centred = centred
-        self.kept = self._chosen(pair)
+        self.kept = self._chosen(pair, known)
         if not job.method.repair:
             return
-        stats = collect(pair.stage.inputs, pair.originals, workers.pool)
-        if centred:
-            stats, self._means = statistics.centred(stats, pair.stage.inputs, pair.originals)
+        if known is not None:
+            stats, mean = of_linear(known, spec)
+            if centred:
+                stats, self._means = statistics.about(stats, mean)
+        else:
+            stats = collect(pair.stage.inputs, pair.originals, workers.pool)
+            if centred:
+                stats, self._means = statistics.centred(stats, pair.stage.inputs, pair.originals)
         self._preconditioner = Preconditioner(stats, job.method, workers.pool)
         if self._preconditioner.factored is None:
             raise _unusable(spec)
 
-    def _chosen(self, pair: Pair) -> Tensor:
+    def _chosen(self, pair: Pair, known: Mapping[str, Tensor] | None) -> Tensor:
         job, spec = self._job, self._spec
         if not consumes(job, spec):
             assert job.channels is not None
             return job.channels
-        originals = list(pair.originals.values())
-        wanted = collect(originals, {}, self._pool)
-        if self.centred and job.method.importance == "repair":
-            wanted, _ = statistics.centred(wanted, originals, {})
+        by_mean = self.centred and job.method.importance == "repair"
+        if known is not None:
+            wanted, mean = of_linear(known, spec)
+            wanted = statistics.about(wanted, mean)[0] if by_mean else wanted
+        else:
+            originals = list(pair.originals.values())
+            wanted = collect(originals, {}, self._pool)
+            wanted = statistics.centred(wanted, originals, {})[0] if by_mean else wanted
         weight = read_weight(job.checkpoint, spec)[written(job, spec)]
         return _chosen(job, spec, weight, wanted)
 

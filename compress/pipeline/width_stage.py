@@ -9,7 +9,15 @@ from torch import Tensor
 
 from compress.artifact.cut import CUT_NAME
 from compress.models.checkpoint import Checkpoint
-from compress.pipeline import output, width_block, width_channels, width_gradients, width_norms, width_plain
+from compress.pipeline import (
+    mask_moments,
+    output,
+    width_block,
+    width_channels,
+    width_gradients,
+    width_norms,
+    width_plain,
+)
 from compress.pipeline.block import Workers
 from compress.pipeline.cut_stage import CutKind
 from compress.pipeline.inputs import Activations
@@ -26,8 +34,10 @@ class WidthKind(CutKind[WidthJob]):
         return f"cutting blocks ({job.cut.neurons} of {job.cut.all_neurons} neurons)"
 
     def decide(self, job: WidthJob, workers: Workers, progress: Progress) -> dict[str, Any] | None:
+        if job.moments is not None:
+            mask_moments.complete(job, workers, progress)
         found = width_channels.decide(job, workers, progress)
-        if job.method.importance not in ("taylor", "logits"):
+        if not job.method.first_order:
             return found
         return {**(found or {}), **width_gradients.decide(job, workers, progress)}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class _Config(BaseModel):
@@ -115,11 +115,29 @@ class WidthConfig(_Config):
     correction: float = Field(
         1.0, ge=0.0, le=1.0, description="share of the error of earlier layers that a repair is asked to undo"
     )
+    measured: Literal["block", "model"] = Field(
+        default="block",
+        description="what linears read that lose inputs: behind the blocks as cut so far (block), or in the model "
+        "before any of it is cut (model), which `--stats` can keep; then no error of earlier layers is undone",
+    )
 
     summary: ClassVar[str] = "neurons and heads go, the same in every block, repaired in closed form; really smaller"
     paper: ClassVar[str] = "arXiv:2407.14679, arXiv:2312.11983"
     calibrated: ClassVar[bool] = True
     structured: ClassVar[bool] = True
+
+    @model_validator(mode="after")
+    def _channels_go_behind_what_is_cut(self) -> WidthConfig:
+        if self.measured == "model" and self.hidden < 1:
+            raise ValueError(
+                "measured: model is for neurons and heads: where channels go, norms are mended behind the blocks as cut"
+            )
+        return self
+
+    @property
+    def first_order(self) -> bool:
+        """Whether gradients say what stays."""
+        return self.importance in ("taylor", "logits")
 
     @property
     def act_order(self) -> bool:
@@ -184,7 +202,7 @@ PRUNING_NAMES: tuple[str, ...] = tuple(PRUNING)
 def keeps_statistics(method: _Config) -> bool:
     """Whether what a method measures is of the whole model, so that `stats` can keep it for other amounts."""
     if isinstance(method, WidthConfig):
-        return method.importance in ("taylor", "logits") or method.hidden < 1
+        return method.first_order or method.hidden < 1 or method.measured == "model"
     if isinstance(method, ExpertsConfig):
         return method.measured == "model"
     return isinstance(method, DepthConfig) or from_model(method)

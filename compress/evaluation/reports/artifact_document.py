@@ -9,6 +9,7 @@ from compress.artifact.cut import stages
 from compress.artifact.training import curve_rows
 from compress.errors import IntegrityError
 from compress.evaluation.records import EvalRecord, TextRecord
+from compress.evaluation.reports.cost_section import cost_section
 from compress.evaluation.reports.document import Document, Picture, Section, Table
 from compress.evaluation.reports.layer_sections import layer_sections
 from compress.evaluation.reports.size_section import size_section
@@ -36,7 +37,13 @@ def artifact_document(artifact: Artifact, record: EvalRecord | None, verdict: Ve
         )
     sections = [_identity(artifact), size_section(artifact.manifest), *_cut(artifact)]
     sections += [*_training(artifact.training()), *_drafting(artifact.draft())]
-    sections += [*_scores(record), *_generated(record), *layer_sections(artifact), *_fallbacks(artifact)]
+    sections += [
+        *_scores(record),
+        *cost_section(record),
+        *_generated(record),
+        *layer_sections(artifact),
+        *_fallbacks(artifact),
+    ]
     lead = [f"{artifact.method}, {artifact.scheme}, made from {artifact.manifest.parents[0].name}"]
     if verdict is not None:
         from compress.evaluation.reports.verdict_document import verdict_document
