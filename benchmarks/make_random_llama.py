@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 PRESETS = {
     "148m": {"hidden": 768, "layers": 14, "ffn": 2048, "heads": 12, "kv_heads": 12, "vocabulary": 32_000},
+    "1.1b": {"hidden": 2048, "layers": 16, "ffn": 8192, "heads": 32, "kv_heads": 8, "vocabulary": 32_000},
     "2b": {"hidden": 2048, "layers": 32, "ffn": 7168, "heads": 16, "kv_heads": 16, "vocabulary": 32_000},
 }
 Shapes = list[tuple[str, tuple[int, ...]]]

@@ -7,7 +7,7 @@ plain model `NAME`, and `NAME-Q4_0.gguf`, `NAME-Q4_K_M.gguf`, `NAME-Q8_0.gguf`, 
 writes them; cases whose files are missing are left out and named. Every round of a case runs each tool once, after the
 machine has become quiet, in an order that turns; ratios are taken within a round, ours over the best of llama.cpp's. A
 round in which others used more than a tenth of a core is marked and does not count: llama.cpp spins at its barriers,
-so a busy neighbour makes it look slow. `--only` takes parts of case names.
+so a busy neighbour makes it look slow. `--only` takes parts of case names; the record keeps its other cases.
 """
 
 from __future__ import annotations
@@ -223,7 +223,9 @@ def main() -> None:
     parser.add_argument("--patience", type=float, default=20.0, help="seconds to wait for a quiet machine, each round")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    arguments.models, workers, results = arguments.models.resolve(), {}, []
+    arguments.models, workers = arguments.models.resolve(), {}
+    kept = json.loads(arguments.json.read_text())["results"] if arguments.json and arguments.json.exists() else []
+    results: dict[str, Any] = {result["case"]: result for result in kept}
     print("| case | tokens/s | ratio to the best peer | bar | of bandwidth | quiet rounds |\n|---|---|---|---|---|---|")
     for case in (case for case in CASES if any(part in case.name for part in arguments.only)):
         wanted = [
@@ -233,11 +235,11 @@ def main() -> None:
         if missing := [name for name in wanted if not (arguments.models / name).exists()]:
             print(f"left out: {case.name}: no {', '.join(missing)}", file=sys.stderr)
             continue
-        results.append(run(case, arguments, workers))
-        print(row(results[-1]), flush=True)
+        results[case.name] = {**run(case, arguments, workers), "date": machine.facts()["date"]}
+        print(row(results[case.name]), flush=True)
         if arguments.json:
             versions = machine.versions("compress", "torch", "transformers")
-            record = {"machine": machine.facts(), "versions": versions, "results": results}
+            record = {"machine": machine.facts(), "versions": versions, "results": list(results.values())}
             arguments.json.parent.mkdir(parents=True, exist_ok=True)
             arguments.json.write_text(json.dumps(record, indent=2) + "\n")
     for worker in workers.values():
