@@ -19,7 +19,7 @@ from compress.exporters.dense import export_dense
 from compress.pipeline import fold, inputs
 from compress.runtime.transformers_backend import load
 from compress.schemes import FIXED_SCHEMES
-from compress.types import Fp8Scheme
+from compress.types import BlockFloatScheme, Fp8Scheme
 from tests.pipeline import harness
 from tests.pipeline.harness import recipe
 from tests.tiny_models import FAMILIES, tiny_tokens
@@ -29,7 +29,11 @@ EXPERTS = ("mixtral", "qwen3_moe", "deepseek_v3")
 # quantised linears, which transformers cannot fuse.
 OURS_ONLY = ("gpt2", "opt", *EXPERTS)
 WIDE = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 8, "num_key_value_heads": 4}
-CASES = [(name, "rtn") for name, scheme in FIXED_SCHEMES.items() if scheme.inputs is not None and scheme.bits == 8]
+CASES = [
+    (name, "rtn")
+    for name, scheme in FIXED_SCHEMES.items()  # block floats: test_block_floats.py; ternary codes: test_bitnet.py
+    if scheme.inputs is not None and scheme.bits == 8 and not isinstance(scheme, BlockFloatScheme)
+]
 CASES += [(scheme, method) for scheme in ("W8A8", "W8A8_STATIC") for method in ("gptq", "smoothquant")]
 CASES += [("FP8_STATIC", "smoothquant")]
 Make = Callable[..., Artifact]
