@@ -18,7 +18,7 @@ PACKAGE = ROOT / "compress"
 BASE = {"types", "errors", "progress", "content", "recipe_problems"}
 TENSORS = BASE | {"formats", "kernels", "models"}
 METHODS = {"quantization", "pruning", "distillation"}
-RECIPE = {"recipe_yaml", "recipe_sections", "recipe_stages", "recipe_checks", "recipe"}
+RECIPE = {"recipe_yaml", "recipe_sections", "stages", "recipe_stages", "recipe_checks", "recipe"}
 ALLOWED: dict[str, set[str]] = {
     "numerics": set(),
     "types": {"numerics"},
@@ -34,7 +34,8 @@ ALLOWED: dict[str, set[str]] = {
     **{method: TENSORS - {"content"} | {"calibration"} for method in METHODS},
     "recipe_yaml": BASE,
     "recipe_sections": BASE | {"schemes", "calibration"},
-    "recipe_stages": BASE | METHODS | {"formats", "schemes", "recipe_sections"},
+    "stages": BASE | METHODS | {"formats", "schemes", "recipe_sections"},
+    "recipe_stages": {"stages"},
     "recipe_checks": BASE | {"recipe_sections"},
     "recipe": BASE | {"recipe_yaml", "recipe_sections", "recipe_stages", "recipe_checks", "calibration"},
     "recipe_search": BASE | RECIPE,
