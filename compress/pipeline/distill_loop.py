@@ -80,7 +80,9 @@ class Loop:
             blocks = job.skeleton.num_blocks
             self.projections = Projections(job.stage.method, student.model, blocks, teacher, self.training[0])
         self.learned = student.masters | (self.projections.masters if self.projections else {})
-        self._optimizer = torch.optim.AdamW(
+        if job.stage.method.own_text:  # trl steps the model's parameters, which share their memory with the masters
+            self.learned = dict(student.parameters)
+        self.optimizer = torch.optim.AdamW(
             list(self.learned.values()), lr=self.rate, betas=BETAS, weight_decay=0.0, foreach=False
         )
 
@@ -108,6 +110,13 @@ class Loop:
         if kl < best:
             self.progressed.best = {name: master.clone() for name, master in self.student.masters.items()}
         return kl
+
+    def measure_if_due(self) -> float:
+        """Measures where the step that was taken last calls for it; returns the newest held-out KL."""
+        step = self.progressed.step
+        if step % self.every == 0 or step == self.steps:
+            self.measure()
+        return self.progressed.held_out[-1][1]
 
     def held_out_kl(self) -> float:
         """KL(teacher || student) per token of the held-out windows."""
@@ -139,8 +148,8 @@ class Loop:
         for (name, master), gradient in zip(self.learned.items(), gradients, strict=True):
             kept = self.student.kept.get(name)
             master.grad = gradient.mul_(scale) if kept is None else gradient.mul_(scale).mul_(kept)
-        self._optimizer.param_groups[0]["lr"] = self.rate * self._share(self.progressed.step)
-        self._optimizer.step()
+        self.optimizer.param_groups[0]["lr"] = self.rate * self.share(self.progressed.step)
+        self.optimizer.step()
         self.student.use_masters()
         self.progressed.step += 1
         self.progressed.losses.append(loss)
@@ -214,7 +223,7 @@ class Loop:
         self._epoch = epoch, order
         return order
 
-    def _share(self, step: int) -> float:
+    def share(self, step: int) -> float:
         """Of the learning rate: a linear rise over a tenth of the steps, at most 20, then half a cosine to 0."""
         rise = max(1, min(20, self.steps // 10))
         return min(1.0, (step + 1) / rise) * 0.5 * (1.0 + math.cos(math.pi * step / self.steps))
@@ -235,7 +244,7 @@ class Loop:
         """All that the next step needs besides `progressed`'s numbers."""
         tensors = {f"master.{name}": master.detach() for name, master in self.learned.items()}
         for name, master in self.learned.items():
-            kept = self._optimizer.state.get(master)
+            kept = self.optimizer.state.get(master)
             if kept:
                 tensors |= {f"first.{name}": kept["exp_avg"], f"second.{name}": kept["exp_avg_sq"]}
         return tensors | {f"best.{name}": tensor for name, tensor in (self.progressed.best or {}).items()}
@@ -249,7 +258,7 @@ class Loop:
             with torch.no_grad():
                 master.copy_(tensors[f"master.{name}"])
             if f"first.{name}" in tensors:
-                self._optimizer.state[master] = {
+                self.optimizer.state[master] = {
                     "step": torch.tensor(float(progressed.step)),
                     "exp_avg": tensors[f"first.{name}"].clone(),
                     "exp_avg_sq": tensors[f"second.{name}"].clone(),

@@ -67,10 +67,15 @@ def _learn(
             loop.steps = _affordable(loop)
         _commit(staging, BEGIN, {"steps": loop.steps})
     resumed = loop.progressed.step
+    checkpoints = _Checkpoints(loop, staging)
+    progress.begin(f"training ({job.method_name}, {job.label})", loop.steps)
+    for _ in range(resumed):
+        progress.advance("done before")
     if job.stage.method.own_text:
-        on_policy.train(job, loop, live, progress)
+        on_policy.train(job, loop, live, progress, checkpoints.passed)
     else:
-        _steps(loop, staging, progress, resumed)
+        _steps(loop, progress, checkpoints)
+    progress.end()
     return resumed
 
 
@@ -98,32 +103,34 @@ def _seconds(work: Any) -> float:
     return time.perf_counter() - started
 
 
-def _steps(loop: Loop, staging: Staging, progress: Progress, resumed: int) -> None:
-    """Trains until the steps are done or nothing gets better, with a checkpoint every so many seconds."""
-    progress.begin(f"training ({loop.job.method_name}, {loop.job.label})", loop.steps)
-    for _ in range(resumed):
-        progress.advance("done before")
-    noted = loop.progressed.step, len(loop.progressed.held_out) if resumed else 0
-    saved = time.monotonic()
+def _steps(loop: Loop, progress: Progress, checkpoints: _Checkpoints) -> None:
+    """Trains until the steps are done or nothing gets better."""
     while not loop.finished:
         loss = loop.step()
-        step, kl = loop.progressed.step, loop.progressed.held_out[-1][1]
-        if step % loop.every == 0 or step == loop.steps:
-            kl = loop.measure()
+        kl = loop.measure_if_due()
         progress.advance(f"loss {loss:.4f}, held-out KL {kl:.4f}")
-        if time.monotonic() - saved >= CHECKPOINT_SECONDS or loop.finished:
-            noted = _checkpoint(loop, staging, noted)
-            saved = time.monotonic()
-    progress.end()
+        checkpoints.passed()
 
 
-def _checkpoint(loop: Loop, staging: Staging, noted: tuple[int, int]) -> tuple[int, int]:
-    """Journals what is new since `noted` steps and measurements, with the state to go on from."""
-    now = loop.progressed
-    key = f"step-{now.step:06d}"
-    news = {"losses": now.losses[noted[0] :], "held_out": now.held_out[noted[1] :], "step": now.step}
-    _commit(staging, key, news, state=staging.write_state(key, loop.state()))
-    return now.step, len(now.held_out)
+class _Checkpoints:
+    """What is journalled every so many seconds, and behind the last step."""
+
+    def __init__(self, loop: Loop, staging: Staging) -> None:
+        self._loop, self._staging = loop, staging
+        now = loop.progressed
+        self._noted = now.step, len(now.held_out) if now.step else 0
+        self._saved = time.monotonic()
+
+    def passed(self) -> None:
+        """A step was taken: journals what is new, with the state to go on from, if it is time to."""
+        loop, now = self._loop, self._loop.progressed
+        if time.monotonic() - self._saved < CHECKPOINT_SECONDS and not loop.finished:
+            return
+        key, (steps, measured) = f"step-{now.step:06d}", self._noted
+        news = {"losses": now.losses[steps:], "held_out": now.held_out[measured:], "step": now.step}
+        _commit(self._staging, key, news, state=self._staging.write_state(key, loop.state()))
+        self._noted = now.step, len(now.held_out)
+        self._saved = time.monotonic()
 
 
 def _progressed(entries: list[dict[str, Any]]) -> Progressed:

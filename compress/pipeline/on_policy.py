@@ -1,8 +1,9 @@
 """On-policy distillation: the student continues prompts by itself, and the teacher tells it how likely each token was.
 
 Generalised knowledge distillation (Agarwal et al., arXiv:2306.13649), done by trl's DistillationTrainer. Prompts are
-how the training windows begin. What surrounds it is as for every other loss: the held-out KL decides what is kept.
-A run that was killed begins its training anew, and ends in the same bytes.
+how the training windows begin. What surrounds it is as for every other loss: the held-out KL decides what is kept, and
+a checkpoint is weights, moments and a step. For that to be all, prompts and draws of a step follow from seed and step
+alone, and the trainer is given the steps that are missing.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 
 from compress.distillation.configs import OnPolicyConfig
 from compress.errors import UserError, WorkError
 from compress.models.checkpoint import Checkpoint
 from compress.models.skeleton import Skeleton
 from compress.pipeline.distill_job import DistillJob
-from compress.pipeline.distill_loop import BETAS, CLIP, Loop
+from compress.pipeline.distill_loop import CLIP, Loop
 from compress.pipeline.packed_student import Packed
 from compress.pipeline.work import Problem
 from compress.progress import Progress
@@ -42,35 +45,29 @@ def problems(method: OnPolicyConfig, student: Checkpoint, skeleton: Skeleton, te
     return found
 
 
-def train(job: DistillJob, loop: Loop, teacher: Any, progress: Progress) -> None:
-    """Takes all steps on the student of `loop`, whose float32 parameters are its masters; `teacher`: the live model.
+def train(job: DistillJob, loop: Loop, teacher: Any, progress: Progress, passed: Callable[[], None]) -> None:
+    """Takes the steps that `loop` lacks. teacher: the live model; passed: called behind every step.
 
     Raises:
         UserError: trl is missing, or too old.
         WorkError: the loss is not finite.
     """
     config, trainer = _trl()
+    if loop.finished:
+        return
     from datasets import Dataset
     from transformers import PrinterCallback, ProgressCallback
 
-    method = job.stage.method
+    method, done = job.stage.method, loop.progressed.step
     assert isinstance(method, OnPolicyConfig)
-    windows = job.calibration.tokens[job.stage.calibration.held_out :, : method.prompt_tokens]
-    prompts = job.tokenizer.batch_decode(windows, skip_special_tokens=True)
     logging.getLogger("trl").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="compress-trl-") as folder, torch.random.fork_rng(devices=[]):
         settings = config(
             output_dir=folder,
-            max_steps=loop.steps,
+            max_steps=loop.steps - done,
             per_device_train_batch_size=job.stage.batch_size,
-            learning_rate=loop.rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=max(1, min(20, loop.steps // 10)),
-            adam_beta1=BETAS[0],
-            adam_beta2=BETAS[1],
+            shuffle_dataset=False,
             max_grad_norm=CLIP,
-            weight_decay=0.0,
-            optim="adamw_torch",
             beta=method.beta,
             temperature=method.temperature,
             max_completion_length=method.max_tokens,
@@ -89,16 +86,22 @@ def train(job: DistillJob, loop: Loop, teacher: Any, progress: Progress) -> None
             model=loop.student.model,
             teacher_model=teacher,
             args=settings,
-            train_dataset=Dataset.from_dict({"prompt": prompts}),
+            train_dataset=Dataset.from_dict({"prompt": _prompts(job, loop, method.prompt_tokens)}),
             processing_class=job.tokenizer,
-            callbacks=[_following(loop, progress)],
+            callbacks=[_following(loop, progress, passed)],
+            optimizers=(loop.optimizer, LambdaLR(loop.optimizer, lambda step: loop.share(done + step))),
         )
         for printing in (PrinterCallback, ProgressCallback):
             made.remove_callback(printing)
-        progress.begin(f"training ({job.method_name}, {job.label})", loop.steps)
         with torch.enable_grad():
             made.train()
-        progress.end()
+
+
+def _prompts(job: DistillJob, loop: Loop, tokens: int) -> list[str]:
+    """The prompts of all steps that are missing, one step's behind the other's."""
+    texts = [job.tokenizer.batch_decode(chunk[:, :tokens], skip_special_tokens=True) for chunk in loop.training]
+    steps = range(loop.progressed.step, loop.steps)
+    return [text for step in steps for number in loop.batch(step) for text in texts[number]]
 
 
 def _trl() -> tuple[Any, Any]:
@@ -112,34 +115,36 @@ def _trl() -> tuple[Any, Any]:
     return DistillationConfig, DistillationTrainer
 
 
-def _following(loop: Loop, progress: Progress) -> Any:
-    """What keeps zeros, measures and notes while trl trains."""
+def _following(loop: Loop, progress: Progress, passed: Callable[[], None]) -> Any:
+    """What seeds every step, keeps zeros, measures and notes while trl trains."""
     from transformers import TrainerCallback
 
     student = loop.student
 
     class Following(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            torch.manual_seed((loop.job.recipe.seed * 1_000_003 + loop.progressed.step) % 2**63)
+
         def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
             with torch.no_grad():
-                for name, parameter in student.parameters.items():
-                    if (kept := student.kept.get(name)) is not None:
+                for name, kept in student.kept.items():
+                    if (parameter := student.parameters.get(name)) is not None:
                         parameter.mul_(kept)
-                    if parameter.data_ptr() != student.masters[name].data_ptr():
-                        student.masters[name].copy_(parameter)
-            loop.progressed.step = int(state.global_step)
-            if loop.progressed.step % loop.every == 0 or loop.progressed.step == loop.steps:
-                loop.measure()
-            progress.advance(f"held-out KL {loop.progressed.held_out[-1][1]:.4f}")
-            control.should_training_stop = control.should_training_stop or loop.finished
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
             if logs is None or "loss" not in logs:
                 return
-            if not math.isfinite(float(logs["loss"])):
+            loop.progressed.step += 1
+            loss = float(logs["loss"])
+            if not math.isfinite(loss):
                 raise WorkError(
-                    f"the loss is {logs['loss']} at step {state.global_step}: training diverged",
+                    f"the loss is {loss} at step {loop.progressed.step}: training diverged",
                     "use a smaller --learning-rate, or another --loss; nothing was published",
                 )
-            loop.progressed.losses.append(float(logs["loss"]))
+            loop.progressed.losses.append(loss)
+            kl = loop.measure_if_due()
+            progress.advance(f"loss {loss:.4f}, held-out KL {kl:.4f}")
+            passed()
+            control.should_training_stop = control.should_training_stop or loop.finished
 
     return Following()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,6 @@ from safetensors.torch import load_file, save_file
 
 from compress import pipeline
 from compress.artifact import durable
-from compress.artifact.journal import Journal
-from compress.artifact.output import staging_path
 from compress.artifact.reader import Artifact
 from compress.artifact.verify import verify
 from compress.errors import CompressError, IntegrityError, UserError, WorkError
@@ -30,6 +26,7 @@ from compress.recipe import Recipe, load_recipe, parse_recipe
 from compress.recipe_distill import DistillSettings, build_distill_recipe
 from compress.recipe_prune import PruneSettings, build_prune_recipe
 from tests.pipeline import harness
+from tests.pipeline.killed import killed_midway
 
 FAMILIES = (
     *(("llama", 0), ("llama", 4), ("qwen3", 4), ("gemma2", 0), ("gpt2", 4), ("opt", 0), ("phi3", 4), ("gpt_neox", 0)),
@@ -211,38 +208,14 @@ def test_a_run_that_stops_anywhere_resumes_to_the_same_bytes(
         assert result.resumed_blocks + result.computed_blocks == 6
 
 
-KILLED = """
-import sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from compress import pipeline
-from compress.pipeline import distill_stage
-from compress.recipe import load_recipe
-distill_stage.CHECKPOINT_SECONDS = 0.0
-pipeline.run(load_recipe(sys.argv[1]), output=sys.argv[2])
-"""
-
-
 def test_killed_in_the_middle_it_resumes_to_the_same_bytes(pair: tuple[Path, Path], text: Path, tmp_path: Path) -> None:
     teacher, student = pair
     wanted = recipe(teacher, text, steps=30, full=True, student=str(student))
     wanted = wanted.model_copy(update={"stages": [wanted.stages[0].model_copy(update={"patience": 30})]})
-    (tmp_path / "recipe.yaml").write_text(wanted.to_yaml())
-    output = tmp_path / "out"
-    journal = staging_path(output.resolve()) / "journal.jsonl"
-    child = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "recipe.yaml"), str(output)])
-    try:
-        while child.poll() is None and not (journal.exists() and len(Journal(journal).entries) > 3):
-            time.sleep(0.02)
-    finally:
-        child.kill()
-        assert child.wait() == -9, "it was to be killed while it worked"
-    short = recipe(teacher, text, steps=30, full=True, student=str(student))
-    short = short.model_copy(update={"stages": [short.stages[0].model_copy(update={"patience": 30})]})
-    resumed = pipeline.run(short, output=output)
+    killed_midway(wanted, tmp_path / "out")
+    resumed = pipeline.run(wanted, output=tmp_path / "out")
     assert resumed.resumed_blocks >= 3
-    whole = pipeline.run(short, output=tmp_path / "whole")
+    whole = pipeline.run(wanted, output=tmp_path / "whole")
     assert resumed.artifact.artifact_id == whole.artifact.artifact_id
     assert resumed.artifact.training() == whole.artifact.training()
 

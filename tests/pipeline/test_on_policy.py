@@ -11,11 +11,14 @@ import pytest
 import torch
 
 from compress import pipeline
-from compress.errors import UserError
+from compress.artifact import durable
+from compress.errors import UserError, WorkError
+from compress.pipeline import distill_stage
 from compress.recipe import Recipe, parse_recipe
 from compress.recipe_distill import DistillSettings, build_distill_recipe
 from compress.recipe_prune import PruneSettings, build_prune_recipe
 from tests.pipeline import harness
+from tests.pipeline.killed import killed_midway
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +59,68 @@ def test_a_sparse_student_learns_on_its_own_words_and_keeps_its_zeros(
     if "lora_rank" in settings:
         again = pipeline.run(wanted, model=student.path, output=tmp_path / "again").artifact
         assert again.artifact_id == made.artifact_id
+
+
+@pytest.mark.parametrize("settings", [{"full": True}, {"lora_rank": 4}])
+def test_a_run_that_stops_anywhere_resumes_to_the_same_bytes(
+    settings: dict[str, Any], pair: tuple[Path, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("trl")
+    wanted = recipe(pair[0], text, **settings)
+    whole = pipeline.run(wanted, model=pair[1], output=tmp_path / "whole").artifact
+    learned = whole.training()
+    assert learned is not None
+    assert learned["losses"][2:] != learned["losses"][:2], "every step has prompts and draws of its own"
+    monkeypatch.setattr(distill_stage, "CHECKPOINT_SECONDS", 0.0)
+    for label in ("before write step-000003.safetensors", "before write weights.safetensors"):
+        monkeypatch.setattr(durable, "step", harness.failing_at(label))
+        with pytest.raises(WorkError, match="the disk is full"):
+            pipeline.run(wanted, model=pair[1], output=tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(durable, "step", lambda label: None)
+    result = pipeline.run(wanted, model=pair[1], output=tmp_path / "out")
+    assert (result.resumed_blocks, result.computed_blocks) == (4, 0)
+    assert result.artifact.artifact_id == whole.artifact_id
+    assert result.artifact.training() == learned
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_it_resumes_to_the_same_bytes(pair: tuple[Path, Path], text: Path, tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    data = recipe(pair[0], text, full=True, steps=20).model_dump()
+    data["stages"][0]["patience"] = 20
+    wanted = parse_recipe({"stages": data["stages"], "model": str(pair[1])})
+    killed_midway(wanted, tmp_path / "out")
+    resumed = pipeline.run(wanted, output=tmp_path / "out")
+    assert 3 <= resumed.resumed_blocks < 20
+    whole = pipeline.run(wanted, output=tmp_path / "whole")
+    assert resumed.artifact.artifact_id == whole.artifact.artifact_id
+    assert resumed.artifact.training() == whole.artifact.training()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_before(
+    pair: tuple[Path, Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = pytest.importorskip("trl").DistillationTrainer
+    monkeypatch.setattr(distill_stage, "CHECKPOINT_SECONDS", 0.0)
+    right = trainer.compute_loss
+    calls: list[int] = []
+
+    def broken(self: Any, *given: Any, **named: Any) -> torch.Tensor:
+        calls.append(1)
+        return right(self, *given, **named) * (torch.nan if len(calls) > 2 else 1.0)
+
+    wanted = recipe(pair[0], text, full=True)
+    monkeypatch.setattr(trainer, "compute_loss", broken)
+    with pytest.raises(WorkError, match="nan at step 3") as caught:
+        pipeline.run(wanted, model=pair[1], output=tmp_path / "out")
+    assert "--learning-rate" in caught.value.hint
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(trainer, "compute_loss", right)
+    resumed = pipeline.run(wanted, model=pair[1], output=tmp_path / "out")
+    assert resumed.resumed_blocks == 2
+    whole = pipeline.run(wanted, model=pair[1], output=tmp_path / "whole").artifact
+    assert resumed.artifact.artifact_id == whole.artifact_id
 
 
 def test_without_trl_it_is_refused_with_a_hint(
