@@ -11,11 +11,12 @@ JOBS ?= 2
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow gpu-check check format wheel wheel-smoke clean
+.PHONY: help install quickstart test test-slow sanitize gpu-check check format wheel wheel-smoke clean
 
 help:
 	@echo "make quickstart   install, then quantise, run, score and gate the packaged model"
 	@echo "make test         the test suite; test-slow and gpu-check are the rest of it"
+	@echo "make sanitize     the native module's tests under AddressSanitizer and UBSan (GCC)"
 	@echo "make check        ruff, mypy and the CI files' schemas; format rewrites what ruff can"
 	@echo "make wheel        build dist/*.whl; wheel-smoke installs it elsewhere and tries it"
 	@echo "make clean        remove what the others made, the virtual environment included"
@@ -42,6 +43,9 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	HYPOTHESIS_PROFILE=default $(PYTEST) -m slow
+
+sanitize: $(INSTALLED)
+	$(PY) scripts/sanitize.py --build build/sanitize
 
 # On a machine with a CUDA device: parity of every kernel on it, then benchmarks. Elsewhere it fails and says so.
 gpu-check: $(INSTALLED)
