@@ -1,8 +1,9 @@
 """Linears repacked for the native products: made once at load, multiplied many times.
 
 A product takes float32 inputs as they are (exact: every weight has the value that its format defines), or rounds them
-to 8 bits first, one scale per token and block of up to 128 inputs. An output does not depend on how many other tokens
-there are, nor on the number of threads, in any bit.
+to 8 bits first, one scale per token and block of up to 128 inputs. Where the scheme itself rounds inputs to 8 bits, one
+scale per token, either way does that, and the exact one goes on in float32. An output does not depend on how many other
+tokens there are, nor on the number of threads, in any bit.
 """
 
 from __future__ import annotations
@@ -13,14 +14,18 @@ import torch
 from torch import Tensor
 
 from compress.kernels.dispatch import native
-from compress.types import IntScheme
+from compress.types import InputScheme, IntScheme
 
 CHUNK = 32
 """Every group size but a whole row's is a multiple of it."""
+INPUTS = InputScheme("int", "token")
+"""The one way of rounding inputs that a format may ask for and the native product follows."""
 
 
 def obstacle(scheme: IntScheme, columns: int) -> str | None:
     """Why the native product does not take weights of this scheme with so many inputs; None if it does."""
+    if scheme.inputs not in (None, INPUTS):
+        return f"{scheme.name} rounds what enters it in a way of its own"
     if scheme.group_size in (None, columns) or (scheme.group_size or 0) % CHUNK == 0:
         return None
     return f"groups of {scheme.group_size} inputs are no multiple of {CHUNK}"
@@ -38,12 +43,20 @@ def pack_codes(
     """A weight (out, columns) from its packed words, as `formats.int_packed.pack_bits` makes them.
 
     words int32 (out, ceil(columns * bits / 32)); scale (out, groups) float32, float16 or bfloat16; zero_point int8
-    (out, groups) or None; bias (out). Codes of 5 to 7 bits take 8.
+    (out, groups) or None; bias (out). Codes of 5 to 7 bits take 8. A scheme that rounds inputs rounds them to INPUTS.
     """
     group = columns if scheme.group_size is None else scheme.group_size
     zero = None if zero_point is None else zero_point.contiguous()
     return native().pack_codes(
-        words.contiguous(), scale.contiguous(), zero, columns, group, scheme.bits, _bias(bias), _threads(threads)
+        words.contiguous(),
+        scale.contiguous(),
+        zero,
+        columns,
+        group,
+        scheme.bits,
+        _bias(bias),
+        _threads(threads),
+        rounds_inputs=scheme.inputs is not None,
     )
 
 

@@ -141,7 +141,7 @@ class NativeModel:
             LayerUse(
                 name=name,
                 aliases=(EMBEDDING,) if name == HEAD and self.shape.tied else (),
-                kernel=f"{kernel} {_weights(parts[0].bits)} x {self._inputs(parts[0].bits)}",
+                kernel=f"{kernel} {_weights(parts[0].bits)} x {self._inputs(parts[0])}",
                 weights=sum(part.rows * part.columns for part in parts)
                 + (sum(part.rows for part in parts) if f"{name}.bias" in self._checkpoint.index else 0),
                 held_bytes=(held := sum(part.nbytes for part in parts)),
@@ -150,8 +150,10 @@ class NativeModel:
             for name, parts in sorted(self.linears.items(), key=lambda item: item[0] == HEAD)
         ]
 
-    def _inputs(self, bits: int) -> str:
-        return "int8" if self.eight_bit and bits <= 8 else "float32"
+    def _inputs(self, linear: Any) -> str:
+        if self.eight_bit and linear.bits <= 8:
+            return "int8"
+        return "float32 of int8" if linear.rounds_inputs else "float32"
 
     def _add_layer(self, i: int, rotation: int) -> None:
         names = self.shape.layer(i)
@@ -216,7 +218,7 @@ class NativeModel:
     def _codes(self, name: str, size: tuple[int, int], scheme: IntScheme) -> tuple[Tensor, Tensor, Tensor | None]:
         """(words (out, ...) int32, scales (out, groups), zero points (out, groups) int8 or None) of a stored weight."""
         read, (out, columns) = self._checkpoint.read, size
-        if self.shape.format.layout is not None:
+        if self.shape.format.layout is not None or scheme.inputs is not None:
             found = self.shape.format.unpack(stored_parts(self._checkpoint, name, self.shape.format), scheme)
             return pack_bits(found.codes, scheme.bits), found.scale, found.zero_point
         if read(f"{name}.weight_shape").tolist() != [out, columns]:

@@ -14,7 +14,7 @@ import torch
 from compress.errors import CompressError
 from compress.formats import kv_cache
 from compress.formats.registry import FORMATS, Format
-from compress.kernels.packed_linear import obstacle
+from compress.kernels.packed_linear import INPUTS, obstacle
 from compress.models.checkpoint import Checkpoint
 from compress.models.families import ExpertNames
 from compress.runtime import native_reader
@@ -199,6 +199,7 @@ def shape_of(checkpoint: Checkpoint, config: Any) -> Shape:
     )
     if shape.head_dim % 2 or shape.heads % shape.kv_heads:
         raise Unsupported(f"it has {heads} heads of {shape.head_dim} over {shape.kv_heads}")
+    _check_inputs(shape)
     _check_tensors(checkpoint, shape)
     return shape
 
@@ -228,11 +229,25 @@ def _packed_linears(checkpoint: Checkpoint) -> tuple[Format, dict[str, IntScheme
 
 
 def _packed(scheme: Scheme) -> IntScheme:
-    if isinstance(scheme, IntScheme) and scheme.inputs is None:
+    if isinstance(scheme, IntScheme) and scheme.inputs in (None, INPUTS):
         return scheme
     if scheme.inputs is None:
         raise Unsupported(f"{scheme.name} is no layout of packed integers")
-    raise Unsupported(f"{scheme.name} rounds what enters its linears, which the engine leaves as it is")
+    raise Unsupported(f"{scheme.name} rounds what enters its linears in a way that the engine does not")
+
+
+def _check_inputs(shape: Shape) -> None:
+    """Linears that read the same inputs, which the engine rounds once for all of them, round them alike."""
+    if EMBEDDING in shape.schemes and shape.schemes[EMBEDDING].inputs is not None:
+        raise Unsupported("its embedding rounds inputs, and has none")
+    for i in range(shape.layers):
+        names = shape.layer(i)
+        inward = tuple(part for gate, up, _ in names.experts for part in (gate, up))
+        outward = tuple(down for _, _, down in names.experts)
+        for parts in (names.attention[:3], inward, outward):
+            schemes = [shape.schemes.get(part.linear) for part in parts]
+            if len({scheme is not None and scheme.inputs is not None for scheme in schemes}) > 1:
+                raise Unsupported(f"{parts[0].linear} and others that read the same inputs do not round them alike")
 
 
 def _check_tensors(checkpoint: Checkpoint, shape: Shape) -> None:
@@ -259,6 +274,10 @@ def _check_tensors(checkpoint: Checkpoint, shape: Shape) -> None:
             expected |= {f"{name}.{part}": (size, (dtype,)) for part, (size, dtype) in stored.items()}
             continue
         groups = scheme.groups(width)
+        if scheme.inputs is not None:  # a byte each, whatever their bits
+            expected[f"{name}.weight"] = ((out, width), (torch.int8,))
+            expected[f"{name}.weight_scale"] = ((out, groups), _DENSE)
+            continue
         expected[f"{name}.weight_packed"] = ((out, -(-width * scheme.bits // 32)), (torch.int32,))
         expected[f"{name}.weight_scale"] = ((out, groups), _DENSE)
         expected[f"{name}.weight_shape"] = ((2,), (torch.int64,))

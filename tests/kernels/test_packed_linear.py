@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from compress.formats.inputs import round_inputs
 from compress.formats.int_packed import pack_bits
 from compress.kernels import packed_linear
 from compress.kernels.cpu import _native
@@ -46,6 +47,22 @@ def inputs(tokens: int, columns: int) -> Tensor:
 
 def error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.square().mean().sqrt())
+
+
+@pytest.mark.parametrize("group", SHAPES)
+def test_inputs_that_the_format_rounds(group: int | None, isa: str) -> None:
+    """Rounded as `formats.inputs` rounds them; integer products differ by nothing but float32's rounding."""
+    rows, columns = SHAPES[group]
+    weight = quantized(rows, columns, IntScheme(8, group, inputs=packed_linear.INPUTS), torch.float32)
+    linear = packed(weight)
+    for tokens in TOKENS:
+        x = inputs(tokens, columns)
+        x[1:2] = 0
+        expected = round_inputs(x, packed_linear.INPUTS).double() @ weight.dequantize().double().T
+        for eight_bit in (False, True):
+            assert error(packed_linear.multiply(linear, x, eight_bit, threads=1), expected) < EXACT
+    x[0, 3] = torch.inf
+    assert not packed_linear.multiply(linear, x, threads=1)[0].isfinite().any()
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

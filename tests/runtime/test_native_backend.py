@@ -250,7 +250,8 @@ def test_groups_that_no_kernel_takes_stay_with_transformers(tiny: Callable[..., 
     assert loading.load(packed, device="cpu").name == "transformers"
 
 
-@pytest.mark.parametrize("name", [name for name in FIXED_SCHEMES if name != "W2A8"])  # which ternary alone makes
+# W2A8 is what ternary alone makes; W8A8 the engine computes.
+@pytest.mark.parametrize("name", [name for name in FIXED_SCHEMES if name not in ("W2A8", "W8A8")])
 def test_schemes_of_other_codes_or_rounded_inputs_stay_with_transformers(
     name: str, tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -268,12 +269,33 @@ def test_schemes_of_other_codes_or_rounded_inputs_stay_with_transformers(
             loading.load(path, device="cpu", kernel=kernel)
 
 
-def test_one_linear_that_rounds_its_inputs_is_enough(tiny: Callable[..., Path], tmp_path: Path) -> None:
-    both = IntScheme(8, None, inputs=InputScheme("int", "token"))
+W8A8 = IntScheme(8, None, inputs=InputScheme("int", "token"))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3_moe", "phi3"])
+@pytest.mark.parametrize("where", ["", "down_proj"])
+def test_inputs_are_rounded_as_the_format_says(
+    model_type: str, where: str, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    packed, dense = write_packed(tiny(model_type), tmp_path, lambda spec: W8A8 if where in spec.name else None)
+    tokens = tiny_tokens(2, 20)
+    expected, weights_alone = (transformers_backend.load(path, device="cpu").score(tokens) for path in (packed, dense))
+    exact, eight_bit = (native(packed, kernel) for kernel in ("cpu", "cpu-int8"))
+    noise = divergence(weights_alone, expected)
+    assert noise > 1e-9
+    assert divergence(exact.score(tokens), expected) < 1e-2 * noise
+    assert divergence(eight_bit.score(tokens), expected) < noise
+    kernels = {use.kernel for use in eight_bit.layers() if use.name.endswith("down_proj")}
+    assert all(kernel.endswith("int8 x int8") for kernel in kernels)
+
+
+def test_linears_of_one_input_that_round_it_differently_stay_with_transformers(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
     packed, dense = write_packed(
-        tiny("llama"), tmp_path, lambda spec: both if spec.name.endswith("1.mlp.down_proj") else IntScheme(4, 32)
+        tiny("llama"), tmp_path, lambda spec: W8A8 if spec.name.endswith("1.mlp.up_proj") else IntScheme(4, 32)
     )
-    assert loading.decide(Checkpoint.open(packed), "cpu").reason.startswith("W8A8 rounds")
+    assert "do not round them alike" in loading.decide(Checkpoint.open(packed), "cpu").reason
     tokens = tiny_tokens(2, 20)
     found, weights_alone = (loading.load(path, device="cpu").score(tokens) for path in (packed, dense))
     assert torch.equal(found, transformers_backend.load(packed, device="cpu").score(tokens))

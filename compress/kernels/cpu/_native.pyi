@@ -100,18 +100,30 @@ def causal_attention(q: Any, k: Any, v: Any, out: Any, scale: float, threads: in
     """As `reference.causal_attention`; out (batch, tokens, heads, dim), written. All float32 or all bfloat16."""
 
 class PackedLinear:
-    """A weight repacked for products (csrc/linear.h). `bits`: of a stored weight; `nbytes`: what a product reads."""
+    """A weight repacked for products (csrc/linear.h). `bits`: of a stored weight; `nbytes`: what a product reads.
+
+    `rounds_inputs`: to 8 bits, one scale a token, as its format has it.
+    """
 
     rows: int
     columns: int
     bits: int
     nbytes: int
+    rounds_inputs: bool
 
     def multiply(self, x: Any, out: Any, eight_bit: bool, threads: int) -> None:
         """out (tokens, rows) = x (tokens, columns) times the weight, transposed, plus its bias. All float32."""
 
 def pack_codes(
-    packed: Any, scale: Any, zero_point: Any, columns: int, group_size: int, bits: int, bias: Any, threads: int
+    packed: Any,
+    scale: Any,
+    zero_point: Any,
+    columns: int,
+    group_size: int,
+    bits: int,
+    bias: Any,
+    threads: int,
+    rounds_inputs: bool = False,
 ) -> PackedLinear:
     """As `kernels.packed_linear.pack_codes`; group_size a multiple of 32 that divides `columns`, or `columns`."""
 

@@ -104,7 +104,7 @@ private:
     void mix_experts(Work&, const DecoderLayer&);
     void add_branch(Work&, const std::vector<float>& norm);
     template <typename Prepare>
-    void multiply(Work&, const float* x, int64_t columns, int64_t rows, const std::vector<Product>&, Prepare prepare,
+    void multiply(Work&, float* x, int64_t columns, int64_t rows, const std::vector<Product>&, Prepare prepare,
                   int64_t block = 0);
 
     const Embedding embedding_;

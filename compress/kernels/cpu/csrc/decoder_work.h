@@ -36,13 +36,16 @@ struct Decoder::Work {
 };
 
 // x (rows, columns), rows `width` apart, times several weights. `prepare(row)` fills a row of x beforehand. block: the
-// inputs that share a scale in 8 bits where that does not follow from the products alone.
+// inputs that share a scale in 8 bits where that does not follow from the products alone. Where the weights' format
+// rounds inputs, it is that of all of them, and x holds the rounded values afterwards.
 template <typename Prepare>
-void Decoder::multiply(Work& w, const float* x, int64_t columns, int64_t rows, const std::vector<Product>& products,
+void Decoder::multiply(Work& w, float* x, int64_t columns, int64_t rows, const std::vector<Product>& products,
                        Prepare prepare, int64_t block) {
     const int threads = w.step.threads;
     Quantized quantized = w.quantized;
     bool eight_bit = false;
+    const bool rounds = !products.empty() && products.front().linear->rounds_inputs;
+    quantized.by_token = rounds;
     quantized.block = block;
     quantized.width = 0;
     for (const Product& p : products) {
@@ -57,6 +60,7 @@ void Decoder::multiply(Work& w, const float* x, int64_t columns, int64_t rows, c
     }
     for_tokens(rows, threads, [&](int64_t row) {
         prepare(row);
+        if (rounds && !eight_bit) w.kernels.round_inputs(x + row * w.width, columns);
         if (eight_bit) w.kernels.quantize_inputs(x + row * w.width, columns, row, quantized);
     });
 

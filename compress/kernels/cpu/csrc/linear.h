@@ -33,6 +33,7 @@ struct Linear {
     const void* scales;    // [bundle][group][strip of the bundle][16]
     const uint8_t* zeros;  // likewise, or null
     const float* bias;     // (rows) or null
+    bool rounds_inputs;    // its format rounds inputs to 8 bits, one scale a token, before the product
 
     int64_t strips() const { return (rows + kStripRows - 1) / kStripRows; }
     int64_t strip_bytes() const { return padded * kStripRows * bits / 8; }
@@ -54,11 +55,13 @@ struct Linear {
 };
 
 // Inputs in 8 bits: x = q * scale, one scale per token and block of columns; zero beyond the columns.
+// by_token: blocks of a token have one scale, which a format defines: the largest |x| over half of the 255 steps.
 struct Quantized {
     int8_t* q;      // (tokens, width)
     float* scale;   // (tokens, width / block)
     int32_t* sum;   // (tokens, width / block): sums of q
     int64_t width, block, blocks;  // width and block are multiples of kChunk; blocks = width / block
+    bool by_token;
 };
 
 struct ProductArgs {

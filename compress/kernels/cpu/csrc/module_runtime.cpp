@@ -48,14 +48,15 @@ void set_bias(PackedLinear& linear, const std::optional<Input>& bias) {
 }
 
 Weight pack_codes(const Input& packed, const Input& scale, const std::optional<Input>& zero_point, int64_t columns,
-                  int64_t group_size, int bits, const std::optional<Input>& bias, int threads) {
+                  int64_t group_size, int bits, const std::optional<Input>& bias, int threads,
+                  bool rounds_inputs) {
     const auto [rows, words] = extents(packed, "packed");
     if (bits < 2 || bits > 8) bad_value("bits", "from 2 to 8");
     if (columns < 1 || columns > words * 32 || words != (columns * bits + 31) / 32)
         bad_value("packed", "of as many words as " + std::to_string(columns) + " codes take");
     check_group(group_size, columns);
     PackedLinear::Source source{input<int32_t>(packed, "packed", {rows, words}), nullptr, type_of(scale), nullptr,
-                                rows, columns, group_size, bits};
+                                rows, columns, group_size, bits, rounds_inputs};
     const int64_t groups = columns / group_size;
     source.scale = memory_of(scale, "scale", {rows, groups});
     if (zero_point) {
@@ -104,8 +105,14 @@ void multiply(const PackedLinear& linear, const Input& x, const Output& out, boo
     std::vector<float> scales(eight_bit ? tokens * blocks : 0);
     std::vector<int32_t> sums(eight_bit ? tokens * blocks : 0);
     if (eight_bit) {
-        args.quantized = {q.data(), scales.data(), sums.data(), w.padded, block, blocks};
+        args.quantized = {q.data(), scales.data(), sums.data(), w.padded, block, blocks, w.rounds_inputs};
         for (int64_t t = 0; t < tokens; ++t) kernels.quantize_inputs(args.x + t * columns, columns, t, args.quantized);
+    }
+    std::vector<float> rounded;
+    if (w.rounds_inputs && !eight_bit) {
+        rounded.assign(args.x, args.x + tokens * columns);
+        for (int64_t t = 0; t < tokens; ++t) kernels.round_inputs(rounded.data() + t * columns, columns);
+        args.x = rounded.data();
     }
     const int64_t scratch = kernels.product_scratch(tokens) + 16;
     const Buffer memory(scratch * threads * int64_t(sizeof(float)));
@@ -270,12 +277,13 @@ void bind_runtime(nb::module_& m) {
         .def_prop_ro("rows", [](const PackedLinear& self) { return self.view.rows; })
         .def_prop_ro("columns", [](const PackedLinear& self) { return self.view.columns; })
         .def_prop_ro("bits", [](const PackedLinear& self) { return self.view.bits; })
+        .def_prop_ro("rounds_inputs", [](const PackedLinear& self) { return self.view.rounds_inputs; })
         .def_prop_ro("nbytes", [](const PackedLinear& self) { return self.bytes(); })
         .def("multiply", &multiply, nb::arg("x").noconvert(), nb::arg("out").noconvert(), nb::arg("eight_bit"),
              nb::arg("threads"));
     m.def("pack_codes", &pack_codes, nb::arg("packed").noconvert(), nb::arg("scale").noconvert(),
           nb::arg("zero_point").noconvert().none(), nb::arg("columns"), nb::arg("group_size"), nb::arg("bits"),
-          nb::arg("bias").noconvert().none(), nb::arg("threads"));
+          nb::arg("bias").noconvert().none(), nb::arg("threads"), nb::arg("rounds_inputs") = false);
     m.def("pack_dense", &pack_dense, nb::arg("weight").noconvert(), nb::arg("group_size"),
           nb::arg("bias").noconvert().none(), nb::arg("threads"));
     nb::class_<BoundDecoder>(m, "Decoder")

@@ -153,7 +153,7 @@ void PackedLinear::allocate(int64_t rows, int64_t columns, int64_t group, int bi
 PackedLinear::PackedLinear(const Source& source, int threads) {
     const int bits = source.bits > 4 ? 8 : source.bits;
     allocate(source.rows, source.columns, source.group, bits, source.scale_type, source.zero_point != nullptr);
-    view.zero = 1 << (source.bits - 1);
+    view.zero = 1 << (source.bits - 1), view.rounds_inputs = source.rounds_inputs;
     const int64_t width = size_of(source.scale_type);
     Pool::shared().run(view.strips(), threads, [&](int64_t strip, int) {
         const int64_t end = std::min(source.rows, (strip + 1) * kStripRows);

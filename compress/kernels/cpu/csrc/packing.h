@@ -39,6 +39,7 @@ public:
         const int8_t* zero_point;
         int64_t rows, columns, group;
         int bits;
+        bool rounds_inputs;
     };
     PackedLinear(const Source&, int threads);
 
