@@ -68,7 +68,7 @@ def choose(operation: str, device: torch.device | str) -> Choice:
         return Choice("reference", f"no {kind} kernel: plain torch, one candidate at a time")
     if operation == "packed_linear":
         if (reason := triton_obstacle(device)) is not None:
-            return Choice("reference", f"{reason}: transformers runs the model on decoded weights")
+            return Choice("reference", f"no {kind} kernel, {reason}: transformers runs the model on decoded weights")
         return Choice("triton", "packed weights in Triton kernels, inside transformers")
     if operation == "decoder_step":
         return Choice("reference", f"no {kind} kernel: transformers runs the model, linear by linear")

@@ -220,7 +220,8 @@ class NativeModel:
         read, (out, columns) = self._checkpoint.read, size
         if self.shape.format.layout is not None or scheme.inputs is not None:
             found = self.shape.format.unpack(stored_parts(self._checkpoint, name, self.shape.format), scheme)
-            return pack_bits(found.codes, scheme.bits), found.scale, found.zero_point
+            scale = found.scale if scheme.inputs is None else found.scale.float()  # as kernels for integers apply it
+            return pack_bits(found.codes, scheme.bits), scale, found.zero_point
         if read(f"{name}.weight_shape").tolist() != [out, columns]:
             raise IntegrityError(
                 f"{name}.weight_shape is not {(out, columns)}", "run `compress verify` on the artifact"

