@@ -99,18 +99,22 @@ def plan(checkpoint: Checkpoint, to: str, progress: Progress) -> Conversion:
     for linear, scheme in before.items():
         quantized, input_scale = _read(checkpoint, source, linear, scheme)
         out, width = shapes[linear] = (quantized.codes.shape[0], quantized.codes.shape[1])
-        found = refusal(target.name, scheme) or target.shape_refusal(scheme, out, width)
+        found = refusal(target.name, scheme, source.name) or target.shape_refusal(scheme, out, width)
         found = found or _scale_refusal(quantized, input_scale, target, dtype) or target.value_refusal(quantized)
         if found is not None:
-            raise UserError(f"{linear}: {found.reason}", f"{found.hint}, or --to dense")
+            raise UserError(f"{linear}: {found.reason}", _or_dense(found))
         centred &= quantized.zero_point is None or not bool(quantized.zero_point.any())
         progress.advance(linear)
     progress.end()
     after = {name: _symmetric(scheme) if centred else scheme for name, scheme in before.items()}
     ignored = source.ignored(quantization, [*_dense_linears(checkpoint, before), *HEADS])
     if (found := target.config_refusal(after, ignored) or _unloaded(target, after)) is not None:
-        raise UserError(found.reason, f"{found.hint}, or --to dense")
+        raise UserError(found.reason, _or_dense(found))
     return Conversion(checkpoint, source, target, before, after, shapes, ignored, dtype)
+
+
+def _or_dense(found: Refusal) -> str:
+    return f"{found.hint}, or --to dense" if found.hint else "use --to dense"
 
 
 def _read(checkpoint: Checkpoint, format: Format, linear: str, scheme: Scheme) -> tuple[QuantizedTensor, Tensor | None]:

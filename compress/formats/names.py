@@ -26,9 +26,16 @@ class Refusal:
     hint: str
 
 
-def refusal(name: FormatName, scheme: Scheme) -> Refusal | None:
-    """Why the format cannot carry this scheme, whatever the shapes; None if it can."""
-    return _REFUSALS[name](scheme)
+def refusal(name: FormatName, scheme: Scheme, instead_of: FormatName | None = None) -> Refusal | None:
+    """Why the format cannot carry this scheme, whatever the shapes; None if it can.
+
+    instead_of: a format that the weights are in already, which the hint then does not name.
+    """
+    reason = _REFUSALS[name](scheme)
+    if reason is None:
+        return None
+    others = [other for other in FORMATS if other != instead_of and _REFUSALS[other](scheme) is None]
+    return Refusal(reason, f"use {' or '.join(others)}" if others else "")
 
 
 def usual(scheme: Scheme) -> FormatName:
@@ -38,57 +45,41 @@ def usual(scheme: Scheme) -> FormatName:
     return "bitnet" if scheme == ternary_scheme() else "compressed-tensors"
 
 
-def _compressed_tensors(scheme: Scheme) -> Refusal | None:
-    if isinstance(scheme, NormalFloatScheme):
-        return Refusal(f"compressed-tensors has no layout for {scheme.name}", "use bitsandbytes, or leave `format` out")
-    if scheme == ternary_scheme():
-        return Refusal(f"compressed-tensors has no layout for {scheme.name}", "use bitnet, or W2A16")
+def _compressed_tensors(scheme: Scheme) -> str | None:
+    if isinstance(scheme, NormalFloatScheme) or scheme == ternary_scheme():
+        return f"compressed-tensors has no layout for {scheme.name}"
     return None
 
 
-def _bitnet(scheme: Scheme) -> Refusal | None:
-    if scheme == ternary_scheme():
-        return None
-    return Refusal(f"bitnet is written for W2A8, not for {scheme.name}", "use --method ternary --scheme W2A8")
+def _bitnet(scheme: Scheme) -> str | None:
+    return None if scheme == ternary_scheme() else f"bitnet is written for W2A8, not for {scheme.name}"
 
 
-def _bitsandbytes(scheme: Scheme) -> Refusal | None:
-    if isinstance(scheme, NormalFloatScheme):
-        return None
-    return Refusal(f"bitsandbytes is written for NF4, not for {scheme.name}", "leave `format` out")
+def _bitsandbytes(scheme: Scheme) -> str | None:
+    return None if isinstance(scheme, NormalFloatScheme) else f"bitsandbytes is written for NF4, not for {scheme.name}"
 
 
-def _awq(scheme: Scheme) -> Refusal | None:
+def _awq(scheme: Scheme) -> str | None:
     if not isinstance(scheme, IntScheme) or scheme.inputs is not None:
-        return _weights_alone("awq", scheme)
-    if scheme.bits != 4:
-        return Refusal(f"awq holds 4-bit codes, and {scheme.name} has {scheme.bits}", "use gptq or compressed-tensors")
-    return None
+        return f"awq holds integer weights alone, and not {scheme.name}"
+    return None if scheme.bits == 4 else f"awq holds 4-bit codes, and {scheme.name} has {scheme.bits}"
 
 
-def _gptq_v2(scheme: Scheme) -> Refusal | None:
+def _gptq_v2(scheme: Scheme) -> str | None:
     if not isinstance(scheme, IntScheme) or scheme.inputs is not None:
-        return _weights_alone("gptq", scheme)
-    if scheme.bits not in GPTQ_BITS:
-        bits = ", ".join(map(str, GPTQ_BITS))
-        return Refusal(
-            f"gptq holds codes of {bits} bits, and {scheme.name} has {scheme.bits}", "use compressed-tensors"
-        )
-    return None
+        return f"gptq holds integer weights alone, and not {scheme.name}"
+    if scheme.bits in GPTQ_BITS:
+        return None
+    return f"gptq holds codes of {', '.join(map(str, GPTQ_BITS))} bits, and {scheme.name} has {scheme.bits}"
 
 
-def _modelopt(scheme: Scheme) -> Refusal | None:
+def _modelopt(scheme: Scheme) -> str | None:
     if isinstance(scheme, Fp8Scheme) or (isinstance(scheme, BlockFloatScheme) and scheme.scale_type == "e4m3"):
         return None
-    said = f"modelopt is written for FP8 and NVFP4 schemes, not for {scheme.name}"
-    return Refusal(said, "use compressed-tensors, awq or gptq")
+    return f"modelopt is written for FP8 and NVFP4 schemes, not for {scheme.name}"
 
 
-def _weights_alone(name: str, scheme: Scheme) -> Refusal:
-    return Refusal(f"{name} holds integer weights alone, and not {scheme.name}", "use compressed-tensors or modelopt")
-
-
-_REFUSALS: dict[FormatName, Callable[[Scheme], Refusal | None]] = {
+_REFUSALS: dict[FormatName, Callable[[Scheme], str | None]] = {
     "compressed-tensors": _compressed_tensors,
     "awq": _awq,
     "gptq": _gptq_v2,

@@ -80,6 +80,10 @@ CASES = [
     ("compressed-tensors", IntScheme(3, 128), "llamacpp", "does not load", ["packed-bits", "gguf"]),
     ("compressed-tensors", IntScheme(4, None), "llamacpp", "does not load", ["packed-channel", "gguf"]),
     ("gptq", IntScheme(4, 128), "tgi", "loads", []),
+    ("compressed-tensors", IntScheme(4, 128), "tgi", "loads with warnings", ["pinned"]),
+    ("compressed-tensors", IntScheme(8, None), "tgi", "loads with warnings", ["pinned"]),
+    ("compressed-tensors", IntScheme(3, 16), "tgi", "does not load", ["packed-bits", "packed-group", "pinned"]),
+    ("compressed-tensors", IntScheme(4, 64, False), "tgi", "does not load", ["packed-asymmetric", "pinned"]),
 ]
 
 
@@ -152,6 +156,12 @@ def test_an_architecture_that_no_rule_names_is_not_called_loading(tmp_path: Path
         ("NF4", "bitsandbytes", "transformers", "loads with warnings", ["bitsandbytes-package"]),
         ("NF4", "bitsandbytes", "trtllm", "does not load", ["bitsandbytes"]),
         ("NF4", "bitsandbytes", "tgi", "not known", ["uncovered-weights"]),
+        ("W8A8", "compressed-tensors", "tgi", "loads with warnings", ["pinned"]),
+        ("W8A8_STATIC", "compressed-tensors", "tgi", "loads with warnings", ["pinned", "int8-static"]),
+        ("FP8_DYNAMIC", "compressed-tensors", "tgi", "loads with warnings", ["pinned"]),
+        ("FP8_BLOCK", "compressed-tensors", "tgi", "does not load", ["fp8-tiles", "pinned"]),
+        ("NVFP4", "compressed-tensors", "tgi", "does not load", ["fp4", "pinned"]),
+        ("MXFP8", "compressed-tensors", "tgi", "does not load", ["fp4", "pinned"]),
     ],
 )
 def test_floats(scheme: str, format: str, engine: str, answer: str, rules: list[str], tmp_path: Path) -> None:
@@ -159,7 +169,7 @@ def test_floats(scheme: str, format: str, engine: str, answer: str, rules: list[
     weight = torch.randn(128, 256)
     rounded = (
         ternary.transform(weight, named, torch.bfloat16)
-        if isinstance(named, IntScheme)
+        if scheme == "W2A8"
         else rtn.transform(weight, named, RtnConfig(scale_search=False), torch.bfloat16)
     )
     found = diagnose(written(tmp_path / "model", format, rounded), engine)

@@ -155,6 +155,22 @@ def test_what_would_be_rounded_is_refused_before_anything_is_written(
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["artifact", "source"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "to", "hint"),
+    [
+        ({"scheme": "W8A8"}, "awq", "use --to dense"),
+        ({"scheme": "FP8_DYNAMIC"}, "gptq", "use modelopt, or --to dense"),
+        ({"bits": 3, "group_size": 32}, "awq", "use gptq or gptq-v2, or --to dense"),
+    ],
+)
+def test_a_refusal_names_only_formats_that_carry_it(
+    settings: dict[str, Any], to: str, hint: str, made: Made, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as refused:
+        export_packed(made(**settings).path, tmp_path / "out", to)
+    assert refused.value.hint == hint
+
+
 def test_only_what_is_quantised_is_packed(tmp_path: Path, made: Made) -> None:
     source = tiny_model("llama", tmp_path / "model", dtype=torch.bfloat16)
     with pytest.raises(UserError, match="not an artifact"):
