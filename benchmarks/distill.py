@@ -1,10 +1,11 @@
 """Distillation against its alternatives: what a width cut, its repair, adapters, all weights, plain fine-tuning and the
 same shape from scratch leave of the KL to the parent, at the same steps, tokens and text.
 
-    python -m benchmarks.distill --shared ../shared --steps 200 --json benchmarks/results/distill.json
+    python -m benchmarks.distill --shared ../shared --steps 400 --json benchmarks/results/distill-400.json
 
 Makes what is missing under `--work` and scores everything on the same held-out windows, which are of other books than
-the training text. Minutes are processor time of the whole command, because machines are shared. Prints Markdown.
+the training text. Minutes are processor time of the whole command, because machines are shared. Prints Markdown: means
+with 95% intervals, and what distillation of all weights leaves over what each other way leaves, paired.
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ import resource
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks import cases
+from benchmarks.intervals import Estimate, mean_per_token, ratio
 from benchmarks.scoring import BlockSums, score
 from benchmarks.workspace import Workspace
 
 KEEP = 0.75
 SCRATCH_RATE = 1.5e-3
+GENTLE_RATE = 1e-4
+DISTILLED = "repaired, distilled, all weights"
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,17 @@ WAYS = (
     Way("repaired, plain cross-entropy, all weights", "repaired", {"method": "ce", "lora_rank": 0}),
     Way("the same shape from scratch, distilled", "scratch", {"lora_rank": 0, "learning_rate": SCRATCH_RATE}),
     Way("repaired, distilled, LoRA of rank 16", "repaired", {}),
-    Way("repaired, distilled, all weights", "repaired", {"lora_rank": 0}),
+    Way(DISTILLED, "repaired", {"lora_rank": 0}),
+    Way(
+        "repaired, plain cross-entropy, a tenth of the learning rate",
+        "repaired",
+        {"method": "ce", "lora_rank": 0, "learning_rate": GENTLE_RATE},
+    ),
+    Way(
+        "the same shape from scratch, plain cross-entropy",
+        "scratch",
+        {"method": "ce", "lora_rank": 0, "learning_rate": SCRATCH_RATE},
+    ),
 )
 
 
@@ -95,12 +109,25 @@ def _made(way: Way, parent: Path, work: Path, steps: int) -> tuple[Path, dict[st
     return folder / "artifact", json.loads(notes.read_text())
 
 
+def _kl(sums: BlockSums) -> Estimate:
+    return mean_per_token(sums.kl, sums.tokens)
+
+
+def _ratios(sums: dict[str, BlockSums]) -> dict[str, Estimate]:
+    """What distillation of all weights leaves over what each other way leaves, by the other's name."""
+    if DISTILLED not in sums:
+        return {}
+    others = [way.name for way in WAYS if way.name in sums and way.name != DISTILLED]
+    return {name: ratio(sums[DISTILLED].kl, sums[name].kl) for name in others}
+
+
 def _table(sums: dict[str, BlockSums], took: dict[str, dict[str, float]]) -> str:
     lines = [
-        "| | KL to the parent | perplexity | tokens learned from | processor minutes | held-out KL |",
-        "|---|---|---|---|---|---|",
+        "| | KL to the parent | distilled / this | perplexity | tokens learned | processor minutes | held-out KL |",
+        "|---|---|---|---|---|---|---|",
     ]
-    lines.append(f"| the parent | 0 | {sums['base'].perplexity:.2f} | | | |")
+    lines.append(f"| the parent | 0 | | {sums['base'].perplexity:.2f} | | | |")
+    ratios = _ratios(sums)
     for way in WAYS:
         if way.name not in sums:
             continue
@@ -109,8 +136,16 @@ def _table(sums: dict[str, BlockSums], took: dict[str, dict[str, float]]) -> str
         if cost:
             held = ", ".join(f"{cost[f'held_out_kl_{when}']:.4f}" for when in ("start", "kept", "last"))
             effort = f"{cost['tokens']:,.0f} | {cost['processor_minutes']:.1f} | {held}"
-        lines.append(f"| {way.name} | {each.mean_kl:.4f} | {each.perplexity:.2f} | {effort} |")
+        against = ratios[way.name].text(3) if way.name in ratios else ""
+        lines.append(f"| {way.name} | {_kl(each).text(4)} | {against} | {each.perplexity:.2f} | {effort} |")
     return "\n".join(lines)
+
+
+def _record(sums: dict[str, BlockSums]) -> dict[str, object]:
+    """The scores and ratios, as they are kept."""
+    scores = {name: {"kl": asdict(_kl(each)), "perplexity": each.perplexity} for name, each in sums.items()}
+    ratios = {name: asdict(each) for name, each in _ratios(sums).items()}
+    return {"scores": scores, "distilled_over_other": ratios}
 
 
 def main() -> None:
@@ -139,9 +174,8 @@ def main() -> None:
     took = {name: cost for name, (_, cost) in made.items()}
     print(_table(sums, took))
     if arguments.json is not None:
-        scores = {name: {"kl": each.mean_kl, "perplexity": each.perplexity} for name, each in sums.items()}
-        record = {"model": arguments.model, "steps": arguments.steps, "tokens": arguments.eval_tokens, "scores": scores}
-        arguments.json.write_text(json.dumps({**record, "took": took}, indent=1) + "\n")
+        record = {"model": arguments.model, "steps": arguments.steps, "tokens": arguments.eval_tokens}
+        arguments.json.write_text(json.dumps({**record, **_record(sums), "took": took}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

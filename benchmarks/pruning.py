@@ -33,7 +33,7 @@ class Variant:
 
     @property
     def folder(self) -> str:
-        return f"{self.name}-{self.amount.replace(':', 'of')}".replace(" ", "-")
+        return f"{self.name}-{self.amount.replace(':', 'of')}".replace(" ", "-").replace("/", "of")
 
 
 def _masks() -> list[Variant]:
@@ -141,13 +141,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     amounts = sorted({variant.amount for variant in VARIANTS})
     parser.add_argument("--amount", action="append", choices=amounts, help="leave out all others; repeatable")
+    every = sorted({variant.name for variant in VARIANTS})
+    parser.add_argument("--variant", action="append", choices=every, help="leave out all others; repeatable")
     parser.add_argument("--eval-tokens", type=int, default=cases.EVAL_TOKENS)
     parser.add_argument("--json", type=Path, help="write the numbers here")
     arguments = parser.parse_args()
     workspace = Workspace(arguments.work, arguments.shared, arguments.peer_python, threads=1)
+    wanted = [each for each in VARIANTS if not arguments.amount or each.amount in arguments.amount]
+    wanted = [each for each in wanted if not arguments.variant or each.name in arguments.variant]
     candidates: dict[str, Path] = {}
     names: list[tuple[Variant, str, str | None]] = []
-    for variant in (each for each in VARIANTS if not arguments.amount or each.amount in arguments.amount):
+    for variant in wanted:
         ours, peer = f"ours {variant.folder}", None
         candidates[ours] = _ours(workspace, arguments.model, variant, arguments.seed)
         if variant.peer is not None and arguments.peer_python is not None:
