@@ -50,6 +50,18 @@ class EdgeRule:
 
 
 @dataclass(frozen=True, slots=True)
+class Branch:
+    """A linear whose output is added to the residual stream as it stands where `norm` reads it; `when` as EdgeRule's.
+
+    Both are module paths in the block. Where a norm stands behind the linear, its output is not what is added.
+    """
+
+    norm: str
+    writer: str
+    when: Callable[[Any], bool] = _always
+
+
+@dataclass(frozen=True, slots=True)
 class ExpertNames:
     """Where a block keeps its experts and what one expert's three linears are called on disk."""
 
@@ -70,6 +82,7 @@ class Family:
     offset_norms: bool = False
     routers: tuple[str, ...] = ()
     experts: ExpertNames | None = None
+    branches: tuple[Branch, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
     """(part of a transformers name, what checkpoints may have in its place)"""
 
@@ -109,6 +122,10 @@ def _norm_first(config: Any) -> bool:
     return bool(config.do_layer_norm_before)
 
 
+def _one_after_the_other(config: Any) -> bool:
+    return not config.use_parallel_residual
+
+
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
 
@@ -121,6 +138,11 @@ _DENSE = (*_ATTENTION, EdgeRule("post_attention_layernorm", _GATE_UP), _GATED_DO
 _GEMMA = (*_ATTENTION, EdgeRule("pre_feedforward_layernorm", _GATE_UP), _GATED_DOWN)
 _DENSE_FUSIONS = (_QKV, _GATE_UP)
 
+_BRANCHES = (
+    Branch("input_layernorm", "self_attn.o_proj"),
+    Branch("post_attention_layernorm", "mlp.down_proj"),
+)
+
 _EXPERT_GATE_UP = ("mlp.experts.*.gate_proj", "mlp.experts.*.up_proj")
 _SHARED_GATE_UP = ("mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj")
 _MOE = (
@@ -131,10 +153,10 @@ _MOE = (
 )
 
 FAMILIES: tuple[Family, ...] = (
-    Family("llama", _DENSE, _DENSE_FUSIONS),
-    Family("mistral", _DENSE, _DENSE_FUSIONS),
-    Family("qwen2", _DENSE, _DENSE_FUSIONS),
-    Family("qwen3", _DENSE, _DENSE_FUSIONS),
+    Family("llama", _DENSE, _DENSE_FUSIONS, branches=_BRANCHES),
+    Family("mistral", _DENSE, _DENSE_FUSIONS, branches=_BRANCHES),
+    Family("qwen2", _DENSE, _DENSE_FUSIONS, branches=_BRANCHES),
+    Family("qwen3", _DENSE, _DENSE_FUSIONS, branches=_BRANCHES),
     Family("gemma2", _GEMMA, _DENSE_FUSIONS, offset_norms=True),
     Family("gemma3_text", _GEMMA, _DENSE_FUSIONS, offset_norms=True),
     Family(
@@ -145,6 +167,7 @@ FAMILIES: tuple[Family, ...] = (
             EdgeRule("post_attention_layernorm", ("mlp.gate_up_proj",)),
             EdgeRule("mlp.gate_up_proj", ("mlp.down_proj",), "linear", rows=_up_rows),
         ),
+        branches=_BRANCHES,
     ),
     Family(
         "gpt2",
@@ -155,6 +178,7 @@ FAMILIES: tuple[Family, ...] = (
             EdgeRule("mlp.c_fc", ("mlp.c_proj",), "linear", when=_relu),
         ),
         blocks="transformer.h",
+        branches=(Branch("ln_1", "attn.c_proj"), Branch("ln_2", "mlp.c_proj")),
     ),
     Family(
         "opt",
@@ -166,6 +190,10 @@ FAMILIES: tuple[Family, ...] = (
         ),
         (_QKV,),
         blocks="model.decoder.layers",
+        branches=(
+            Branch("self_attn_layer_norm", "self_attn.out_proj", when=_norm_first),
+            Branch("final_layer_norm", "fc2", when=_norm_first),
+        ),
     ),
     Family(
         "gpt_neox",
@@ -175,6 +203,10 @@ FAMILIES: tuple[Family, ...] = (
             EdgeRule("mlp.dense_h_to_4h", ("mlp.dense_4h_to_h",), "linear", when=_relu),
         ),
         blocks="gpt_neox.layers",
+        branches=(
+            Branch("input_layernorm", "attention.dense"),
+            Branch("post_attention_layernorm", "mlp.dense_4h_to_h", when=_one_after_the_other),
+        ),
         renames=(("lm_head.", "embed_out."),),
     ),
     Family(
@@ -187,6 +219,7 @@ FAMILIES: tuple[Family, ...] = (
         (_QKV, ("mlp.experts.*.w1", "mlp.experts.*.w3")),
         routers=("mlp.gate",),
         experts=ExpertNames(gate="w1", up="w3", down="w2"),
+        branches=_BRANCHES,
         renames=((".mlp.", ".block_sparse_moe."),),
     ),
     Family(
@@ -195,6 +228,7 @@ FAMILIES: tuple[Family, ...] = (
         (*_DENSE_FUSIONS, _EXPERT_GATE_UP),
         routers=("mlp.gate",),
         experts=ExpertNames(),
+        branches=_BRANCHES,
     ),
     Family(
         "deepseek_v3",
@@ -207,5 +241,6 @@ FAMILIES: tuple[Family, ...] = (
         (_GATE_UP, _EXPERT_GATE_UP, _SHARED_GATE_UP),
         routers=("mlp.gate",),
         experts=ExpertNames(),
+        branches=_BRANCHES,
     ),
 )

@@ -59,6 +59,13 @@ def fusion_groups(block: nn.Module, family: Family) -> list[tuple[str, ...]]:
     return groups
 
 
+def branches(block: nn.Module, family: Family, config: Any) -> dict[str, str]:
+    """Linears that add to the residual stream -> the norms that read it there, by module path in the block."""
+    modules = weighted(block)
+    found = {branch.writer: branch.norm for branch in family.branches if branch.when(config)}
+    return {writer: norm for writer, norm in found.items() if writer in modules and norm in modules}
+
+
 def _edge(
     rule: EdgeRule,
     producer: str,

@@ -124,6 +124,11 @@ class Skeleton:
             for edge in graph.edges(self._blocks[block], self.family, self._model.config)
         ]
 
+    def branches(self, block: int) -> dict[str, str]:
+        """Linears of this block that add to the residual stream -> the norms that read it where they add; by name."""
+        found = graph.branches(self._blocks[block], self.family, self._model.config)
+        return {self._disk(block, writer): self._disk(block, norm) for writer, norm in found.items()}
+
     def fusion_groups(self, block: int) -> list[tuple[str, ...]]:
         """Linears of this block that engines load as one matrix and that must share a scheme, by checkpoint name."""
         groups = graph.fusion_groups(self._blocks[block], self.family)

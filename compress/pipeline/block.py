@@ -16,6 +16,7 @@ from compress.pipeline.job import Job
 from compress.pipeline.linears import QuantizedLinear
 from compress.pipeline.routing import ENTRY, Routing
 from compress.pipeline.source import read_weight
+from compress.pipeline.stream import Stream
 
 
 @dataclass
@@ -67,11 +68,16 @@ class Workers:
     count: int
 
 
-def stages(forward: StagedForward | None, routing: Routing | None = None) -> Generator[Stage, None, None]:
-    """Its stages; none of no forward. Close it to end the forward early. `routing` is settled where it pauses."""
+def stages(
+    forward: StagedForward | None, routing: Routing | None = None, stream: Stream | None = None
+) -> Generator[Stage, None, None]:
+    """Its stages at linears; none of no forward. Close it to end the forward early.
+
+    `routing` is settled, and `stream` keeps what it needs, where they pause.
+    """
     for stage in forward or ():
         if stage.name == ENTRY:
             assert routing is not None
             routing.settle(stage.inputs)
-        else:
+        elif stream is None or not stream.keeps(stage):
             yield stage

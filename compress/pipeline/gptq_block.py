@@ -30,7 +30,8 @@ from compress.pipeline.linears import (
 from compress.pipeline.ranges import shared_ranges
 from compress.pipeline.rounded_inputs import RoundedInputs
 from compress.pipeline.routing import Routing
-from compress.pipeline.twin import Pair, pairs, twin_of
+from compress.pipeline.stream import missed
+from compress.pipeline.twin import Pair, pairs, streams_of, twin_of
 from compress.pipeline.zeros import held
 from compress.pruning import magnitude
 from compress.quantization import gptq, gptq_floats
@@ -58,31 +59,37 @@ def through_block(
     rounding = RoundedInputs(job, live)
     cached = KvRanges(job, opened)
     routing = Routing.of(job.stage.calibration, opened.module)
-    watched = {**routing.watched, **{name: live[name] for name in by_name}}
+    streams = streams_of(job, entering, block)
+    watched = {**routing.watched, **({} if streams is None else streams[0].watched(live))}
+    watched |= {name: live[name] for name in by_name}
     forward = StagedForward(entering.runs(job.skeleton, opened.module), watched, workers.count)
-    twin = twin_of(job, entering, specs, block, workers)
+    twin = twin_of(job, entering, specs, block, workers, streams)
     shared: gptq.Preconditioner | None = None
     report: Future[QuantizedLinear] | None = None
-    with closing(pairs(forward, twin, entering, specs, opened.input_scales, routing)) as reached:
+    with closing(pairs(forward, twin, entering, specs, opened.input_scales, routing, streams)) as reached:
         for pair in reached:
             stage, spec = pair.stage, by_name.pop(pair.stage.name)
             reading = workers.pool.submit(opened.weight, job, spec)
             rounding.calibrate(spec, stage.inputs)
             sampling = workers.pool.submit(_samples_of_both, rounding, pair)
             fresh = shared is None or not stage.same_input
-            stats = None
-            if fresh:
+            stats, before = None, pair.before
+            lost: Tensor | None = None
+            if fresh or before[1]:
                 multiplied = rounding.rounded_chunks(spec.name, stage.inputs, workers.pool)
-                stats = collect(multiplied, pair.originals, workers.pool)
+                if fresh:
+                    stats = collect(multiplied, pair.originals, workers.pool)
+                if before[1]:
+                    lost = missed(*before, {place: multiplied[place] for place in before[1]}, workers.pool)
             if twin is not None and pair.counterpart is not None:
                 twin.resume(pair.counterpart)  # runs beside the factorisation, which does not keep all workers busy
             if stats is not None:
                 shared = gptq.Preconditioner(stats, method, workers.pool)
             assert shared is not None
             weight = reading.result()
-            pruned = pruned_before(method, weight, shared, workers.pool)
+            pruned = pruned_before(method, weight, shared, workers.pool, lost)
             top = highest.get(spec.name)
-            quantized = _quantized(job, method, spec, weight, pruned, shared, top, workers.pool)
+            quantized = _quantized(job, method, spec, weight, pruned, shared, lost, top, workers.pool)
             put(live[spec.name], quantized)
             forward.resume(stage)
             if report is not None:  # one at a time, because each holds a whole weight
@@ -111,25 +118,29 @@ def _quantized(
     weight: Tensor,
     pruned: Pruned | None,
     shared: gptq.Preconditioner,
+    lost: Tensor | None,
     highest: float | None,
     pool: Executor,
 ) -> QuantizedTensor:
+    """lost: as `Correction.corrected` takes it."""
     dtype, scheme = job.scale_dtype(spec), job.schemes[spec.name]
     if shared.factored is None:
         stays = weight if pruned is None else weight.masked_fill(pruned.zeros, 0.0)
         return round_searched(job, spec, stays, pool, highest)
     assert not isinstance(scheme, Fp8Scheme | NormalFloatScheme)  # recipes refuse it
-    shared.prepare(spec.out_features, scheme.groups(spec.in_features), pool)
+    shared.prepare(scheme.groups(spec.in_features), pool)
+    target = weight if pruned is None else pruned.target
+    if pruned is None or not pruned.corrected:
+        target = shared.corrected(target, pool, lost)
     if isinstance(scheme, BlockFloatScheme):
         tall = gptq_floats.ROWS_PER_TILE
-        found = in_tiles(weight, lambda rows: gptq_floats.transform(rows, shared, scheme, method, highest), pool, tall)
+        found = in_tiles(target, lambda rows: gptq_floats.transform(rows, shared, scheme, method, highest), pool, tall)
         return found if pruned is None else held(spec.name, found, pruned.zeros)[0]
     if pruned is None:
-        return in_tiles(weight, lambda rows: gptq.transform(rows, shared, scheme, method, dtype), pool)
-    correct = not pruned.corrected
+        return in_tiles(target, lambda rows: gptq.transform(rows, shared, scheme, method, dtype), pool)
     tiles = pool.map(
-        lambda rows, zeros: gptq.transform(rows, shared, scheme, method, dtype, zeros, correct),
-        pruned.target.split(ROWS_PER_TILE), pruned.zeros.split(ROWS_PER_TILE),
+        lambda rows, zeros: gptq.transform(rows, shared, scheme, method, dtype, zeros),
+        target.split(ROWS_PER_TILE), pruned.zeros.split(ROWS_PER_TILE),
     )  # fmt: skip
     return join(list(tiles))
 

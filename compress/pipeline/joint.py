@@ -35,8 +35,13 @@ class Pruned:
     corrected: bool
 
 
-def pruned_before(method: GptqConfig, weight: Tensor, shared: Preconditioner, pool: Executor) -> Pruned | None:
-    """The zeros that weight (out, in) has, with those that the method is asked to make; None where there are none."""
+def pruned_before(
+    method: GptqConfig, weight: Tensor, shared: Preconditioner, pool: Executor, missed: Tensor | None = None
+) -> Pruned | None:
+    """The zeros that weight (out, in) has, with those that the method is asked to make; None where there are none.
+
+    missed: as `Preconditioner.corrected` takes it.
+    """
     sparsity, before = method.to_sparsity(), zero_mask(weight)
     if sparsity is None:
         return None if before is None else Pruned(weight, before, corrected=False)
@@ -49,7 +54,7 @@ def pruned_before(method: GptqConfig, weight: Tensor, shared: Preconditioner, po
         zeros = magnitude.mask(weight, sparsity)
     else:
         if shared.correction is not None:
-            target, corrected = shared.correction.corrected(weight), True
+            target, corrected = shared.corrected(weight, pool, missed), True
         found = sparsegpt.prune(target, *ordered, sparsity, pool)
         target = sparsegpt.refit(target, found, shared.hessian, REFIT_STEPS, pool)
         zeros = found == 0

@@ -175,7 +175,7 @@ def _table_memory(job: Job, per_weight: int) -> int:
 
 def _peak_memory(job: Job) -> int:
     """An upper estimate: the largest single tensor or block, activations between blocks, one linear's statistics."""
-    per_weight = 4 * 4 + 8 + 1  # float32 weight and temporaries, int64 words, codes
+    per_weight = 4 * 5 + 8 + 1  # float32 weight and temporaries, int64 words, codes
     one_linear = max(largest_linear(job) * per_weight, _table_memory(job, per_weight))
     if not job.needs_blocks:
         return one_linear + max(info.nbytes for info in job.checkpoint.index.values())

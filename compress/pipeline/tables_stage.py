@@ -161,7 +161,8 @@ def _rounded(
 ) -> QuantizedTensor:
     scheme, dtype = job.integers(spec), job.scale_dtype(spec)
     if isinstance(settings, GptqConfig) and shared is not None and shared.factored is not None:
-        shared.prepare(spec.out_features, scheme.groups(spec.in_features), workers.pool)
+        shared.prepare(scheme.groups(spec.in_features), workers.pool)
+        weight = shared.corrected(weight, workers.pool)
         return in_tiles(weight, lambda rows: gptq.transform(rows, shared, scheme, settings, dtype), workers.pool)
     plain = settings if isinstance(settings, RtnConfig) else RtnConfig(scale_search=True)
     return in_tiles(weight, lambda rows: rtn.transform(rows, scheme, plain, dtype), workers.pool)

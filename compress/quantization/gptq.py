@@ -2,7 +2,9 @@
 
 1. Correction. Earlier layers are already quantised, so the inputs x differ from the x' of the original model. The
    float weight that best reproduces W x' from x is W* = W + W D H^-1 with D = mean (x' - x) x^T; the asymmetric
-   calibration of GPTAQ (arXiv:2504.02692) in closed form, from a part of the tokens. GPTQ then quantises W*.
+   calibration of GPTAQ (arXiv:2504.02692) in closed form, from a part of the tokens. A linear whose output is added
+   to the residual stream also makes up for what the stream r has lost of the original's r': W* = W + (W D + M) H^-1
+   with M = mean (r' - r) x^T. GPTQ then quantises W*.
 2. Static groups with activation order: scales are fixed on the stored column order, columns are visited by falling
    Hessian diagonal, so nothing but codes and scales is stored.
 3. Scales minimise the error that remains after the other columns compensate: a group's error counts by the inverse
@@ -68,11 +70,23 @@ class Preconditioner:
         self._blocks: dict[int, Tensor] = {}
         self.correction: Correction | None = None if correction is None else correction.result()
 
-    def prepare(self, rows: int, groups: int, pool: Executor) -> None:
-        """Does once what tiles of a weight of so many rows and groups would else do each for themselves."""
+    def prepare(self, groups: int, pool: Executor) -> None:
+        """Does once what tiles of a weight of so many groups would else do each for themselves."""
         self.inverse_blocks(groups, pool)
-        if self.correction is not None and rows >= self.hessian.shape[0]:
-            self.correction.expand(pool)
+
+    def corrected(self, weight: Tensor, pool: Executor, missed: Tensor | None = None) -> Tensor:
+        """What is to be quantised in place of a whole weight (out, in) float32: that itself, or as corrected.
+
+        missed: M (out, in), where the output is added to the residual stream.
+        """
+        correction = self.correction
+        if correction is None:
+            return weight
+        if weight.shape[0] >= weight.shape[1]:
+            correction.expand(pool)
+        rows = weight.split(ROWS_PER_TASK)
+        lost = [None] * len(rows) if missed is None else missed.split(ROWS_PER_TASK)
+        return torch.cat(list(pool.map(correction.corrected, rows, lost)))
 
     def inverse_blocks(self, groups: int, pool: Executor | None = None) -> Tensor:
         """Inverse of each group's diagonal block of H^-1, in stored column order: (groups, size, size)."""
@@ -92,11 +106,11 @@ class Correction:
     """W -> W + W D H^-1, in one of two orders: rows through D and then the factor of H, or through D H^-1 at once.
 
     The second costs a product for the matrix and saves one on every row, so it wins from as many rows as inputs on.
-    `difference` is D times the share of the drift that is corrected.
+    `difference` is D times `share`, how much of the drift is corrected.
     """
 
-    def __init__(self, difference: Tensor, factored: Cholesky) -> None:
-        self._difference, self._factored = difference, factored
+    def __init__(self, difference: Tensor, factored: Cholesky, share: float = 1.0) -> None:
+        self._difference, self._factored, self._share = difference, factored, share
         self._product: Tensor | None = None
 
     def expand(self, pool: Executor) -> None:
@@ -105,11 +119,16 @@ class Correction:
             parts = pool.map(self._factored.divide, self._difference.split(ROWS_PER_TASK))
             self._product = torch.cat(list(parts))
 
-    def corrected(self, weight: Tensor) -> Tensor:
-        """The rows (n, in) float32 with which quantised inputs give what the originals gave."""
+    def corrected(self, weight: Tensor, missed: Tensor | None = None) -> Tensor:
+        """The rows (n, in) float32 with which quantised inputs give what the originals gave.
+
+        missed: M (n, in), mean of what these rows' outputs are to make up for besides, times the input.
+        """
         if self._product is not None:
-            return torch.addmm(weight, weight, self._product)
-        return weight + self._factored.divide(weight @ self._difference)
+            found = torch.addmm(weight, weight, self._product)
+            return found if missed is None else found + self._factored.divide(self._share * missed)
+        wanted = weight @ self._difference
+        return weight + self._factored.divide(wanted if missed is None else wanted.add_(missed, alpha=self._share))
 
 
 def transform(
@@ -119,17 +138,14 @@ def transform(
     config: GptqConfig,
     scale_dtype: torch.dtype,
     pruned: Tensor | None = None,
-    correct: bool = True,
 ) -> QuantizedTensor:
-    """Quantises rows (out, in) float32 of a weight whose input statistics are in `shared`, which must be factored.
+    """Quantises rows (out, in) float32 of a weight, as `Preconditioner.corrected` gives it; `shared` must be factored.
 
     Rows do not depend on each other, so a weight may be handed over in tiles. What is `pruned` (out, in) bool becomes
-    exactly zero, and the other weights make up for it. `correct`: False where `weight` has been corrected already.
+    exactly zero, and the other weights make up for it.
     """
     assert shared.factored is not None
     factored, order = shared.factored, shared.order
-    if shared.correction is not None and correct:
-        weight = shared.correction.corrected(weight)
     groups = scheme.groups(weight.shape[1])
     stays = weight if pruned is None else weight.masked_fill(pruned, 0.0)
     if config.scale_search:
@@ -231,7 +247,7 @@ def _correction(drift: Drift, config: Feedback) -> Correction | None:
     if factored is None:
         return None
     share = config.correction * drift.tokens / (drift.tokens + SHRINKAGE * drift.hessian.shape[0])
-    return Correction(share * drift.difference, factored)
+    return Correction(share * drift.difference, factored, share)
 
 
 def _permuted(matrix: Tensor, order: Tensor) -> Tensor:

@@ -22,14 +22,12 @@ ROWS_PER_TILE = 512
 def transform(
     weight: Tensor, shared: Preconditioner, scheme: BlockFloatScheme, config: GptqConfig, highest: float | None
 ) -> QuantizedTensor:
-    """Quantises rows (out, in) float32 of a weight whose input statistics are in `shared`, which must be factored.
+    """Quantises rows (out, in) float32 of a weight, as `Preconditioner.corrected` gives it; `shared` must be factored.
 
     highest: the largest magnitude of the whole matrix, and of those that engines load with it, where one number
     covers it all.
     """
     assert shared.factored is not None
-    if shared.correction is not None:
-        weight = shared.correction.corrected(weight)
     divided = divisor(highest or 0.0, scheme)
     if config.scale_search:
         importance = shared.inverse_blocks(scheme.groups(weight.shape[1]))

@@ -213,7 +213,7 @@ class _Rounding:
         dtype, method = self._skeleton.checkpoint.index[spec.weight].dtype, self._method
         if method is None or shared is None or shared.factored is None:
             return in_tiles(weight, lambda rows: quantize(rows, search_grid(rows, option, dtype)), self._workers.pool)
-        shared.prepare(spec.out_features, option.groups(spec.in_features), self._workers.pool)
+        shared.prepare(option.groups(spec.in_features), self._workers.pool)
         return in_tiles(weight, lambda rows: gptq.transform(rows, shared, option, method, dtype), self._workers.pool)
 
 

@@ -75,7 +75,7 @@ def _rounded(
     dtype = skeleton.checkpoint.index[spec.weight].dtype
     if method is None or shared is None or shared.factored is None:
         return in_tiles(weight, lambda rows: quantize(rows, search_grid(rows, option, dtype)), workers.pool)
-    shared.prepare(spec.out_features, option.groups(spec.in_features), workers.pool)
+    shared.prepare(option.groups(spec.in_features), workers.pool)
     return in_tiles(weight, lambda rows: gptq.transform(rows, shared, option, method, dtype), workers.pool)
 
 
