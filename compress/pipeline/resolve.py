@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from compress import content
 from compress.artifact.verify import verify
 from compress.calibration.mix import Part, packaged, parse_mix, spell
+from compress.distillation import processes
 from compress.distillation.configs import OnPolicyConfig
 from compress.errors import IntegrityError, UserError
 from compress.models.checkpoint import Checkpoint
@@ -63,9 +64,11 @@ def resolve(
     """Opens the source and lays out the work.
 
     Raises:
-        UserError: no such model, an unsupported or already quantised one, an unusable device.
+        UserError: no such model, an unsupported or already quantised one, an unusable device; or several of this
+            program were started at once.
         IntegrityError: damaged weights, also those of an artifact whose hashes do not match.
     """
+    processes.refuse_launched()
     if device not in ("auto", "cpu"):
         raise UserError(
             f"the block loop runs on the CPU; --device {device} cannot be used here", "use --device auto or cpu"

@@ -12,7 +12,7 @@ import torch
 from compress import pipeline
 from compress.artifact import durable
 from compress.cli import main
-from compress.distillation.processes import shared_by, wanted
+from compress.distillation.processes import refuse_launched, shared_by, wanted
 from compress.errors import UserError, WorkError
 from compress.pipeline import distill_stage, team
 from compress.recipe import Recipe
@@ -96,3 +96,18 @@ def test_what_cannot_be_shared_is_refused_before_any_work(
     assert main(words) == 2
     assert "shared by 4 processes at most" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["distill", "quantize"])
+def test_a_launcher_of_several_is_refused_and_told_what_shares_a_training(
+    command: str, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["--student", str(student), "--steps", "2"] if command == "distill" else [str(student), "--bits", "4"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([command, *model, "--output", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "started compress 2 times at once" in said
+    assert "--processes 2" in said
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    refuse_launched()
