@@ -39,7 +39,7 @@ def supported_family(checkpoint: Checkpoint) -> Family:
         method = named.get("quant_method") or named.get("reader") or quantization
         made_by = "an artifact that compress quantised" if checkpoint.is_artifact else "already quantised"
         raise UserError(
-            f"{checkpoint.path} is {made_by} ({method}); quantising it again would only add error",
+            f"{checkpoint.path} is {made_by} ({method}): codes are neither quantised again nor pruned",
             "start from the full-precision model that it was made from",
         )
     if found := [key for key in _MULTIMODAL if key in config]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from compress.artifact.canonical import sha256_json
 from compress.artifact.reader import Artifact
 from compress.errors import UserError
-from compress.formats import registry
+from compress.formats import bitmask, registry
 from compress.formats.compressed_tensors import is_for_own_reader
 from compress.formats.registry import Format
 from compress.models.checkpoint import Checkpoint
@@ -120,8 +120,8 @@ def opened(checkpoint: Checkpoint) -> Checkpoint:
         IntegrityError: a linear that the config does not describe.
     """
     quantization = checkpoint.config.get("quantization_config")
-    if not isinstance(quantization, dict):
-        return checkpoint
+    if not isinstance(quantization, dict) or quantization.get("format") == bitmask.FORMAT:
+        return checkpoint  # packed zeros are no codes: whoever reads its blocks names the dense copy to start from
     format: Format | None = None
     schemes: dict[str, Scheme] = {}
     if (known := registry.format_of(quantization)) is not None and known.name == "compressed-tensors":

@@ -14,6 +14,7 @@ from compress import pipeline
 from compress.artifact.verify import verify
 from compress.errors import UserError
 from compress.exporters.dense import export_dense
+from compress.recipe_distill import DistillSettings, build_distill_recipe
 from compress.recipe_prune import PruneSettings, build_prune_recipe
 from compress.runtime.loading import load
 from tests.pipeline import harness
@@ -61,6 +62,10 @@ def test_packed_zeros_are_no_source_and_cuts_have_none(tiny: Callable[..., Path]
     packed = pruned(tiny("llama"), tmp_path / "packed", format="sparse-bitmask")
     with pytest.raises(UserError, match="stores its zeros packed") as refused:
         pipeline.plan(harness.recipe("rtn"), model=packed.path)
+    assert "--to dense" in refused.value.hint
+    learning = build_distill_recipe(DistillSettings(teacher=str(tiny("llama")), steps=2))
+    with pytest.raises(UserError, match="stores its zeros packed") as refused:
+        pipeline.plan(learning, model=packed.path)
     assert "--to dense" in refused.value.hint
     with pytest.raises(UserError, match="no zeros that sparse-bitmask could pack"):
         build_prune_recipe(PruneSettings(method="width", keep=0.75, format="sparse-bitmask"))
