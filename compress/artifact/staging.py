@@ -5,6 +5,7 @@
     parts/            output tensors, one safetensors file per block
     state/            activations to go on from; only the newest committed one is kept
     new/              the artifact being assembled; renamed to the output as the last step
+    scratch/          what a run measured before the blocks, with a record of its own; no part of the journal
 
 Files are written and fsynced before the journal line that names them, so a line never promises what is not there.
 A killed run is resumed by opening a Staging of the same identity; nothing of another identity is ever mixed in.
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     import torch
 
 _IDENTITY = "identity.json"
-_OURS = {_IDENTITY, f".{_IDENTITY}.tmp", "journal.jsonl", "parts", "state", "new"}
+_OURS = {_IDENTITY, f".{_IDENTITY}.tmp", "journal.jsonl", "parts", "state", "new", "scratch"}
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -143,6 +144,11 @@ class Staging:
         file = self.path / record["file"]
         with durable.guarded("read", file):
             return file.is_file() and sha256_file(file) == record["sha256"]
+
+    @property
+    def scratch(self) -> Path:
+        """Where a run keeps what it can measure again; goes with the staging directory."""
+        return self.path / "scratch"
 
     def completed(self) -> Artifact | None:
         """The finished artifact, if the output already holds it; then there is nothing to do but `close`."""

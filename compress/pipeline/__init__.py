@@ -9,6 +9,7 @@ source.py   reading tensors, refusing what is not finite
 block.py    what a method gives back for one block; rtn_block.py, gptq_block.py, awq_block.py,
             smoothquant_block.py, autoround_block.py go through it
 twin.py     the original block beside the changed one, linear by linear; stream.py: the residual stream of both
+curvature.py, curvature_plan.py  how the outputs of linears move the model's distributions, measured before the loop
 handover.py from a method that folds scales to the one that rounds; rotated.py, hadamard_block.py: a model whose
             tensors are turned as they are read
 rounded_inputs.py  rounding what enters the linears, where the scheme does

@@ -9,6 +9,7 @@ import torch
 
 from compress.kernels import dispatch
 from compress.models.skeleton import LinearSpec
+from compress.pipeline.curvature_plan import curvature_operations
 from compress.pipeline.job import Job
 from compress.pipeline.linears import SAMPLE_TOKENS
 from compress.pipeline.refine_plan import refine_operations
@@ -79,7 +80,7 @@ def _single_threaded(job: Job) -> float:
     cubes = sum(float(spec.out_features) * spec.in_features**2 for spec in (*specs, *job.tables))
     compared = job.followed(tokens)
     per_token = (tokens + compared) * forward + (tokens + 2.0 * compared) * squares
-    return (per_token + 12 * cubes) * product + rounding + smoothing
+    return (per_token + 12 * cubes + curvature_operations(job)) * product + rounding + smoothing
 
 
 def autoround_operations(job: Job, forward: float) -> float:

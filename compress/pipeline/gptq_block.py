@@ -11,6 +11,7 @@ from torch import Tensor
 from compress.calibration.staged import StagedForward
 from compress.calibration.statistics import collect
 from compress.models.skeleton import LinearSpec
+from compress.pipeline import curvature
 from compress.pipeline.block import BlockResult, OpenBlock, Workers, open_block
 from compress.pipeline.inputs import Activations
 from compress.pipeline.job import Job
@@ -34,9 +35,11 @@ from compress.pipeline.stream import missed
 from compress.pipeline.twin import Pair, pairs, streams_of, twin_of
 from compress.pipeline.zeros import held
 from compress.pruning import magnitude
-from compress.quantization import gptq, gptq_floats
+from compress.quantization import coupled, gptq, gptq_floats
 from compress.quantization.configs import GptqConfig
 from compress.types import BlockFloatScheme, Fp8Scheme, NormalFloatScheme, QuantizedTensor
+
+COUPLED_SWEEPS = 3
 
 
 def through_block(
@@ -64,6 +67,7 @@ def through_block(
     watched |= {name: live[name] for name in by_name}
     forward = StagedForward(entering.runs(job.skeleton, opened.module), watched, workers.count)
     twin = twin_of(job, entering, specs, block, workers, streams)
+    together = curvature.of_block(job, block)
     shared: gptq.Preconditioner | None = None
     report: Future[QuantizedLinear] | None = None
     with closing(pairs(forward, twin, entering, specs, opened.input_scales, routing, streams)) as reached:
@@ -89,7 +93,9 @@ def through_block(
             weight = reading.result()
             pruned = pruned_before(method, weight, shared, workers.pool, lost)
             top = highest.get(spec.name)
-            quantized = _quantized(job, method, spec, weight, pruned, shared, lost, top, workers.pool)
+            quantized = _quantized(
+                job, method, spec, weight, pruned, shared, lost, together.get(spec.name), top, workers.pool
+            )
             put(live[spec.name], quantized)
             forward.resume(stage)
             if report is not None:  # one at a time, because each holds a whole weight
@@ -119,10 +125,11 @@ def _quantized(
     pruned: Pruned | None,
     shared: gptq.Preconditioner,
     lost: Tensor | None,
+    together: Tensor | None,
     highest: float | None,
     pool: Executor,
 ) -> QuantizedTensor:
-    """lost: as `Correction.corrected` takes it."""
+    """lost: as `Preconditioner.corrected` takes it. together: the curvature over the outputs, as `coupled` takes it."""
     dtype, scheme = job.scale_dtype(spec), job.schemes[spec.name]
     if shared.factored is None:
         stays = weight if pruned is None else weight.masked_fill(pruned.zeros, 0.0)
@@ -136,13 +143,16 @@ def _quantized(
         tall = gptq_floats.ROWS_PER_TILE
         found = in_tiles(target, lambda rows: gptq_floats.transform(rows, shared, scheme, method, highest), pool, tall)
         return found if pruned is None else held(spec.name, found, pruned.zeros)[0]
-    if pruned is None:
-        return in_tiles(target, lambda rows: gptq.transform(rows, shared, scheme, method, dtype), pool)
+    zeros = None if pruned is None else pruned.zeros
+    rows = target.split(ROWS_PER_TILE)
     tiles = pool.map(
-        lambda rows, zeros: gptq.transform(rows, shared, scheme, method, dtype, zeros),
-        target.split(ROWS_PER_TILE), pruned.zeros.split(ROWS_PER_TILE),
+        lambda part, gone: gptq.transform(part, shared, scheme, method, dtype, gone),
+        rows, [None] * len(rows) if zeros is None else zeros.split(ROWS_PER_TILE),
     )  # fmt: skip
-    return join(list(tiles))
+    found = join(list(tiles))
+    if together is None:
+        return found
+    return coupled.descend(found, target, shared.hessian, together, COUPLED_SWEEPS, zeros)
 
 
 def _samples_of_both(rounding: RoundedInputs, pair: Pair) -> tuple[Tensor, Tensor | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -30,6 +31,8 @@ class Job(Work):
     stage: QuantizeStage
     schemes: dict[str, Scheme]
     """Scheme of every linear that will be quantised, the embedding among them, by checkpoint name."""
+    curvature: Path | None = None
+    """Where `curvature.py` has written what it measured; None where nobody asks for it."""
 
     @property
     def distinct_schemes(self) -> list[Scheme]:

@@ -11,6 +11,7 @@ from compress.artifact import store
 from compress.artifact.output import existing
 from compress.errors import UserError
 from compress.models.skeleton import LinearSpec
+from compress.pipeline.curvature_plan import curvature_memory
 from compress.pipeline.cut_plan import CutPlan, depth_plan, experts_plan
 from compress.pipeline.depth_job import DepthJob
 from compress.pipeline.distill_job import DistillJob
@@ -127,7 +128,7 @@ def _quantisation(job: Job, restart: bool, scored: bool) -> Plan:
         file_bits_per_weight=8 * output_bytes / job.skeleton.parameters(),
         output_bytes=output_bytes,
         source_bytes=source_bytes,
-        peak_memory_bytes=max(_peak_memory(job), refining or 0),
+        peak_memory_bytes=max(_peak_memory(job), curvature_memory(job), refining or 0),
         seconds_estimate=seconds_estimate(job),
         problems=[problem.message for problem in problems],
         output=_output(job, restart, scored),

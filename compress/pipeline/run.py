@@ -25,6 +25,7 @@ from compress.artifact.publish import Contents
 from compress.artifact.reader import Artifact
 from compress.artifact.staging import Staging
 from compress.pipeline import (
+    curvature,
     depth_stage,
     distill_stage,
     experts_stage,
@@ -116,6 +117,8 @@ def run(
                 progress.warn(job.stage.method.warning)
             started = time.perf_counter()
             learner = redrawn.extended(job, workers, progress)
+            if isinstance(learner, Job):
+                learner = curvature.measured(learner, staging.scratch, workers, progress)
             resumed, computed = _work(learner, staging, workers, progress)
             if isinstance(learner, Job) and learner.stage.refine is not None:
                 _refine(learner, learner.stage.refine, staging, workers, progress)

@@ -118,6 +118,14 @@ class GptqConfig(_Config):
         le=1.0,
         description="share of the error of earlier layers that each layer is asked to undo; left out with W8A8: 0",
     )
+    curvature_windows: int = Field(
+        0,
+        ge=0,
+        le=4096,
+        exclude_if=lambda count: count == 0,  # such a recipe keeps the hash that it always had
+        description="calibration windows that tell how the outputs of a linear make up for each other in the KL;"
+        " codes then descend on that too (0: every output by itself)",
+    )
 
     sparsity: float | None = Field(
         None,
@@ -151,7 +159,16 @@ class GptqConfig(_Config):
             return f"gptq rounds to integers and to blocks of floats, not to {scheme.name}: use rtn"
         if self.to_sparsity() is not None and not isinstance(scheme, IntScheme):
             return f"zeros and codes in one pass are integers, not {scheme.name}: prune first, then quantise"
+        if self.curvature_windows and not isinstance(scheme, IntScheme):
+            return f"curvature_windows is for integers, not for {scheme.name}: leave it out"
         return None
+
+
+def _without_curvature(rounding: RtnConfig | GptqConfig | None) -> RtnConfig | GptqConfig | None:
+    """The rounding of a method that folds scales into outputs, whose curvature is then another than was measured."""
+    if isinstance(rounding, GptqConfig) and rounding.curvature_windows:
+        raise ValueError("folds scales into outputs, which `curvature_windows` cannot follow: leave it out")
+    return rounding
 
 
 class AutoRoundConfig(_Config):
@@ -197,6 +214,7 @@ class AwqConfig(_Config):
     calibrated: ClassVar[bool] = True
 
     _short = field_validator("rounding", mode="before")(short_form)
+    _unfolded = field_validator("rounding")(_without_curvature)
 
     def refusal(self, scheme: Scheme) -> str | None:
         """Its scales serve the rounding of weights alone, on integer grids."""
@@ -226,6 +244,7 @@ class SmoothQuantConfig(_Config):
     usual_scheme: ClassVar[str | dict[str, Any] | None] = "W8A8"
 
     _short = field_validator("rounding", mode="before")(short_form)
+    _unfolded = field_validator("rounding")(_without_curvature)
 
     def refusal(self, scheme: Scheme) -> str | None:
         """There must be inputs to smooth, and the rounding must know the scheme."""
