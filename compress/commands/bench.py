@@ -103,8 +103,8 @@ class Bench(Machine):
     kv_cache: Annotated[
         str,
         typer.Option(
-            help="How the model, not the baseline, keeps keys and values: auto, float32, bfloat16, fp8, int8, nvfp4 "
-            "or int4.",
+            help="How the model, not the baseline, keeps keys and values: auto, float32, bfloat16, fp8, int8, nvfp4, "
+            "int4 or int2.",
             metavar="NAME",
             rich_help_panel=GENERAL,
         ),

@@ -65,7 +65,7 @@ class Generate(Machine):
     kv_cache: Annotated[
         str,
         typer.Option(
-            help="How keys and values are kept: auto, float32, bfloat16, fp8, int8, nvfp4 or int4.",
+            help="How keys and values are kept: auto, float32, bfloat16, fp8, int8, nvfp4, int4 or int2.",
             metavar="NAME",
             rich_help_panel=GENERAL,
         ),
@@ -157,6 +157,7 @@ def _cache(runtime: Runtime) -> dict[str, object] | None:
         "kind": choice.kind,
         "skipped": choice.skipped,
         "bytes_per_token": runtime.model.cache_bytes,
+        "bytes_of_an_open_page": runtime.model.open_page_bytes,
         "kl": choice.kl,
         "kl_without_skipping": choice.kl_of_all,
     }

@@ -19,7 +19,7 @@ from compress.errors import UserError
 if TYPE_CHECKING:
     from compress.runtime.native_model import NativeModel
 
-CACHES = ("float32", "bfloat16", "fp8", "int8", "nvfp4", "int4")
+CACHES = ("float32", "bfloat16", "fp8", "int8", "nvfp4", "int4", "int2")
 SKIPPED = "bfloat16"
 """What a layer gets that is skipped."""
 

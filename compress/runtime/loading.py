@@ -48,9 +48,10 @@ def load(
     on a GPU `triton` where it has quantised linears, and `reference` elsewhere. prefix_cache: the native engine keeps
     what it computed of prompts for later calls that begin the same (never for scores). cache_tokens: room of its
     key-value cache. kv_cache: how the native engine keeps keys and values: `float32`, `bfloat16`; `int8` and `int4`
-    with a grid per token and head; `nvfp4`; `fp8` with the artifact's calibrated scales, or 1, and then refused where
-    it breaks the model; `auto`, `fp8` where the artifact has scales, else `float32`. kv_skip: layers that keep bfloat16
-    instead: `none`, numbers with commas, or `auto`, those that lose most, as measured.
+    with a grid per token and head; `int2` with keys by channel; `nvfp4`; `fp8` with the artifact's calibrated scales,
+    or 1, and then refused where it breaks the model; `auto`, `fp8` where the artifact has scales, else `float32`.
+    kv_skip: layers that keep bfloat16 instead: `none`, numbers with commas, or `auto`, those that lose most, as
+    measured.
 
     Raises:
         UserError: no model there, an unknown architecture, device, dtype, kernel or cache, or a kernel or cache that

@@ -20,6 +20,7 @@ from compress.runtime.engine import Engine
 from compress.runtime.kv_cache import Scales, stored_scales
 from compress.runtime.memory import guarded
 from compress.runtime.native_model import NativeModel
+from compress.runtime.native_sequence import NativeSequence
 from compress.runtime.native_shape import Shape
 from compress.runtime.protocol import LayerUse
 from compress.runtime.scheduler import Request
@@ -138,9 +139,11 @@ class NativeRuntime(TextModel):
         """
         found = []
         with self.model.pages.lend(max(row.depths) + 1) as pages:
+            sequence = NativeSequence(self.model, pages)
             for start, end in _chains(row.depths):
+                sequence.rewind(row.depths[start])
                 inside = [node - start for node in nodes if start <= node < end]
-                found.append(self.model.sequence(row.tokens[start:end], row.depths[start], pages, inside))
+                found.append(sequence.extend(row.tokens[start:end], inside))
         return torch.cat(found)
 
     def _finished(self, answers: Sequence[Answer]) -> Sequence[Answer]:

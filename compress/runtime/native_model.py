@@ -101,8 +101,13 @@ class NativeModel:
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of the keys and values of one token in all layers."""
+        """Bytes of the keys and values of one token in all layers; of int2, in a page that is full."""
         return int(self._decoder.cache_bytes)
+
+    @property
+    def open_page_bytes(self) -> int:
+        """Bytes that each sequence's last page takes besides, until it is full; 0 without int2."""
+        return int(self._decoder.open_page_bytes)
 
     def step(self, chunks: Sequence[Chunk]) -> Tensor:
         """Logits (wanted rows, vocabulary) float32 of the chunks, which are computed together, in order."""

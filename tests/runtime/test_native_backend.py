@@ -486,7 +486,8 @@ def test_a_stream_goes_on_beside_other_answers(tales: NativeRuntime) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kv_cache", "most"), [("bfloat16", 2e-5), ("fp8", 2e-3), ("int8", 2e-4), ("nvfp4", 8e-2), ("int4", 5e-2)]
+    ("kv_cache", "most"),
+    [("bfloat16", 2e-5), ("fp8", 2e-3), ("int8", 2e-4), ("nvfp4", 8e-2), ("int4", 5e-2), ("int2", 0.5)],
 )
 @pytest.mark.parametrize("model_type", ["llama", "qwen3"])
 def test_smaller_caches_are_close_and_as_small_as_said(
@@ -500,7 +501,10 @@ def test_smaller_caches_are_close_and_as_small_as_said(
     assert 0 < found < most
     shape = small.model.shape
     grid = 32 / shape.head_dim
-    bits = {"bfloat16": 16, "fp8": 8, "int8": 8 + grid, "nvfp4": 4.5 + grid / 2, "int4": 4 + grid}[kv_cache]
+    channels = 3 / 2 + (-(-shape.head_dim // 16) + -(-shape.head_dim // 32)) * grid / 2
+    bits = {"bfloat16": 16, "fp8": 8, "int8": 8 + grid, "nvfp4": 4.5 + grid / 2, "int4": 4 + grid, "int2": channels}[
+        kv_cache
+    ]
     assert small.model.cache_bytes == shape.layers * 2 * shape.kv_heads * shape.head_dim * bits / 8
     prompts = rows[:, :20].tolist()
     alone = [small.generate([prompt], GREEDY)[0] for prompt in prompts]

@@ -133,10 +133,12 @@ def pack_dense(weight: Any, group_size: int, bias: Any, threads: int) -> PackedL
 class Decoder:
     """A decoder of the Llama family with its key-value cache of `pages` pages (csrc/decoder.h).
 
-    `cache_bytes`: of the keys and values of one token in all layers.
+    `cache_bytes`: of the keys and values of one token in all layers. `open_page_bytes`: what each sequence's last page
+    takes beyond that until it is full, where a layer keeps int2.
     """
 
     cache_bytes: int
+    open_page_bytes: int
 
     def __init__(
         self,

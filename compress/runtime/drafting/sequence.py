@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from compress.runtime.native_backend import NativeRuntime
+from compress.runtime.native_sequence import NativeSequence
 from compress.runtime.text_model import TextModel
 from compress.runtime.transformers_backend import TransformersRuntime
 
@@ -24,22 +25,6 @@ class Growing(Protocol):
 
     def rewind(self, length: int) -> None:
         """Forgets all but the first `length` tokens."""
-
-
-class NativeSequence:
-    """Over pages of the native engine: what is taken back is overwritten."""
-
-    def __init__(self, runtime: NativeRuntime, pages: Sequence[int]) -> None:
-        self.ids: list[int] = []
-        self._model, self._pages = runtime.model, pages
-
-    def extend(self, tokens: Sequence[int]) -> Tensor:
-        start = len(self.ids)
-        self.ids += tokens
-        return self._model.sequence(tokens, start, self._pages, range(len(tokens)))
-
-    def rewind(self, length: int) -> None:
-        del self.ids[length:]
 
 
 class DenseSequence:
@@ -76,7 +61,7 @@ def opened(runtime: TextModel, room: int) -> Iterator[Growing]:
     """An empty sequence of a model, of at most `room` tokens."""
     if isinstance(runtime, NativeRuntime):
         with runtime.model.pages.lend(room) as pages:
-            yield NativeSequence(runtime, pages)
+            yield NativeSequence(runtime.model, pages)
     else:
         assert isinstance(runtime, TransformersRuntime)
         yield DenseSequence(runtime)

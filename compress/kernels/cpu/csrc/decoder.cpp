@@ -18,41 +18,6 @@ void Decoder::add(DecoderLayer layer) {
     layers_.push_back(std::move(layer));
 }
 
-void Decoder::keep(int64_t layer, CacheType type, float key_scale, float value_scale) {
-    std::lock_guard<std::mutex> lock(busy_);
-    DecoderLayer& changed = layers_[layer];
-    changed.cache = type, changed.key_scale = key_scale, changed.value_scale = value_scale;
-    allocate(changed);
-}
-
-void Decoder::allocate(DecoderLayer& layer) const {
-    const Cache cache = cache_of(layer);
-    const int64_t slots = config.pages * kPageTokens * config.kv_heads;
-    layer.keys = Buffer(slots * cache.head_bytes());
-    layer.values = Buffer(slots * cache.head_bytes());
-    layer.key_grids = Buffer();
-    layer.value_grids = Buffer();
-    if (cache.grids()) {
-        layer.key_grids = Buffer(slots * cache.grids() * int64_t(sizeof(uint16_t)));
-        layer.value_grids = Buffer(slots * cache.grids() * int64_t(sizeof(uint16_t)));
-    }
-}
-
-Cache Decoder::cache_of(const DecoderLayer& layer) const {
-    return {layer.keys.data(), layer.values.data(), reinterpret_cast<uint16_t*>(layer.key_grids.data()),
-            reinterpret_cast<uint16_t*>(layer.value_grids.data()), layer.cache, config.kv_heads, config.dim,
-            layer.key_scale, layer.value_scale};
-}
-
-int64_t Decoder::cache_bytes() const {
-    int64_t total = 0;
-    for (const DecoderLayer& layer : layers_) {
-        const Cache cache = cache_of(layer);
-        total += 2 * config.kv_heads * (cache.head_bytes() + cache.grids() * int64_t(sizeof(uint16_t)));
-    }
-    return total;
-}
-
 void Decoder::embed(Work& w, int64_t token) const {
     const int64_t n = config.hidden, row = w.step.tokens[token] * n, half = config.dim / 2;
     float* out = w.hidden + token * n;
@@ -92,6 +57,7 @@ void Decoder::attend(Work& w, const DecoderLayer& layer) {
         const int64_t page = step.tables[step.sequences[t] * step.table_width + step.positions[t] / kPageTokens];
         w.kernels.append(cache, w.k + t * kv_width, w.v + t * kv_width, page, step.positions[t] % kPageTokens);
     });
+    close_pages(w, layer);
     std::vector<PagedArgs> runs;
     std::vector<int64_t> ends;
     int64_t tasks = 0, size = 0;
@@ -122,7 +88,7 @@ void Decoder::step(const Step& step) {
         branches = branches || !layer.attention_out_norm.empty() || !layer.mlp_out_norm.empty();
         if (layer.router) routed = std::max(routed, rows), experts = std::max<int64_t>(experts, layer.experts.size());
     }
-    Work w{step, active_kernels(), {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
+    Work w{step, active_kernels(), {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, open_pages(step)};
     w.width = rounded_up(std::max({hidden, q_width, ffn}), 128);
     PagedArgs shape{};
     shape.cache.dim = config.dim;
@@ -175,6 +141,7 @@ void Decoder::step(const Step& step) {
         for_tokens(count, step.threads, [&](int64_t r) {
             w.kernels.soft_cap(step.logits + r * config.vocabulary, config.vocabulary, config.logit_cap);
         });
+    give_back(w.filled);
 }
 
 }  // namespace compress

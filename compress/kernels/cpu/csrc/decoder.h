@@ -52,6 +52,7 @@ struct DecoderLayer {
     int64_t window, rotation;                             // rotation: which one
     CacheType cache;
     float key_scale, value_scale;  // of fp8; else 1
+    int64_t open_at;               // of int2: where the layer begins in a place for an open page
     Buffer keys, values, key_grids, value_grids;
 };
 
@@ -76,12 +77,16 @@ public:
     Decoder(const DecoderConfig&, Embedding embedding, std::vector<Rotation> rotations, std::vector<float> final_norm,
             Weight head);
     void add(DecoderLayer layer);
-    // Another cache for a layer; what it held is lost.
+    // Another cache for a layer; what it held is lost, and what int2 held of open pages in any layer.
     void keep(int64_t layer, CacheType type, float key_scale, float value_scale);
     int64_t layers() const { return int64_t(layers_.size()); }
+    // Throws std::invalid_argument for a token within a page of int2 that was full, or was not begun: such a page has to
+    // be computed again from its first token on.
     void step(const Step&);
-    // Of the keys and values of one token in all layers.
+    // Of the keys and values of one token in all layers, in a page that is full.
     int64_t cache_bytes() const;
+    // What a page takes in all layers, beyond that, until it is full.
+    int64_t open_page_bytes() const;
 
 private:
     struct Product {
@@ -97,6 +102,10 @@ private:
     struct Work;  // one step's memory and its shape
 
     void allocate(DecoderLayer&) const;
+    void allocate_places();
+    std::vector<int32_t> open_pages(const Step&);
+    void close_pages(const Work&, const DecoderLayer&);
+    void give_back(const std::vector<int32_t>& pages);
     Cache cache_of(const DecoderLayer&) const;
     void embed(Work&, int64_t token) const;
     void attend(Work&, const DecoderLayer&);
@@ -113,6 +122,10 @@ private:
     Weight head_;
     std::vector<DecoderLayer> layers_;
     std::vector<float> memory_;  // of steps, kept between them
+    Buffer open_;  // [place][layer of int2][keys, values][kv head], as pages of bfloat16
+    int64_t open_stride_ = 0;           // numbers in a place; 0 without int2
+    std::vector<int32_t> places_;       // by page: the place of an open one; -1
+    std::vector<int32_t> free_places_;  // a heap: the lowest first, so that memory is touched only as it is needed
     std::mutex busy_;
 };
 

@@ -29,6 +29,7 @@ struct Decoder::Work {
     int64_t width, scratch_floats;  // width: of a row of x and of routed
     Quantized quantized;            // memory for the widest row in blocks of kChunk
     std::vector<Run> runs;
+    std::vector<int32_t> filled;  // pages that this step makes full, where one is open until then
 
     void activate(bool gelu, const float* gate_row, const float* up_row, int64_t count, float* out) const {
         (gelu ? kernels.geglu : kernels.swiglu)(gate_row, up_row, count, out);

@@ -16,9 +16,9 @@ namespace compress {
             isa::descent_scratch, isa::descent_tile, isa::rounding_scratch, isa::rounding_tile,           \
             isa::search_scratch, isa::search_tile, isa::moment_scratch, isa::moment_panel,                \
             isa::sparse_scratch, isa::sparse_tile, isa::attention_scratch, isa::attention_head,           \
-            isa::product_scratch, isa::product_strips, isa::quantize_inputs, isa::round_inputs,        \
-            isa::rms_norm, isa::swiglu, isa::geglu, isa::soft_cap, isa::rotate, isa::append, isa::paged_scratch, isa::paged_tiles,    \
-            isa::paged_attention                                                                          \
+            isa::product_scratch, isa::product_strips, isa::quantize_inputs, isa::round_inputs,           \
+            isa::rms_norm, isa::swiglu, isa::geglu, isa::soft_cap, isa::rotate, isa::append,              \
+            isa::close_page, isa::paged_scratch, isa::paged_tiles, isa::paged_attention                   \
     }
 
 // Best last; the lane counts are those CMakeLists.txt compiles with.

@@ -141,6 +141,7 @@ struct Kernels {
     void (*soft_cap)(float* x, int64_t count, float cap);
     void (*rotate)(float* head, const float* cosine, const float* sine, int64_t dim);
     void (*append)(const Cache&, const float* k, const float* v, int64_t page, int64_t slot);
+    void (*close_page)(const Cache&, int64_t page, int64_t kv_head);
     int64_t (*paged_scratch)(const PagedArgs&);
     int64_t (*paged_tiles)(const PagedArgs&);
     void (*paged_attention)(const PagedArgs&, int64_t tile, float* scratch);
@@ -174,6 +175,7 @@ struct Kernels {
     void soft_cap(float*, int64_t, float);                               \
     void rotate(float*, const float*, const float*, int64_t);            \
     void append(const Cache&, const float*, const float*, int64_t, int64_t); \
+    void close_page(const Cache&, int64_t, int64_t);                     \
     int64_t paged_scratch(const PagedArgs&);                             \
     int64_t paged_tiles(const PagedArgs&);                               \
     void paged_attention(const PagedArgs&, int64_t, float*);             \

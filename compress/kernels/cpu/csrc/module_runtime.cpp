@@ -174,14 +174,15 @@ void make_decoder(BoundDecoder* self, const std::optional<Input>& embedding, con
 CacheType cache_named(const std::string& name, int64_t dim) {
     const std::pair<const char*, CacheType> types[] = {
         {"float32", CacheType::float32}, {"bfloat16", CacheType::bfloat16}, {"fp8", CacheType::fp8},
-        {"int8", CacheType::int8},       {"nvfp4", CacheType::nvfp4},       {"int4", CacheType::int4}};
+        {"int8", CacheType::int8},       {"nvfp4", CacheType::nvfp4},       {"int4", CacheType::int4},
+        {"int2", CacheType::int2}};
     for (const auto& [known, type] : types) {
         if (known != name) continue;
         if (type == CacheType::nvfp4 && dim != kFloatBlock && dim % (2 * kFloatBlock) != 0)
             bad_value("cache", "nvfp4 for heads of 16 or of a multiple of 32 only");
         return type;
     }
-    bad_value("cache", "float32, bfloat16, fp8, int8, nvfp4 or int4");
+    bad_value("cache", "float32, bfloat16, fp8, int8, nvfp4, int4 or int2");
 }
 
 void keep(BoundDecoder& self, int64_t layer, const std::string& cache, float key_scale, float value_scale) {
@@ -293,6 +294,7 @@ void bind_runtime(nb::module_& m) {
              nb::arg("embedding_scale"), nb::arg("attention_scale"), nb::arg("attention_cap"), nb::arg("logit_cap"),
              nb::arg("gelu"), nb::arg("pages"))
         .def_prop_ro("cache_bytes", [](const BoundDecoder& self) { return self.decoder.cache_bytes(); })
+        .def_prop_ro("open_page_bytes", [](const BoundDecoder& self) { return self.decoder.open_page_bytes(); })
         .def("add_layer", &add_layer, nb::arg("attention"), nb::arg("gates"), nb::arg("ups"), nb::arg("downs"),
              nb::arg("router").none(), nb::arg("chosen"), nb::arg("renormalise"), nb::arg("attention_norm").noconvert(),
              nb::arg("mlp_norm").noconvert(), nb::arg("q_norm").noconvert().none(),

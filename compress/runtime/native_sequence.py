@@ -1,0 +1,39 @@
+"""One sequence over pages of the native engine, which grows by several tokens at a time and can be taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from compress.runtime.native_model import NativeModel
+
+
+class NativeSequence:
+    """What is taken back is overwritten; a page of int2 that was full is computed again from its first token on."""
+
+    def __init__(self, model: NativeModel, pages: Sequence[int]) -> None:
+        """pages: room for all tokens that there will be at a time."""
+        self.ids: list[int] = []
+        self._model, self._pages = model, pages
+        self._filled = 0  # every page that ends before is full
+
+    def extend(self, tokens: Sequence[int], rows: Sequence[int] | None = None) -> Tensor:
+        """Logits (rows, vocabulary) float32 behind tokens, which are added: behind all, or those of indices `rows`."""
+        start = len(self.ids)
+        begin = self._writable(start)
+        self.ids += tokens
+        wanted = range(len(tokens)) if rows is None else rows
+        logits = self._model.sequence(self.ids[begin:], begin, self._pages, [start - begin + row for row in wanted])
+        self._filled = len(self.ids)
+        return logits
+
+    def rewind(self, length: int) -> None:
+        """Forgets all but the first `length` tokens."""
+        del self.ids[length:]
+
+    def _writable(self, position: int) -> int:
+        """From where on tokens have to be computed for one at `position` to be kept."""
+        first = position - position % self._model.pages.tokens
+        closed = self._model.open_page_bytes > 0 and first + self._model.pages.tokens <= self._filled
+        return first if closed else position
