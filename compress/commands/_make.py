@@ -93,7 +93,7 @@ def _amount_rows(result: QuantizeResult) -> list[tuple[str, str, str]]:
         share = f"{100 * sizes.parameters / (sizes.parameters + lost):.2f}%"
         return [("parameters", str(sizes.parameters + lost), str(sizes.parameters)), ("parameters kept", "", share)]
     rows = [] if pruned is None else [("zeros in the pruned linears", "", f"{100 * pruned['share']:.2f}%")]
-    if pruned is None or sizes.bits_per_weight is not None:
+    if sizes.bits_per_weight is not None:
         rows.append(("bits per weight, quantised linears", "", number(sizes.bits_per_weight)))
     return rows
 

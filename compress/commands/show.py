@@ -83,6 +83,12 @@ def show(options: Show, view: View) -> None:
         view.table("Largest output errors", ("LINEAR", "SCHEME", ">RELATIVE ERROR", ">WEIGHT SQNR, dB"), rows)
 
 
+def _done(artifact: Artifact) -> str:
+    """What was done to the linears by the last stage that changes weights."""
+    words = {"quantize": "quantised", "prune": "pruned", "distill": "trained"}
+    return next((words[parent.stage] for parent in artifact.manifest.parents[::-1] if parent.stage in words), "changed")
+
+
 def _document(
     artifact: Artifact,
     layers: list[dict[str, Any]],
@@ -138,7 +144,7 @@ def _lines(
         ("calibration", text),
         ("size", f"{size(sizes.bytes)}, {sizes.ratio_to_root:.1%} of {manifest.parents[0].name}"),
         ("bits per weight", f"{bits} (whole file {number(sizes.file_bits_per_weight)})"),
-        ("linears", f"{len(layers) - len(kept)} quantised, {len(kept)} left as they were"),
+        ("linears", f"{len(layers) - len(kept)} {_done(artifact)}, {len(kept)} left as they were"),
         ("fallbacks", len(manifest.fallbacks)),
     ]
     if against is not None:

@@ -17,6 +17,7 @@ from compress.calibration.prompts import Prompts, read_prompts
 from compress.calibration.tokens import CalibrationSet, DrawnPart, draw
 from compress.distillation.configs import HiddenConfig
 from compress.errors import IntegrityError, UserError
+from compress.formats.compressed_tensors import is_for_own_reader
 from compress.models.checkpoint import Checkpoint
 from compress.models.hub import local_directory
 from compress.models.skeleton import Skeleton
@@ -200,6 +201,9 @@ def assign(
     found = Checkpoint.open(local_directory(teacher or content.default_model()))
     require_same_tokens(found, checkpoint)
     problems = team.problems(stage, stage.batch_size // CHUNK)
+    if is_for_own_reader(found.config.get("quantization_config")):
+        said = f"the teacher {found.path} is stored for our own reader alone, and transformers runs teachers"
+        problems.append(Problem(said, f"give a dense copy: `compress export {found.path} --to dense`"))
     if found.path.samefile(checkpoint.path):
         problems.append(Problem("teacher and student are the same model", "give a smaller or damaged one as --student"))
     return found, problems

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from compress.distillation import processes
 from compress.models.checkpoint import Checkpoint
 from compress.pipeline.distill_job import CHUNK, DistillJob
 from compress.pipeline.distill_teacher import MOST_KEPT
@@ -76,14 +77,16 @@ def distill_plan(job: DistillJob, output: Path, problems: Sequence[Problem]) -> 
 
 
 def _peak_memory(job: DistillJob, trained: int) -> int:
-    """An upper estimate: both models, six copies of what learns, one chunk's activations per thread, kept states."""
+    """An upper estimate for all processes: both models, six copies of what learns, one chunk's activations per thread,
+    kept states."""
     itemsize, threads = job.skeleton.dtype.itemsize, torch.get_num_threads()
     config, tokens = job.checkpoint.config, CHUNK * job.stage.calibration.seq_len
     width = sum(spec.in_features + spec.out_features for spec in job.skeleton.linears())
     chunk = tokens * (2 * width * itemsize + 8 * 4 * job.skeleton.vocabulary)
     models = (job.skeleton.parameters() + _parameters(job.teacher)) * itemsize
     states = job.calibration.tokens.numel() * int(config.get("hidden_size") or 0) * itemsize
-    return models + 4 * trained * (5 + threads) + threads * chunk + (states if states <= MOST_KEPT else 0)
+    one = models + 4 * trained * (5 + threads) + threads * chunk + (states if states <= MOST_KEPT else 0)
+    return processes.wanted() * one
 
 
 def _seconds(job: DistillJob, windows: int) -> float:

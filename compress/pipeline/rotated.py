@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from compress.errors import WorkError
+from compress.errors import UserError, WorkError
 from compress.models import residual
 from compress.models.checkpoint import Checkpoint
 from compress.models.safetensors_header import TensorInfo
 from compress.models.skeleton import LinearSpec, Skeleton
 from compress.pipeline.work import Problem
+from compress.pruning.masks import zero_mask
 from compress.quantization.configs import HadamardConfig
 from compress.quantization.hadamard import Rotation, Rows, Turn, order
 
@@ -34,6 +35,7 @@ class Rotated(Checkpoint):
 
     untied: a head's tensor name -> the tensor that it was tied to, which becomes one of its own. exact: tensors that
     are given in float32, because they will be quantised; all others are rounded to the dtype in which they are stored.
+    linears: weights that are refused where they were pruned, since turning fills zeros.
     Hashes and sizes are the source's.
     """
 
@@ -44,6 +46,7 @@ class Rotated(Checkpoint):
         filled: dict[str, float],
         untied: dict[str, str],
         exact: Iterable[str] | None,
+        linears: Iterable[str],
     ) -> None:
         index = dict(source.index)
         for name, original in untied.items():
@@ -53,6 +56,7 @@ class Rotated(Checkpoint):
         self.source = source
         self._turns, self._filled, self._untied = turns, filled, untied
         self._exact = set(index) if exact is None else set(exact)
+        self._linears = set(linears)
 
     @property
     def nbytes(self) -> int:
@@ -92,6 +96,11 @@ class Rotated(Checkpoint):
 
     def _turned(self, name: str, stored: Tensor) -> Tensor:
         turn = self._turns[name.rpartition(".")[0]]
+        if name in self._linears and zero_mask(stored) is not None:
+            raise UserError(
+                f"{name} was pruned, and a rotation would fill its zeros",
+                "use a method that keeps them, such as gptq, or the model that it was pruned from",
+            )
         dtype = torch.float32 if name in self._exact else stored.dtype
         return turn.weight(stored, dtype) if name.endswith(".weight") else turn.bias(stored).to(dtype)
 
@@ -151,13 +160,15 @@ def rotated(method: HadamardConfig, skeleton: Skeleton, seed: int, exact: Iterab
             untied[outside["head"]] = outside["embedding"]
         elif outside["head"] in skeleton.stored_copies():
             untied[outside["head"]] = outside["head"]
-    return Rotated(checkpoint, turns, filled, untied, exact)
+    linears = (spec.weight for spec in skeleton.linears())
+    return Rotated(checkpoint, turns, filled, untied, exact, linears)
 
 
 def check(method: HadamardConfig, source: Checkpoint, seed: int, tokens: Tensor) -> float:
     """How far the rotated float model's logits are from the original's on one window, as a share of their norm.
 
-    Both stream block by block in float32. tokens: (1, seq). Raises WorkError where they are further than rounding.
+    Both stream block by block in float32. tokens: (1, seq). Raises WorkError where they are further than rounding, and
+    UserError for a pruned model.
     """
     original = Skeleton(source, torch.float32)
     turned = Skeleton(rotated(method, original, seed, None), torch.float32)

@@ -43,7 +43,9 @@ def test_distill_makes_an_artifact_scored_against_the_teacher(run: Callable, stu
     assert "held-out KL" in card
     assert "Scored against" not in card, "the teacher is what a student is measured against"
     assert run("verify", artifact.path).code == 0
-    assert "TRAINING" in run("show", artifact.path).err.upper()
+    shown = run("show", artifact.path)
+    assert "TRAINING" in shown.err.upper()
+    assert "42 trained, 0 left as they were" in shown.out
     report = run("report", artifact.path, "--html", tmp_path / "page.html")
     assert report.code == 0
     assert "How it learned" in (tmp_path / "page.html").read_text()

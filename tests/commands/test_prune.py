@@ -27,6 +27,7 @@ def test_prune_makes_a_scored_artifact_and_says_where(run: Callable, tmp_path: P
     assert run("verify", artifact.path).code == 0
     shown = run("list", "--json").json["artifacts"][0]
     assert shown["scheme"] == "sparse50"
+    assert "42 pruned, 0 left as they were" in run("show", artifact.path).out
 
 
 def test_no_eval_output_restart_and_seed(run: Callable, tmp_path: Path) -> None:

@@ -67,5 +67,11 @@ def test_packed_zeros_are_no_source_and_cuts_have_none(tiny: Callable[..., Path]
     with pytest.raises(UserError, match="stores its zeros packed") as refused:
         pipeline.plan(learning, model=packed.path)
     assert "--to dense" in refused.value.hint
+    learning = build_distill_recipe(DistillSettings(teacher=str(packed.path), steps=2))
+    with pytest.raises(
+        UserError, match="is stored for our own reader alone, and transformers runs teachers"
+    ) as refused:
+        pipeline.run(learning, model=tiny("llama"), output=tmp_path / "out")
+    assert "--to dense" in refused.value.hint
     with pytest.raises(UserError, match="no zeros that sparse-bitmask could pack"):
         build_prune_recipe(PruneSettings(method="width", keep=0.75, format="sparse-bitmask"))

@@ -20,6 +20,7 @@ from compress.models.skeleton import Skeleton
 from compress.pipeline import rotated
 from compress.quantization.configs import HadamardConfig
 from compress.recipe import Recipe
+from compress.recipe_prune import PruneSettings, build_prune_recipe
 from compress.runtime.transformers_backend import load
 from tests.pipeline import harness
 from tests.pipeline.harness import recipe, with_options
@@ -155,3 +156,15 @@ def test_what_cannot_be_rotated_is_refused_with_a_way_out(
     assert pipeline.plan(heads, model=odd, output=tmp_path / "out").problems == []
     with pytest.raises(ValueError, match="rotates nothing"):
         HadamardConfig.model_validate({"residual": False, "heads": False})
+
+
+@pytest.mark.parametrize("residual_too", [True, False])
+def test_a_pruned_model_is_refused_since_its_zeros_would_go(
+    residual_too: bool, tiny: Callable[..., Path], text: Path, tmp_path: Path
+) -> None:
+    zeros = build_prune_recipe(PruneSettings(method="magnitude", sparsity=0.5))[0]
+    pruned = pipeline.run(zeros, model=tiny("llama"), output=tmp_path / "pruned").artifact
+    with pytest.raises(UserError, match="was pruned, and a rotation would fill its zeros") as refusal:
+        pipeline.run(wanted(text, residual=residual_too), model=pruned.path, output=tmp_path / "out")
+    assert "gptq" in refusal.value.hint
+    assert not (tmp_path / "out").exists()

@@ -91,6 +91,10 @@ def test_what_cannot_be_shared_is_refused_before_any_work(
     with shared_by(2), pytest.raises(UserError, match="on-policy trains in one process"):
         pipeline.run(recipe(tiny("llama"), text, loss="on-policy"), model=student, output=tmp_path / "out")
     assert wanted() == 1
+    alone = pipeline.plan(recipe(tiny("llama"), text), model=student, output=tmp_path / "out")
+    with shared_by(2):
+        shared = pipeline.plan(recipe(tiny("llama"), text), model=student, output=tmp_path / "out")
+    assert shared.peak_memory_bytes == 2 * alone.peak_memory_bytes, "every process holds both models"
     words = ["distill", "--teacher", str(tiny("llama")), "--student", str(student), "--data", str(text), "--steps", "2"]
     words += ["--seq-len", "24", "--output", str(tmp_path / "out"), "--processes", "5"]
     assert main(words) == 2
