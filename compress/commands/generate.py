@@ -42,6 +42,22 @@ class Generate(Machine):
     repetition_penalty: Annotated[
         float, typer.Option(help="Above 1 makes tokens that were there less likely.", rich_help_panel=SAMPLING)
     ] = 1.0
+    presence_penalty: Annotated[
+        float, typer.Option(help="Above 0 makes tokens of the answer less likely.", rich_help_panel=SAMPLING)
+    ] = 0.0
+    frequency_penalty: Annotated[
+        float, typer.Option(help="The same for each time that a token is there.", rich_help_panel=SAMPLING)
+    ] = 0.0
+    n: Annotated[int, typer.Option("--n", help="Answers.", metavar="N", rich_help_panel=SAMPLING)] = 1
+    logprobs: Annotated[
+        int | None,
+        typer.Option(
+            help="With --json, the log-probability of each token and of the K likeliest.",
+            metavar="K",
+            rich_help_panel=SAMPLING,
+            show_default=False,
+        ),
+    ] = None
     stop: Annotated[
         list[str] | None,
         typer.Option(help="End where this text comes. Several times.", metavar="TEXT", rich_help_panel=SAMPLING),
@@ -89,6 +105,7 @@ def generate(options: Generate, view: View) -> None:
       $ compress generate --prompt "Once upon a time"
       $ compress generate ./artifact --prompt "The king" --max-tokens 60
       $ compress generate ./artifact --prompt "Hello" --temperature 0.8 --seed 7
+      $ compress generate --prompt "Hello" --temperature 1 --n 3 --logprobs 5 --json
       $ compress generate ./artifact --prompt "Hello" --draft ./small
     """
     from compress.runtime.protocol import SamplingParams
@@ -100,6 +117,10 @@ def generate(options: Generate, view: View) -> None:
         top_p=options.top_p,
         min_p=options.min_p,
         repetition_penalty=options.repetition_penalty,
+        presence_penalty=options.presence_penalty,
+        frequency_penalty=options.frequency_penalty,
+        n=options.n,
+        logprobs=options.logprobs,
         stop=tuple(options.stop or ()),
         seed=options.seed,
     )
@@ -114,7 +135,8 @@ def generate(options: Generate, view: View) -> None:
         kv_cache=options.kv_cache,
         kv_skip=options.kv_skip,
     )
-    (answer,) = _answered(options, runtime, sampling)
+    answers = _answered(options, runtime, sampling)
+    answer = answers[0]
     decoded = max(len(answer.token_ids) - 1, 0)
     speed = decoded / answer.decode_seconds if decoded and answer.decode_seconds > 0 else None
     document = {
@@ -133,8 +155,9 @@ def generate(options: Generate, view: View) -> None:
         "dtype": runtime.dtype,
         "speculation": answer.speculation,
         "kv_cache": _cache(runtime),
+        "answers": [_answer(each) for each in answers],
     }
-    view.result(document, [answer.text])
+    view.result(document, [each.text for each in answers])
     view.note(
         f"{len(answer.token_ids)} tokens, {number(speed, 3)} per second after the first;"
         f" {runtime.name}, {runtime.kernel} {runtime.dtype} on {runtime.device}; stopped by {answer.finish_reason}"
@@ -144,6 +167,17 @@ def generate(options: Generate, view: View) -> None:
             f"draft {options.draft}: {drafted.accepted} of {drafted.proposed} proposed tokens accepted,"
             f" {number(drafted.tokens_per_step, 3)} tokens per step of the model"
         )
+
+
+def _answer(answer: Generation) -> dict[str, object]:
+    """What --json says of each answer. logprobs: None where they were not asked for."""
+    return {
+        "text": answer.text,
+        "token_ids": answer.token_ids,
+        "finish_reason": answer.finish_reason,
+        "cached_tokens": answer.cached_tokens,
+        "logprobs": answer.logprobs,
+    }
 
 
 def _cache(runtime: Runtime) -> dict[str, object] | None:

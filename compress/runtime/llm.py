@@ -49,12 +49,15 @@ class LLM:
             kv_skip=kv_skip,
         )
 
-    def generate(self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None) -> list[Generation]:
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[Generation]:
         """`params.n` answers per prompt, in order; a single text or list of ids counts as one prompt.
 
-        The native engine computes them together, and what prompts begin with in common only once.
+        params: of all prompts, or one for each. The native engine computes them together, and what prompts begin with
+        in common only once.
         """
-        return self.runtime.generate(_several(prompts), params or SamplingParams())
+        return cast(TextModel, self.runtime).generate(_several(prompts), params or SamplingParams())
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[str]:
         """The text of one answer piece by piece, as soon as it cannot change any more."""

@@ -164,10 +164,13 @@ class NativeRuntime(TextModel):
     def _requests(self, answers: Sequence[Answer]) -> Iterator[None]:
         """The engine's requests for some answers; those not finished at the end are cancelled."""
         requests: list[Request] = []
+        leader: Request | None = None
         try:
             for i, answer in enumerate(answers):
-                same = i % answer.params.n  # the answers to one prompt come one after the other
-                requests.append(self.engine.add(answer, leader=requests[i - same] if same else None))
+                if i == 0 or answer.prompt is not answers[i - 1].prompt:  # answers to one prompt are side by side
+                    leader = None
+                requests.append(self.engine.add(answer, priority=answer.params.priority, leader=leader))
+                leader = leader or requests[-1]
             yield
         finally:
             for request in requests:

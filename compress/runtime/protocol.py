@@ -30,8 +30,9 @@ class SamplingParams:
     logits of tokens in the answer, `frequency_penalty` as often as they are there. `n` answers per prompt. `logprobs`
     asks for the log-probability of each new token and of so many of the likeliest, all before penalties, temperature
     and filters. `stop` ends an answer where its text holds one of these strings, which is left out of the text.
-    `ignore_end` goes on past end tokens (for timing). The same seed, prompt and position in the list of prompts give
-    the same text on the same machine.
+    `ignore_end` goes on past end tokens (for timing). Where not all answers have room at once, those of lower
+    `priority` go first; it changes no answer, and back ends that answer one by one do without. The same seed, prompt
+    and position in the list of prompts give the same text on the same machine.
 
     Raises:
         UserError: a value out of its range.
@@ -50,6 +51,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     n: int = 1
     logprobs: int | None = None
+    priority: int = 0
 
     def __post_init__(self) -> None:
         rules: tuple[tuple[str, float, bool, str], ...] = (

@@ -56,8 +56,14 @@ class TextModel(ABC):
         identity = [sorted(self.tokenizer.get_vocab().items()), *ends]
         return hashlib.sha256(json.dumps(identity, ensure_ascii=False).encode()).hexdigest()
 
-    def generate(self, prompts: Sequence[str | Sequence[int]], params: SamplingParams) -> list[Generation]:
-        """`params.n` answers per prompt, in order; none depends on its neighbours."""
+    def generate(
+        self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | Sequence[SamplingParams]
+    ) -> list[Generation]:
+        """`params.n` answers per prompt, in order; none depends on its neighbours. params: of all, or one each.
+
+        Raises:
+            UserError: a prompt that is empty or too long, or not as many params as prompts.
+        """
         with guarded("generating"):
             return [answer.generation() for answer in self._finished(self.answers(prompts, params))]
 
@@ -78,10 +84,18 @@ class TextModel(ABC):
                 if ended:
                     return
 
-    def answers(self, prompts: Sequence[str | Sequence[int]], params: SamplingParams) -> list[Answer]:
-        """`params.n` answers per prompt, each about to begin. Raises UserError as `generate`."""
-        ids = [self._prompt_ids(prompt) for prompt in prompts]
-        return [Answer(self, each, params, i * params.n + j) for i, each in enumerate(ids) for j in range(params.n)]
+    def answers(
+        self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | Sequence[SamplingParams]
+    ) -> list[Answer]:
+        """`params.n` answers per prompt, each about to begin, those to one prompt side by side. UserError as above."""
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        if len(each) != len(prompts):
+            raise UserError(f"{len(prompts)} prompts with {len(each)} sampling params", "give one for each, or for all")
+        found: list[Answer] = []
+        for prompt, its in zip(prompts, each, strict=True):
+            ids = self._prompt_ids(prompt)
+            found += [Answer(self, ids, its, len(found) + j) for j in range(its.n)]
+        return found
 
     def _finished(self, answers: Sequence[Answer]) -> Sequence[Answer]:
         """Answers each to its end, one after the other."""

@@ -52,6 +52,13 @@ def test_generate_continues_a_prompt_and_says_what_ran(run: Callable, copy: Path
     assert run(*words, "--quiet").out == document["text"] + "\n"
     sampled = [run(*words, "--temperature", 1.0, "--seed", seed, "--json").json["text"] for seed in (1, 1, 2)]
     assert sampled[0] == sampled[1] != sampled[2]
+    drawn = run(*words, "--temperature", 1.0, "--n", 2, "--logprobs", 3, "--presence-penalty", 0.5, "--json").json
+    first, second = drawn["answers"]
+    assert first["text"] == drawn["text"] != second["text"]
+    assert [len(token["top"]) for token in second["logprobs"]] == [3] * len(second["token_ids"])
+    longer = (*words[:-1], 40)
+    assert run(*longer, "--frequency-penalty", 2.0, "--quiet").out != run(*longer, "--quiet").out
+    assert "must be at least 1" in run(*words, "--n", 0).refused(2)
 
 
 def test_eval_writes_the_record_that_gate_reads(run: Callable, copy: Path, tmp_path: Path) -> None:
