@@ -63,7 +63,7 @@ def render(
         actions=_action_counts(manifest),
         training=training,
         draft=draft,
-        stages=stages(cut, training),
+        stages=stages(cut),
         curve=curve_rows(training) if training else [],
         quantization=config.get("quantization_config") or {},
     )

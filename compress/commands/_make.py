@@ -100,12 +100,12 @@ def _amount_rows(result: QuantizeResult) -> list[tuple[str, str, str]]:
 
 def _training_rows(result: QuantizeResult) -> list[tuple[str, str, str]]:
     learned, cut = result.artifact.training(), result.artifact.cut()
+    before = [(f"KL {done}", "", number(kl)) for done, kl, _ in stages(cut)]
     if learned is None:
-        return [(f"KL {done}", "", number(kl)) for done, kl, _ in stages(cut, None)]
+        return before
     steps = f"{learned['best_step']} of {learned['done']}" + (", stopped early" if learned["stopped_early"] else "")
     start, end = learned["held_out"][0]["kl"], learned["written_kl"]
-    before = [(f"KL {done}", "", number(kl)) for done, kl, _ in stages(cut, None)]
-    return [*before, ("held-out KL to the teacher", number(start), number(end)), ("best step", "", steps)]
+    return [*before[:2], ("held-out KL to the teacher", number(start), number(end)), ("best step", "", steps)]
 
 
 def _document(result: QuantizeResult) -> dict[str, Any]:

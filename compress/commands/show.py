@@ -69,7 +69,7 @@ def show(options: Show, view: View) -> None:
         view.table("Fallbacks", ("NAME", "DONE INSTEAD", "WHY"), [(f.name, f.action, f.reason) for f in fallbacks])
     if kept:
         view.table("Left as they were", ("LINEAR", "WHY"), [(layer["name"], layer.get("reason")) for layer in kept])
-    if lost := stages(artifact.cut(), artifact.training()):
+    if lost := stages(artifact.cut()):
         view.table("KL, step by step", ("", ">KL", "ON"), [(done, number(kl), text) for done, kl, text in lost])
     if (learned := artifact.training()) is not None:
         points = [(step, number(kl), number(loss)) for step, kl, loss in curve_rows(learned)]

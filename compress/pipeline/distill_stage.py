@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compress.artifact import cut
+from compress.artifact.cut import CUT_NAME
 from compress.artifact.layers import LayerRecord
 from compress.artifact.ledger import Action
-from compress.artifact.manifest import Parent
+from compress.artifact.manifest import Fallback, Parent
 from compress.artifact.publish import Contents
 from compress.artifact.staging import Staging
 from compress.artifact.training import TRAINING_NAME, HeldOut, TrainingRecord
@@ -34,6 +36,7 @@ from compress.recipe import Recipe
 
 CHECKPOINT_SECONDS = 30.0
 BEGIN, WEIGHTS = "begin", "weights"
+LEFT = Fallback(name="training", action="left as it was", reason="no step was better on held-out windows")
 
 
 def train(job: DistillJob, staging: Staging, workers: Workers, progress: Progress) -> tuple[int, int]:
@@ -176,7 +179,10 @@ def _hand_over(job: DistillJob, loop: Loop, staging: Staging, workers: Workers) 
     )
     ledger = {name: entry.model_dump() for name, entry in output.ledger(job, fate, sha256).items()}
     layers = [layer.model_dump(mode="json") for layer in _layers(job, loop, trained.dense)]
-    _commit(staging, WEIGHTS, record.model_dump(mode="json"), part=part, ledger=ledger, layers=layers)
+    fallbacks = [LEFT.model_dump()] if now.best_step == 0 else []
+    _commit(
+        staging, WEIGHTS, record.model_dump(mode="json"), part=part, ledger=ledger, layers=layers, fallbacks=fallbacks
+    )
 
 
 def _written_kl(job: DistillJob, loop: Loop, trained: Mapping[str, Tensor]) -> float:
@@ -220,11 +226,14 @@ def finished(job: DistillJob, contents: Contents, entries: list[dict[str, Any]])
     resolved: Recipe = job.told.model_copy(
         update={"stages": [*earlier, stage.model_copy(update={"steps": record.steps})]}
     )
+    attachments = {**contents.attachments, TRAINING_NAME: record.to_bytes()}
+    if (lost := attachments.get(CUT_NAME)) is not None:
+        attachments[CUT_NAME] = cut.taught(lost, record)
     return replace(
         contents,
         parents=[*contents.parents[:-1], _teaching(job), contents.parents[-1]],
         recipe_yaml=resolved.to_yaml(),
-        attachments={**contents.attachments, TRAINING_NAME: record.to_bytes()},
+        attachments=attachments,
     )
 
 

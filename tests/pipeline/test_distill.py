@@ -229,6 +229,8 @@ def test_training_stops_once_nothing_gets_better_and_keeps_the_best(
     learned = artifact.training()
     assert learned is not None
     assert learned["stopped_early"]
+    (fallback,) = artifact.manifest.fallbacks
+    assert (fallback.name, fallback.action) == ("training", "left as it was")
     assert (learned["best_step"], learned["done"]) == (0, 10 + 2 * 5), "a quarter of the steps, and five measurements"
     before, after = harness.tensors(student), harness.tensors(artifact.path)
     assert all(torch.equal(before[name], after[name]) for name in before), "the best were the first"

@@ -129,7 +129,7 @@ def _text_rows(text: TextRecord) -> list[tuple[str, ...]]:
 
 def _cut(artifact: Artifact) -> list[Section]:
     """What a cut lost, what repair won back, and then training."""
-    rows = tuple((done, value(kl), text) for done, kl, text in stages(artifact.cut(), artifact.training()))
+    rows = tuple((done, value(kl), text) for done, kl, text in stages(artifact.cut()))
     lead = ("KL to the model before, nats per token.",)
     return [Section("What went and what came back", lead, table=Table(("", ">KL", "on"), rows))] if rows else []
 
