@@ -87,7 +87,7 @@ def unpack(stored: Mapping[str, Tensor], scheme: Scheme) -> QuantizedTensor:
         UserError: NVFP4 whose matrix has a factor that no float32 is the reciprocal of, which only `decode` reads.
     """
     if isinstance(scheme, BlockFloatScheme):
-        codes, scale, factor = _nvfp4(stored, scheme)
+        codes, scale, factor = nvfp4(stored, scheme)
         if not _inverts(factor):
             said = (
                 f"weight_scale_2 is {float(factor):g}, which is no power of two: other formats divide by its reciprocal"
@@ -108,7 +108,7 @@ def decode(stored: Mapping[str, Tensor], scheme: Scheme) -> Tensor:
     """The weight (out, in): of FP8 float32, of NVFP4 bfloat16, as ModelOpt decodes it."""
     if not isinstance(scheme, BlockFloatScheme):
         return unpack(stored, scheme).dequantize()
-    codes, scale, factor = _nvfp4(stored, scheme)
+    codes, scale, factor = nvfp4(stored, scheme)
     levels = torch.tensor(E2M1)
     values = torch.cat([levels, -levels])[codes.int()].unflatten(1, (scale.shape[1], -1))
     return (values * (scale.float() * factor).unsqueeze(-1)).flatten(1).bfloat16()
@@ -128,8 +128,12 @@ def value_refusal(quantized: QuantizedTensor) -> Refusal | None:
     return Refusal(said, "quantise with --format modelopt")
 
 
-def _nvfp4(stored: Mapping[str, Tensor], scheme: BlockFloatScheme) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes (out, in), scales (out, groups), and the factor ()."""
+def nvfp4(stored: Mapping[str, Tensor], scheme: BlockFloatScheme) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes (out, in), scales (out, groups), and the factor () of them all.
+
+    Raises:
+        IntegrityError: as `unpack`.
+    """
     out, half = fetch(stored, "weight", 2, dtype=torch.uint8).shape
     if not scheme.fits(2 * half):
         raise IntegrityError(f"weight holds {2 * half} inputs, which blocks of {scheme.group_size} do not divide", HINT)

@@ -1,32 +1,45 @@
 """Linears repacked for the native products: made once at load, multiplied many times.
 
-A product takes float32 inputs as they are (exact: every weight has the value that its format defines), or rounds them
-to 8 bits first, one scale per token and block of up to 128 inputs. Where the scheme itself rounds inputs to 8 bits, one
-scale per token, either way does that, and the exact one goes on in float32. An output does not depend on how many other
-tokens there are, nor on the number of threads, in any bit.
+A product takes float32 inputs as they are (exact: every weight has the value that its format defines), or, of packed
+integers, rounds them to 8 bits first, one scale per token and block of up to 128 inputs. Where the scheme itself rounds
+inputs, either way does that, and the exact one goes on in float32. An output does not depend on how many other tokens
+there are, nor on the number of threads, in any bit.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from compress.kernels.dispatch import native
-from compress.types import InputScheme, IntScheme
+from compress.types import InputScheme, IntScheme, Scheme
 
 CHUNK = 32
-"""Every group size but a whole row's is a multiple of it."""
-INPUTS = InputScheme("int", "token")
-"""The one way of rounding inputs that a format may ask for and the native product follows."""
+"""Every group size of integers but a whole row's is a multiple of it."""
+_ROUNDED = {("float", 8): "fp8", ("e4m3", 4): "nvfp4", ("e8m0", 4): "mxfp4", ("e8m0", 8): "mxfp8"}
 
 
-def obstacle(scheme: IntScheme, columns: int) -> str | None:
+def rounding(inputs: InputScheme | None) -> str | None:
+    """What the native product calls this way of rounding inputs; None if it has none for it."""
+    if inputs is None:
+        return "none"
+    if inputs.type == "int":
+        if inputs.granularity == "group" or inputs.bits != 8:
+            return None
+        return "narrow" if inputs.narrow else "int8"
+    return _ROUNDED.get((inputs.scale_type, inputs.bits))
+
+
+def obstacle(scheme: Scheme, columns: int) -> str | None:
     """Why the native product does not take weights of this scheme with so many inputs; None if it does."""
-    if scheme.inputs not in (None, INPUTS):
+    if rounding(scheme.inputs) is None:
         return f"{scheme.name} rounds what enters it in a way of its own"
-    if scheme.group_size in (None, columns) or (scheme.group_size or 0) % CHUNK == 0:
+    if not isinstance(scheme, IntScheme) or scheme.group_size in (None, columns):
+        return None
+    if (scheme.group_size or 0) % CHUNK == 0:
         return None
     return f"groups of {scheme.group_size} inputs are no multiple of {CHUNK}"
 
@@ -39,11 +52,12 @@ def pack_codes(
     scheme: IntScheme,
     bias: Tensor | None = None,
     threads: int | None = None,
+    input_scale: float = 0.0,
 ) -> Any:
     """A weight (out, columns) from its packed words, as `formats.int_packed.pack_bits` makes them.
 
     words int32 (out, ceil(columns * bits / 32)); scale (out, groups) float32, float16 or bfloat16; zero_point int8
-    (out, groups) or None; bias (out). Codes of 5 to 7 bits take 8. A scheme that rounds inputs rounds them to INPUTS.
+    (out, groups) or None; bias (out). Codes of 5 to 7 bits take 8. input_scale: where the scheme's inputs are static.
     """
     group = columns if scheme.group_size is None else scheme.group_size
     zero = None if zero_point is None else zero_point.contiguous()
@@ -56,7 +70,59 @@ def pack_codes(
         scheme.bits,
         _bias(bias),
         _threads(threads),
-        rounds_inputs=scheme.inputs is not None,
+        _inputs(scheme.inputs, input_scale),
+    )
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class FloatWeight:
+    """A weight (out, columns) whose codes are floats: value = table[code] * scale, rounded to `dtype`.
+
+    words: the codes' bytes (out, ...) as int32, low columns first: E4M3, or, with a table (16,) float32, codes of 4
+    bits. scale (out, groups): float32, or uint8 that holds FP8 or exponents as `scale_type` says; an FP8 scale is
+    multiplied by `factor` and divided by `divisor`. group_size: inputs that share a scale.
+    """
+
+    words: Tensor
+    columns: int
+    table: Tensor | None
+    scale: Tensor
+    scale_type: str
+    group_size: int
+    dtype: torch.dtype = torch.float32
+    factor: float = 1.0
+    divisor: float = 1.0
+
+    def rows(self, start: int, end: int) -> FloatWeight:
+        """Some of the rows."""
+        return replace(self, words=self.words[start:end], scale=self.scale[start:end])
+
+
+def pack_floats(
+    weight: FloatWeight,
+    inputs: InputScheme | None = None,
+    bias: Tensor | None = None,
+    threads: int | None = None,
+    input_scale: float = 0.0,
+) -> Any:
+    """Such a weight. inputs: how its format rounds them, with what calibration stored where that is static.
+
+    Raises:
+        ValueError: a code of FP8 is NaN.
+    """
+    return native().pack_floats(
+        weight.words.contiguous(),
+        weight.scale.contiguous(),
+        weight.columns,
+        weight.group_size,
+        weight.table,
+        weight.scale_type,
+        str(weight.dtype).removeprefix("torch."),
+        weight.factor,
+        weight.divisor,
+        _bias(bias),
+        _threads(threads),
+        _inputs(inputs, input_scale),
     )
 
 
@@ -76,6 +142,12 @@ def multiply(linear: Any, x: Tensor, eight_bit: bool = False, threads: int | Non
     out = torch.empty(x.shape[0], linear.rows)
     linear.multiply(x.contiguous(), out, eight_bit, _threads(threads))
     return out
+
+
+def _inputs(inputs: InputScheme | None, scale: float) -> tuple[str, int, float]:
+    name = rounding(inputs)
+    assert name is not None
+    return name, 0 if inputs is None else inputs.group_size or 0, scale
 
 
 def _bias(bias: Tensor | None) -> Tensor | None:

@@ -9,17 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.errors import IntegrityError
-from compress.formats.int_packed import pack_bits, unpack_bits
 from compress.kernels import packed_linear
 from compress.kernels.dispatch import native
 from compress.models.checkpoint import Checkpoint
 from compress.runtime.cache_choice import LayerCache
-from compress.runtime.native_reader import stored_parts
 from compress.runtime.native_shape import EMBEDDING, FINAL_NORM, HEAD, LayerNames, Part, Shape
+from compress.runtime.native_weights import Stored, kernel_name
 from compress.runtime.pages import PagePool
 from compress.runtime.protocol import LayerUse
-from compress.types import IntScheme
+from compress.types import Scheme
 
 STEP_TOKENS = 512  # tokens of one call: what is between the products stays in the cache
 _LEAST_CACHE_TOKENS, _MOST_CACHE_TOKENS = 16_384, 32_768
@@ -146,7 +144,7 @@ class NativeModel:
             LayerUse(
                 name=name,
                 aliases=(EMBEDDING,) if name == HEAD and self.shape.tied else (),
-                kernel=f"{kernel} {_weights(parts[0].bits)} x {self._inputs(parts[0])}",
+                kernel=f"{kernel} {kernel_name(self._scheme(name), parts[0].bits)} x {self._inputs(name, parts[0])}",
                 weights=sum(part.rows * part.columns for part in parts)
                 + (sum(part.rows for part in parts) if f"{name}.bias" in self._checkpoint.index else 0),
                 held_bytes=(held := sum(part.nbytes for part in parts)),
@@ -155,10 +153,16 @@ class NativeModel:
             for name, parts in sorted(self.linears.items(), key=lambda item: item[0] == HEAD)
         ]
 
-    def _inputs(self, linear: Any) -> str:
-        if self.eight_bit and linear.bits <= 8:
+    def _scheme(self, name: str) -> Scheme | None:
+        """Of a linear's weight; the head's is the embedding's where they are one."""
+        return self.shape.schemes.get(EMBEDDING if name == HEAD and self.shape.tied else name)
+
+    def _inputs(self, name: str, linear: Any) -> str:
+        if self.eight_bit and linear.takes_eight_bit:
             return "int8"
-        return "float32 of int8" if linear.rounds_inputs else "float32"
+        scheme = self._scheme(name)
+        rounded = packed_linear.rounding(scheme.inputs if scheme is not None else None)
+        return "float32" if rounded == "none" else f"float32 of {'int8' if rounded == 'narrow' else rounded}"
 
     def _add_layer(self, i: int, rotation: int) -> None:
         names = self.shape.layer(i)
@@ -214,35 +218,12 @@ class NativeModel:
         if scheme is None:
             weight, eight_bit = read(f"{name}.weight"), self.eight_bit and name == HEAD
             return [packed_linear.pack_dense(weight[part], _rows(bias, part), eight_bit) for part in rows]
-        words, scale, zero = self._codes(name, size, scheme)
-        return [
-            packed_linear.pack_codes(words[part], scale[part], _rows(zero, part), size[1], scheme, _rows(bias, part))
-            for part in rows
-        ]
-
-    def _codes(self, name: str, size: tuple[int, int], scheme: IntScheme) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(words (out, ...) int32, scales (out, groups), zero points (out, groups) int8 or None) of a stored weight."""
-        read, (out, columns) = self._checkpoint.read, size
-        if self.shape.format.layout is not None or scheme.inputs is not None:
-            found = self.shape.format.unpack(stored_parts(self._checkpoint, name, self.shape.format), scheme)
-            scale = found.scale if scheme.inputs is None else found.scale.float()  # as kernels for integers apply it
-            return pack_bits(found.codes, scheme.bits), scale, found.zero_point
-        if read(f"{name}.weight_shape").tolist() != [out, columns]:
-            raise IntegrityError(
-                f"{name}.weight_shape is not {(out, columns)}", "run `compress verify` on the artifact"
-            )
-        zero = None
-        if not scheme.symmetric:
-            zero = unpack_bits(read(f"{name}.weight_zero_point").T, scheme.bits, out).T
-        return read(f"{name}.weight_packed"), read(f"{name}.weight_scale"), zero
+        stored = Stored(self._checkpoint, self.shape.format, name, size, scheme)
+        return [stored.pack(part, bias) for part in rows]
 
 
 def _rows(tensor: Tensor | None, rows: slice) -> Tensor | None:
     return None if tensor is None else tensor[rows]
-
-
-def _weights(bits: int) -> str:
-    return {16: "bfloat16", 32: "float32"}.get(bits, f"int{bits}")
 
 
 def _rotations(shape: Shape) -> dict[str, tuple[Tensor, float]]:

@@ -11,19 +11,20 @@ from typing import Any
 
 import torch
 
-from compress.errors import CompressError
+from compress.errors import CompressError, IntegrityError
 from compress.formats import kv_cache
 from compress.formats.registry import FORMATS, Format
-from compress.kernels.packed_linear import INPUTS, obstacle
+from compress.kernels.packed_linear import obstacle
 from compress.models.checkpoint import Checkpoint
 from compress.models.families import ExpertNames
 from compress.runtime import native_reader
 from compress.runtime.native_families import NATIVE_FAMILIES, NativeFamily
-from compress.types import IntScheme, Scheme
+from compress.runtime.native_weights import DENSE, free_parts, input_scale
+from compress.runtime.native_weights import expected as stored
+from compress.types import InputScheme, Scheme
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens", "model.norm", "lm_head"
-_DENSE = (torch.bfloat16, torch.float16, torch.float32)
 _ALL = 2**31 - 1
 
 
@@ -76,7 +77,7 @@ class Shape:
     chosen: int
     expert_ffn: int
     mlp: str
-    schemes: dict[str, IntScheme]
+    schemes: dict[str, Scheme]
     format: Format
 
     def layer(self, i: int) -> LayerNames:
@@ -199,8 +200,8 @@ def shape_of(checkpoint: Checkpoint, config: Any) -> Shape:
     )
     if shape.head_dim % 2 or shape.heads % shape.kv_heads:
         raise Unsupported(f"it has {heads} heads of {shape.head_dim} over {shape.kv_heads}")
-    _check_inputs(shape)
     _check_tensors(checkpoint, shape)
+    _check_inputs(checkpoint, shape)
     return shape
 
 
@@ -213,82 +214,70 @@ def _check_rope(family: NativeFamily, config: Any) -> None:
             raise Unsupported("its rotary embedding turns a part of each head")
 
 
-def _packed_linears(checkpoint: Checkpoint) -> tuple[Format, dict[str, IntScheme]]:
+def _packed_linears(checkpoint: Checkpoint) -> tuple[Format, dict[str, Scheme]]:
     quantization = checkpoint.config.get("quantization_config")
     if not quantization:
         return FORMATS["compressed-tensors"], {}
     if not native_reader.reads(checkpoint.config):
-        raise Unsupported("its weights are not packed integers")
+        raise Unsupported("its weights are in no layout that is read here")
     if quantization.get("desc_act"):
         raise Unsupported("its groups of inputs follow the activation order")
     try:
-        format, schemes = native_reader.packed_linears(checkpoint)
+        return native_reader.packed_linears(checkpoint)
     except (CompressError, KeyError, TypeError, ValueError) as error:
         raise Unsupported(f"its quantization_config cannot be read ({error})") from error
-    return format, {name: _packed(scheme) for name, scheme in schemes.items()}
 
 
-def _packed(scheme: Scheme) -> IntScheme:
-    if isinstance(scheme, IntScheme) and scheme.inputs in (None, INPUTS):
-        return scheme
-    if scheme.inputs is None:
-        raise Unsupported(f"{scheme.name} is no layout of packed integers")
-    raise Unsupported(f"{scheme.name} rounds what enters its linears in a way that the engine does not")
-
-
-def _check_inputs(shape: Shape) -> None:
+def _check_inputs(checkpoint: Checkpoint, shape: Shape) -> None:
     """Linears that read the same inputs, which the engine rounds once for all of them, round them alike."""
-    if EMBEDDING in shape.schemes and shape.schemes[EMBEDDING].inputs is not None:
+    embedding = shape.schemes.get(EMBEDDING)
+    if embedding is not None and embedding.inputs is not None:
         raise Unsupported("its embedding rounds inputs, and has none")
+
+    def way(part: Part) -> tuple[InputScheme | None, float]:
+        scheme = shape.schemes.get(part.linear)
+        if scheme is None:
+            return None, 0.0
+        try:
+            return scheme.inputs, input_scale(checkpoint, shape.format, part.linear, scheme)
+        except IntegrityError as error:
+            raise Unsupported(f"{part.linear}.{error.message}") from error
+
     for i in range(shape.layers):
         names = shape.layer(i)
-        inward = tuple(part for gate, up, _ in names.experts for part in (gate, up))
-        outward = tuple(down for _, _, down in names.experts)
-        for parts in (names.attention[:3], inward, outward):
-            schemes = [shape.schemes.get(part.linear) for part in parts]
-            if len({scheme is not None and scheme.inputs is not None for scheme in schemes}) > 1:
+        for parts in (names.attention[:3], *(expert[:2] for expert in names.experts)):
+            if len({way(part) for part in parts}) > 1:
                 raise Unsupported(f"{parts[0].linear} and others that read the same inputs do not round them alike")
 
 
 def _check_tensors(checkpoint: Checkpoint, shape: Shape) -> None:
     """Every tensor that the shape needs is there with its size and a known dtype, and no other is."""
     expected: dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]] = {
-        f"{name}.weight": ((length,), _DENSE) for name, length in shape.norms().items()
+        f"{name}.weight": ((length,), DENSE) for name, length in shape.norms().items()
     }
+    free: set[str] = set()
     routers = shape.routers()
     for name, (out, width) in {EMBEDDING: (shape.vocabulary, shape.hidden), **shape.linears()}.items():
         if f"{name}.bias" in checkpoint.index:
-            expected[f"{name}.bias"] = ((out,), _DENSE)
+            expected[f"{name}.bias"] = ((out,), DENSE)
         scheme = shape.schemes.get(name)
         if scheme is not None and name in routers:
             raise Unsupported(f"its router {name} is quantised")
         if scheme is None:
-            expected[f"{name}.weight"] = ((out, width), _DENSE)
+            expected[f"{name}.weight"] = ((out, width), DENSE)
             continue
         if not 2 <= scheme.bits <= 8 or not scheme.fits(width):
             raise Unsupported(f"{name} is packed in {scheme.bits} bits and groups of {scheme.group_size}")
         if (reason := obstacle(scheme, width)) is not None:
             raise Unsupported(f"{name}: {reason}")
-        if shape.format.layout is not None:
-            stored = shape.format.layout(scheme, out, width)
-            expected |= {f"{name}.{part}": (size, (dtype,)) for part, (size, dtype) in stored.items()}
-            continue
-        groups = scheme.groups(width)
-        if scheme.inputs is not None:  # a byte each, whatever their bits
-            expected[f"{name}.weight"] = ((out, width), (torch.int8,))
-            expected[f"{name}.weight_scale"] = ((out, groups), _DENSE)
-            continue
-        expected[f"{name}.weight_packed"] = ((out, -(-width * scheme.bits // 32)), (torch.int32,))
-        expected[f"{name}.weight_scale"] = ((out, groups), _DENSE)
-        expected[f"{name}.weight_shape"] = ((2,), (torch.int64,))
-        if not scheme.symmetric:
-            expected[f"{name}.weight_zero_point"] = ((-(-out * scheme.bits // 32), groups), (torch.int32,))
+        expected |= {f"{name}.{part}": rule for part, rule in stored(shape.format, scheme, out, width).items()}
+        free |= {f"{name}.{part}" for part in free_parts(shape.format)}
     if kv_cache.is_described(checkpoint.config.get("quantization_config") or {}):
         for i in range(shape.layers):
-            expected |= {f"model.layers.{i}.self_attn.{part}": ((1,), _DENSE) for part in kv_cache.PARTS}
+            expected |= {f"model.layers.{i}.self_attn.{part}": ((1,), DENSE) for part in kv_cache.PARTS}
     for name, (size, dtypes) in expected.items():
         info = checkpoint.index.get(name)
         if info is None or tuple(info.shape) != size or info.dtype not in dtypes:
             raise Unsupported(f"{name} is missing, or not of shape {size}")
-    if extra := sorted(checkpoint.index.keys() - expected.keys()):
+    if extra := sorted(checkpoint.index.keys() - expected.keys() - free):
         raise Unsupported(f"it holds {extra[0]}, which has no place in the architecture")

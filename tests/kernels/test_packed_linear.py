@@ -14,9 +14,10 @@ from compress.formats.inputs import round_inputs
 from compress.formats.int_packed import pack_bits
 from compress.kernels import packed_linear
 from compress.kernels.cpu import _native
-from compress.types import IntScheme, QuantizedTensor
+from compress.types import InputScheme, IntScheme, QuantizedTensor, ternary_scheme
 
 TOKENS = (1, 2, 3, 5, 8, 9, 33)
+INT8 = InputScheme("int", "token")
 SHAPES = {128: (37, 256), 64: (70, 192), 32: (16, 96), None: (33, 100)}  # group -> odd numbers of rows, uneven columns
 EXACT, EIGHT_BIT = 4e-6, 0.1  # largest error over the outputs' root mean square
 
@@ -49,16 +50,29 @@ def error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.square().mean().sqrt())
 
 
-@pytest.mark.parametrize("group", SHAPES)
-def test_inputs_that_the_format_rounds(group: int | None, isa: str) -> None:
+ROUNDED = {
+    "token": IntScheme(8, None, inputs=INT8),
+    "static": IntScheme(8, None, inputs=InputScheme("int", "tensor")),
+    "ternary": ternary_scheme(),
+    **{f"group {group}": IntScheme(8, group, inputs=INT8) for group in (128, 64, 32)},
+}
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_inputs_that_the_format_rounds(name: str, isa: str) -> None:
     """Rounded as `formats.inputs` rounds them; integer products differ by nothing but float32's rounding."""
-    rows, columns = SHAPES[group]
-    weight = quantized(rows, columns, IntScheme(8, group, inputs=packed_linear.INPUTS), torch.float32)
-    linear = packed(weight)
+    scheme = ROUNDED[name]
+    assert scheme.inputs is not None
+    rows, columns = SHAPES[scheme.group_size]
+    weight = quantized(rows, columns, scheme, torch.float32)
+    scale = 0.0 if scheme.inputs.dynamic else 0.015
+    words = pack_bits(weight.codes, scheme.bits)
+    linear = packed_linear.pack_codes(words, weight.scale, None, columns, scheme, threads=1, input_scale=scale)
     for tokens in TOKENS:
         x = inputs(tokens, columns)
         x[1:2] = 0
-        expected = round_inputs(x, packed_linear.INPUTS).double() @ weight.dequantize().double().T
+        rounded = round_inputs(x, scheme.inputs, None if scheme.inputs.dynamic else torch.tensor([scale]))
+        expected = rounded.double() @ weight.dequantize().double().T
         for eight_bit in (False, True):
             assert error(packed_linear.multiply(linear, x, eight_bit, threads=1), expected) < EXACT
     x[0, 3] = torch.inf
@@ -165,6 +179,7 @@ def arguments() -> dict[str, Any]:
         "bits": 4,
         "bias": None,
         "threads": 1,
+        "inputs": ("none", 0, 0.0),
     }
 
 

@@ -102,14 +102,14 @@ def causal_attention(q: Any, k: Any, v: Any, out: Any, scale: float, threads: in
 class PackedLinear:
     """A weight repacked for products (csrc/linear.h). `bits`: of a stored weight; `nbytes`: what a product reads.
 
-    `rounds_inputs`: to 8 bits, one scale a token, as its format has it.
+    `takes_eight_bit`: its codes are integers, which `multiply` may meet with 8-bit inputs.
     """
 
     rows: int
     columns: int
     bits: int
     nbytes: int
-    rounds_inputs: bool
+    takes_eight_bit: bool
 
     def multiply(self, x: Any, out: Any, eight_bit: bool, threads: int) -> None:
         """out (tokens, rows) = x (tokens, columns) times the weight, transposed, plus its bias. All float32."""
@@ -123,9 +123,28 @@ def pack_codes(
     bits: int,
     bias: Any,
     threads: int,
-    rounds_inputs: bool = False,
+    inputs: tuple[str, int, float],
 ) -> PackedLinear:
-    """As `kernels.packed_linear.pack_codes`; group_size a multiple of 32 that divides `columns`, or `columns`."""
+    """As `kernels.packed_linear.pack_codes`; group_size a multiple of 32 that divides `columns`, or `columns`.
+
+    inputs: how they are rounded, how many share a scale (0: a token's), and the calibrated scale (0: none).
+    """
+
+def pack_floats(
+    packed: Any,
+    scale: Any,
+    columns: int,
+    group_size: int,
+    table: Any,
+    scale_type: str,
+    value_type: str,
+    factor: float,
+    divisor: float,
+    bias: Any,
+    threads: int,
+    inputs: tuple[str, int, float],
+) -> PackedLinear:
+    """As `kernels.packed_linear.pack_floats`; ValueError where a code of FP8 is NaN."""
 
 def pack_dense(weight: Any, group_size: int, bias: Any, threads: int) -> PackedLinear:
     """weight (rows, columns) bfloat16 or float32 as it is; with a group_size, rounded to 8 bits in such groups."""

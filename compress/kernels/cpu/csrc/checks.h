@@ -18,6 +18,7 @@ constexpr nb::dlpack::dtype kFloat16{uint8_t(nb::dlpack::dtype_code::Float), 16,
 constexpr nb::dlpack::dtype kBfloat16{uint8_t(nb::dlpack::dtype_code::Bfloat), 16, 1};
 constexpr nb::dlpack::dtype kUint16{uint8_t(nb::dlpack::dtype_code::UInt), 16, 1};
 constexpr nb::dlpack::dtype kInt32{uint8_t(nb::dlpack::dtype_code::Int), 32, 1};
+constexpr nb::dlpack::dtype kUint8{uint8_t(nb::dlpack::dtype_code::UInt), 8, 1};
 constexpr nb::dlpack::dtype kInt8{uint8_t(nb::dlpack::dtype_code::Int), 8, 1};
 
 [[noreturn]] inline void bad_type(const char* name, const std::string& rule) {
@@ -51,6 +52,7 @@ void* memory_of(const Array& array, const char* name, std::initializer_list<int6
 template <typename T> struct Expected;
 template <> struct Expected<float> { static constexpr auto dtype = kFloat32; static constexpr auto name = "float32"; };
 template <> struct Expected<int32_t> { static constexpr auto dtype = kInt32; static constexpr auto name = "int32"; };
+template <> struct Expected<uint8_t> { static constexpr auto dtype = kUint8; static constexpr auto name = "uint8"; };
 template <> struct Expected<int8_t> { static constexpr auto dtype = kInt8; static constexpr auto name = "int8"; };
 
 template <typename T>
@@ -70,6 +72,18 @@ template <typename Array>
 std::pair<int64_t, int64_t> extents(const Array& array, const char* name) {
     if (array.ndim() != 2 || array.shape(0) == 0 || array.shape(1) == 0) bad_value(name, "a matrix with no empty side");
     return {int64_t(array.shape(0)), int64_t(array.shape(1))};
+}
+
+inline int positive(const char* name, int value) {
+    if (value < 1) bad_value(name, "at least 1, not " + std::to_string(value));
+    return value;
+}
+
+// Whether the array is bfloat16; else it is float32.
+inline bool is_bfloat16(const Input& array, const char* name) {
+    if (array.dtype() == kBfloat16) return true;
+    if (array.dtype() != kFloat32) bad_type(name, "float32 or bfloat16");
+    return false;
 }
 
 }  // namespace compress

@@ -86,8 +86,8 @@ void Decoder::mix_experts(Work& w, const DecoderLayer& layer) {
         const Linear &gate = layer.experts[e].gate->view, &up = layer.experts[e].up->view;
         const Linear& down = layer.experts[e].down->view;
         for (const Linear* linear : {&gate, &up})
-            if (linear->packed()) in_block = std::min(in_block, linear->block());
-        if (down.packed()) out_block = std::min(out_block, down.block());
+            if (linear->takes_eight_bit()) in_block = std::min(in_block, linear->block());
+        if (down.takes_eight_bit()) out_block = std::min(out_block, down.block());
         const int64_t first = begin[e], count = begin[e + 1] - first;
         if (count == 0) continue;
         inward.push_back({&gate, w.gate + first * inner, inner, false, first, count});

@@ -1,80 +1,9 @@
-// What a decoder computes between its products, a row at a time: norms, rotation, activation, 8-bit inputs.
+// What a decoder computes between its products, a row at a time: norms, rotation, activation.
 #include "kernels.h"
 #include "vector_math.h"
 
 namespace compress {
 namespace ISA {
-namespace {
-
-inline vf load_some(const float* p, int64_t count) {
-    vf v = {};
-    std::memcpy(&v, p, (count < LANES ? count : LANES) * sizeof(float));
-    return v;
-}
-inline void store_some(float* p, vf v, int64_t count) {
-    std::memcpy(p, &v, (count < LANES ? count : LANES) * sizeof(float));
-}
-
-}  // namespace
-
-namespace {
-
-// The largest |x| from `begin` to `end`; NaN where something is not finite, so that it shows in the output.
-inline float range_of(const float* x, int64_t begin, int64_t end) {
-    vf high = {}, poison = {};
-    for (int64_t k = begin; k < end; k += LANES) {
-        const vf v = load_some(x + k, end - k), magnitude = v < 0 ? -v : v;
-        high = magnitude > high ? magnitude : high;
-        poison += v * 0;
-    }
-    return largest(high) + sum(poison);
-}
-
-// As formats.inputs has it: symmetric, a row of zeros gets a scale that divides.
-inline float token_scale(const float* x, int64_t columns) {
-    const float scale = range_of(x, 0, columns) / 127.5f;
-    return scale == 0 ? 0x1p-23f : scale;
-}
-inline vf token_codes(vf x, float scale) {
-    return clamp(round_even(x / broadcast(scale)), broadcast(-128), broadcast(127));
-}
-
-}  // namespace
-
-// One token's inputs as its format rounds them, in place.
-void round_inputs(float* x, int64_t columns) {
-    const float scale = token_scale(x, columns);
-    for (int64_t k = 0; k < columns; k += LANES)
-        store_some(x + k, token_codes(load_some(x + k, columns - k), scale) * scale, columns - k);
-}
-
-// The token's row of x to 8 bits: each block by its largest magnitude, or all of them by the token's. A block of zeros
-// has scale 0.
-void quantize_inputs(const float* x, int64_t columns, int64_t token, const Quantized& out) {
-    typedef int8_t codes __attribute__((vector_size(LANES)));
-    const int64_t blocks = out.blocks;
-    int8_t* q = out.q + token * out.width;
-    const float whole = out.by_token ? token_scale(x, columns) : 0;
-    for (int64_t b = 0; b < blocks; ++b) {
-        const int64_t begin = b * out.block, end = begin + out.block;
-        const float most = out.by_token ? 0 : range_of(x, begin, end < columns ? end : columns);
-        const float scale = out.by_token ? whole : most / 127, inverse = most > 0 ? 127 / most : 0;
-        vi total = {};
-        for (int64_t k = begin; k < end; k += LANES) {
-            const vf v = k < columns ? load_some(x + k, columns - k) : vf{};
-            const vf level = out.by_token ? token_codes(v, whole)
-                                          : clamp(round_even(v * inverse), broadcast(-127), broadcast(127));
-            const vi code = __builtin_convertvector(level, vi);
-            const codes narrow = __builtin_convertvector(code, codes);
-            std::memcpy(q + k, &narrow, sizeof narrow);
-            total += code;
-        }
-        int32_t sum = 0;
-        for (int l = 0; l < LANES; ++l) sum += total[l];
-        out.scale[token * blocks + b] = scale;
-        out.sum[token * blocks + b] = sum;
-    }
-}
 
 // out = weight * x / sqrt(mean(x^2) + epsilon); out may be x.
 void rms_norm(const float* x, const float* weight, int64_t count, float epsilon, float* out) {

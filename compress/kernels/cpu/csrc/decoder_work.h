@@ -37,20 +37,18 @@ struct Decoder::Work {
 };
 
 // x (rows, columns), rows `width` apart, times several weights. `prepare(row)` fills a row of x beforehand. block: the
-// inputs that share a scale in 8 bits where that does not follow from the products alone. Where the weights' format
-// rounds inputs, it is that of all of them, and x holds the rounded values afterwards.
+// inputs that share a scale in 8 bits where that does not follow from the products alone. Where a weight's format rounds
+// inputs, so does that of every weight which takes the same rows, and x holds the rounded values afterwards.
 template <typename Prepare>
 void Decoder::multiply(Work& w, float* x, int64_t columns, int64_t rows, const std::vector<Product>& products,
                        Prepare prepare, int64_t block) {
     const int threads = w.step.threads;
     Quantized quantized = w.quantized;
     bool eight_bit = false;
-    const bool rounds = !products.empty() && products.front().linear->rounds_inputs;
-    quantized.by_token = rounds;
     quantized.block = block;
     quantized.width = 0;
     for (const Product& p : products) {
-        if (!w.step.eight_bit || !p.linear->packed()) continue;
+        if (!w.step.eight_bit || !p.linear->takes_eight_bit()) continue;
         quantized.block = quantized.block ? std::min(quantized.block, p.linear->block()) : p.linear->block();
         quantized.width = std::max(quantized.width, p.linear->padded);
         eight_bit = true;
@@ -61,8 +59,14 @@ void Decoder::multiply(Work& w, float* x, int64_t columns, int64_t rows, const s
     }
     for_tokens(rows, threads, [&](int64_t row) {
         prepare(row);
-        if (rounds && !eight_bit) w.kernels.round_inputs(x + row * w.width, columns);
-        if (eight_bit) w.kernels.quantize_inputs(x + row * w.width, columns, row, quantized);
+        InputFormat format{};
+        for (const Product& p : products)
+            if (row >= p.first && row < p.first + p.tokens) format = p.linear->inputs;
+        const bool rounded = format.kind != Rounding::none && !(eight_bit && format.integers());
+        if (rounded) w.kernels.round_inputs(x + row * w.width, columns, format);
+        Quantized mine = quantized;
+        mine.inputs = format;
+        if (eight_bit) w.kernels.quantize_inputs(x + row * w.width, columns, row, mine);
     });
 
     std::vector<int64_t> ends;
@@ -79,7 +83,7 @@ void Decoder::multiply(Work& w, float* x, int64_t columns, int64_t rows, const s
         mine.q += p.first * quantized.width;
         mine.scale += p.first * quantized.blocks;
         mine.sum += p.first * quantized.blocks;
-        const ProductArgs args{p.linear, x + p.first * w.width, w.width, mine, w.step.eight_bit && p.linear->packed(),
+        const ProductArgs args{p.linear, x + p.first * w.width, w.width, mine, w.step.eight_bit && p.linear->takes_eight_bit(),
                                p.out, p.out_stride, p.tokens, p.add};
         w.kernels.product_strips(args, first, std::min<int64_t>(kStripsTogether, p.linear->strips() - first),
                                  w.scratch + thread * w.scratch_floats);

@@ -134,7 +134,7 @@ struct Kernels {
     int64_t (*product_scratch)(int64_t tokens);
     void (*product_strips)(const ProductArgs&, int64_t first, int64_t strips, float* scratch);
     void (*quantize_inputs)(const float* x, int64_t columns, int64_t token, const Quantized& out);
-    void (*round_inputs)(float* x, int64_t columns);
+    void (*round_inputs)(float* x, int64_t columns, const InputFormat& format);
     void (*rms_norm)(const float* x, const float* weight, int64_t count, float epsilon, float* out);
     void (*swiglu)(const float* gate, const float* up, int64_t count, float* out);
     void (*geglu)(const float* gate, const float* up, int64_t count, float* out);
@@ -168,7 +168,7 @@ struct Kernels {
     int64_t product_scratch(int64_t);                                    \
     void product_strips(const ProductArgs&, int64_t, int64_t, float*);   \
     void quantize_inputs(const float*, int64_t, int64_t, const Quantized&); \
-    void round_inputs(float*, int64_t);                                     \
+    void round_inputs(float*, int64_t, const InputFormat&);              \
     void rms_norm(const float*, const float*, int64_t, float, float*);   \
     void swiglu(const float*, const float*, int64_t, float*);            \
     void geglu(const float*, const float*, int64_t, float*);             \

@@ -9,17 +9,29 @@
 //     4 bits   line i / 2, bits 4 (i % 2) on
 //     2 bits   line i / 4, bits 2 (i % 4) on
 //     3 bits   the low two bits as above, the high one in line 2, bit i
-// Codes are unsigned, weight = (code - zero) * scale, rounded to the scale's type as the format defines it. bfloat16
-// weights lie as pairs of columns [16][16 rows][2] in a chunk, float32 ones as [32][16 rows], strip after strip.
+// Integer codes are unsigned, weight = (code - zero) * scale; other codes are floats, FP8 E4M3 in 8 bits or entries of a
+// table in 4, weight = value * scale. Either is rounded to `value_type`, as the format defines it. bfloat16 weights lie
+// as pairs of columns [16][16 rows][2] in a chunk, float32 ones as [32][16 rows], strip after strip.
 #pragma once
 #include <cstdint>
 
 namespace compress {
 
-enum class ScaleType { float32, float16, bfloat16 };
+enum class ScaleType { float32, float16, bfloat16, e4m3, e8m0 };  // e8m0: the exponent of a power of two, plus 127
+enum class Coding { integer, e4m3, table };
+
+// How a format rounds the inputs of a linear, before the product; as compress.formats.inputs has it.
+enum class Rounding { none, int8, narrow, fp8, nvfp4, mxfp4, mxfp8 };
+struct InputFormat {
+    Rounding kind;
+    int64_t group;  // inputs that share a scale; 0: all of a token
+    float scale;    // calibrated: the scale itself, or what multiplies those of NVFP4; 0: none, scales follow the inputs
+    bool integers() const { return kind == Rounding::int8 || kind == Rounding::narrow; }
+};
 
 constexpr int kStripRows = 16;
-constexpr int kChunk = 32;  // columns of a chunk: the unit of storage, and what divides every group
+constexpr int kChunk = 32;  // columns of a chunk: the unit of storage, and what divides every group but NVFP4's of 16
+constexpr int kTableSize = 16;
 constexpr int kStripsTogether = 4;
 
 struct Linear {
@@ -27,17 +39,21 @@ struct Linear {
     int zero;                // the zero point of all codes where `zeros` is null
     int64_t rows, columns;   // of the weight
     int64_t padded;          // columns stored: a multiple of kChunk
-    int64_t group, groups;   // columns that share a scale, a multiple of kChunk
-    ScaleType scale_type;
+    int64_t group, groups;   // columns that share a scale
+    Coding coding;
+    ScaleType scale_type, value_type;
+    float factor, divisor;  // a scale in E4M3 is multiplied by one and divided by the other
+    float table[kTableSize];
     const uint8_t* codes;  // [bundle][chunk][bits][strip of the bundle][64]; from 16 bits on [strip][chunk][bits][64]
     const void* scales;    // [bundle][group][strip of the bundle][16]
     const uint8_t* zeros;  // likewise, or null
     const float* bias;     // (rows) or null
-    bool rounds_inputs;    // its format rounds inputs to 8 bits, one scale a token, before the product
+    InputFormat inputs;
 
     int64_t strips() const { return (rows + kStripRows - 1) / kStripRows; }
     int64_t strip_bytes() const { return padded * kStripRows * bits / 8; }
     bool packed() const { return bits <= 8; }
+    bool takes_eight_bit() const { return packed() && coding == Coding::integer; }
     static int64_t bundle_of(int64_t strip) { return strip / kStripsTogether * kStripsTogether; }  // its first strip
     // Strips of the bundle that `strip` is in.
     int64_t together(int64_t strip) const {
@@ -55,13 +71,13 @@ struct Linear {
 };
 
 // Inputs in 8 bits: x = q * scale, one scale per token and block of columns; zero beyond the columns.
-// by_token: blocks of a token have one scale, which a format defines: the largest |x| over half of the 255 steps.
+// inputs: where a format of integers defines how, else none, and each block goes by its largest |x|.
 struct Quantized {
     int8_t* q;      // (tokens, width)
     float* scale;   // (tokens, width / block)
     int32_t* sum;   // (tokens, width / block): sums of q
     int64_t width, block, blocks;  // width and block are multiples of kChunk; blocks = width / block
-    bool by_token;
+    InputFormat inputs;
 };
 
 struct ProductArgs {

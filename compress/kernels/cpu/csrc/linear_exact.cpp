@@ -1,5 +1,5 @@
 // Products of float32 inputs with the values that a weight's format defines, in float32.
-#include "linear_parts.h"
+#include "weight_formats.h"
 
 namespace compress {
 namespace ISA {
@@ -7,51 +7,49 @@ namespace {
 
 constexpr int kRegisterTokens = LANES == 4 ? 2 : LANES == 8 ? 4 : 8;
 
-template <ScaleType type>
-inline vf rounded(vf x) {
-    if constexpr (type == ScaleType::float32) return x;
-    const vi bits = (vi)x;
-    if constexpr (type == ScaleType::bfloat16)
-        return as_floats((bits + 0x7fff + (bits >> 16 & 1)) & int32_t(0xffff0000));
-    const vf normal = as_floats((bits + 0xfff + (bits >> 13 & 1)) & int32_t(0xffffe000));
-    const vf magic = broadcast(0.75f);  // floats near it are 2^-24 apart, as float16's subnormals are
-    const vf magnitude = as_floats(bits & 0x7fffffff);
-    return magnitude < 0x1p-14f ? (x + magic) - magic : normal;
-}
-
 // One chunk's codes as values, [column][row].
-template <int BITS, ScaleType type>
-inline void decode_chunk(const Linear& w, int64_t strip, int64_t column, const uint8_t* chunk, float* panel) {
-    const int64_t at = w.scale_index(strip, column / w.group), line = 64 * w.together(strip);
-    for (int v = 0; v < kVectors; ++v) {
-        const vi zero = load_zeros(w, at + v * LANES);
-        const vf scale = load_scales(w, at + v * LANES);
-        for (int i = 0; i < 8; ++i) {
-            const vi quad = quad_of<BITS>(chunk, line, v, i);
-            for (int j = 0; j < 4; ++j)
-                store(panel + (4 * i + j) * kStripRows + v * LANES,
-                      rounded<type>(to_floats((quad >> 8 * j & 255) - zero) * scale));
+template <typename Format>
+inline void decode_chunk(const Linear& w, const Format& format, int64_t strip, int64_t column, const uint8_t* chunk,
+                         float* panel) {
+    const int64_t line = 64 * w.together(strip);
+    for (int part = 0; part < kChunk; part += Format::kSpan) {
+        const int64_t at = w.scale_index(strip, (column + part) / w.group);
+        for (int v = 0; v < kVectors; ++v) {
+            const auto grid = format.grid(w, at + v * LANES);
+#pragma GCC unroll 8
+            for (int c = part; c < part + Format::kSpan; ++c)
+                store(panel + c * kStripRows + v * LANES, format.value(chunk, line, v, c, grid));
         }
     }
 }
 
-template <int BITS>
-void decode_block(const Linear& w, int64_t strip, int64_t column, int64_t columns, float* panel) {
-    const int64_t line = 64 * w.together(strip);
-    const uint8_t* codes = w.codes + w.line_offset(strip) + column / kChunk * BITS * line;
-    for (int64_t k = 0; k < columns; k += kChunk, codes += BITS * line, panel += kChunk * kStripRows) {
-        if (w.scale_type == ScaleType::bfloat16)
-            decode_chunk<BITS, ScaleType::bfloat16>(w, strip, column + k, codes, panel);
-        else if (w.scale_type == ScaleType::float16)
-            decode_chunk<BITS, ScaleType::float16>(w, strip, column + k, codes, panel);
-        else
-            decode_chunk<BITS, ScaleType::float32>(w, strip, column + k, codes, panel);
+// A packed weight's columns [column, column + columns) as values.
+template <typename Format>
+struct Packed {
+    static constexpr bool kPacked = true;
+    static void decode(const Linear& w, int64_t strip, int64_t column, int64_t columns, float* panel) {
+        const Format format(w);
+        const int64_t line = 64 * w.together(strip);
+        const uint8_t* codes = w.codes + w.line_offset(strip) + column / kChunk * Format::kBits * line;
+        for (int64_t k = 0; k < columns; k += kChunk, codes += Format::kBits * line, panel += kChunk * kStripRows)
+            decode_chunk(w, format, strip, column + k, codes, panel);
     }
-}
+    template <int STRIPS>
+    static void one_token(const ProductArgs& a, int64_t first);
+};
+
+// A plain weight of 16 or 32 bits.
+template <int BITS>
+struct Plain {
+    static constexpr bool kPacked = false;
+    static void decode(const Linear& w, int64_t strip, int64_t column, int64_t columns, float* panel);
+    template <int STRIPS>
+    static void one_token(const ProductArgs& a, int64_t first);
+};
 
 // Pairs of bfloat16 columns to float32 ones: no arithmetic, a bfloat16 is the upper half of a float32.
 template <>
-void decode_block<16>(const Linear& w, int64_t strip, int64_t column, int64_t columns, float* panel) {
+void Plain<16>::decode(const Linear& w, int64_t strip, int64_t column, int64_t columns, float* panel) {
     const int32_t* pairs = reinterpret_cast<const int32_t*>(w.codes + strip * w.strip_bytes()) + column * kStripRows / 2;
     for (int64_t k = 0; k < columns; k += 2, panel += 2 * kStripRows, pairs += kStripRows)
         for (int v = 0; v < kVectors; ++v) {
@@ -62,7 +60,7 @@ void decode_block<16>(const Linear& w, int64_t strip, int64_t column, int64_t co
 }
 
 template <>
-void decode_block<32>(const Linear&, int64_t, int64_t, int64_t, float*) {}  // float32 weights are read in place
+void Plain<32>::decode(const Linear&, int64_t, int64_t, int64_t, float*) {}  // float32 weights are read in place
 
 // STRIPS panels, `depth` columns, times TOKENS tokens; the block's sum is added to the totals.
 template <int TOKENS, int STRIPS>
@@ -102,8 +100,9 @@ inline void multiply_strips(const float* const* panels, int64_t strips, const fl
 }
 
 // One token and STRIPS strips of a plain weight: nothing to decode, so no panel. Sums in the order of `multiply`.
-template <int BITS, int STRIPS>
-__attribute__((noinline)) void plain_strips(const ProductArgs& a, int64_t first) {
+template <int BITS>
+template <int STRIPS>
+__attribute__((noinline)) void Plain<BITS>::one_token(const ProductArgs& a, int64_t first) {
     const Linear& w = *a.linear;
     constexpr int kStep = BITS == 16 ? 2 : 1;  // columns of a word
     const int32_t* words = reinterpret_cast<const int32_t*>(w.codes + first * w.strip_bytes());
@@ -129,33 +128,31 @@ __attribute__((noinline)) void plain_strips(const ProductArgs& a, int64_t first)
 }
 
 // The same of a packed weight, whose columns are a multiple of kChunk: codes become values in registers.
-template <int BITS, ScaleType type, int STRIPS>
-__attribute__((noinline)) void packed_strips(const ProductArgs& a, int64_t first) {
+template <typename Format>
+template <int STRIPS>
+__attribute__((noinline)) void Packed<Format>::one_token(const ProductArgs& a, int64_t first) {
     const Linear& w = *a.linear;
+    const Format format(w);
     const int64_t line = 64 * (STRIPS == 1 ? w.together(first) : STRIPS);
     const uint8_t* codes = w.codes + w.line_offset(first);
-    vf totals[STRIPS][kVectors] = {}, sums[STRIPS][kVectors] = {}, scales[STRIPS][kVectors];
-    vi zeros[STRIPS][kVectors];
-    for (int64_t k = 0, group = -1; k < w.columns; k += kChunk, codes += BITS * line) {
-        if (k / w.group != group) {
-            group = k / w.group;
-            for (int s = 0; s < STRIPS; ++s)
-                for (int v = 0; v < kVectors; ++v) {
-                    const int64_t at = w.scale_index(first, group) + s * kStripRows + v * LANES;
-                    scales[s][v] = load_scales(w, at), zeros[s][v] = load_zeros(w, at);
-                }
-        }
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; ++i)
-#pragma GCC unroll 4
-            for (int j = 0; j < 4; ++j)
+    vf totals[STRIPS][kVectors] = {}, sums[STRIPS][kVectors] = {};
+    typename Format::Grid grids[STRIPS][kVectors];
+    for (int64_t k = 0, group = -1; k < w.columns; k += kChunk, codes += Format::kBits * line) {
+#pragma GCC unroll 2
+        for (int part = 0; part < kChunk; part += Format::kSpan) {
+            if ((k + part) / w.group != group) {
+                group = (k + part) / w.group;
+                for (int s = 0; s < STRIPS; ++s)
+                    for (int v = 0; v < kVectors; ++v)
+                        grids[s][v] = format.grid(w, w.scale_index(first, group) + s * kStripRows + v * LANES);
+            }
+#pragma GCC unroll 32
+            for (int c = part; c < part + Format::kSpan; ++c)
 #pragma GCC unroll 4
                 for (int s = 0; s < STRIPS; ++s)
-                    for (int v = 0; v < kVectors; ++v) {
-                        const vi code = quad_of<BITS>(codes + s * 64, line, v, i) >> 8 * j & 255;
-                        sums[s][v] +=
-                            rounded<type>(to_floats(code - zeros[s][v]) * scales[s][v]) * a.x[k + 4 * i + j];
-                    }
+                    for (int v = 0; v < kVectors; ++v)
+                        sums[s][v] += format.value(codes + s * 64, line, v, c, grids[s][v]) * a.x[k + c];
+        }
         if ((k + kChunk) % kExactBlock != 0 && k + kChunk < w.columns) continue;
         for (int s = 0; s < STRIPS; ++s)
             for (int v = 0; v < kVectors; ++v) totals[s][v] += sums[s][v], sums[s][v] = vf{};
@@ -163,31 +160,14 @@ __attribute__((noinline)) void packed_strips(const ProductArgs& a, int64_t first
     for (int s = 0; s < STRIPS; ++s) finish(a, first + s, 0, reinterpret_cast<const float*>(totals[s]));
 }
 
-template <int BITS, int STRIPS>
-void packed_strips(const ProductArgs& a, int64_t first) {
-    switch (a.linear->scale_type) {
-        case ScaleType::bfloat16: return packed_strips<BITS, ScaleType::bfloat16, STRIPS>(a, first);
-        case ScaleType::float16: return packed_strips<BITS, ScaleType::float16, STRIPS>(a, first);
-        default: return packed_strips<BITS, ScaleType::float32, STRIPS>(a, first);
-    }
-}
-
-template <int BITS, int STRIPS>
-void one_token(const ProductArgs& a, int64_t first) {
-    if constexpr (BITS > 8)
-        plain_strips<BITS, STRIPS>(a, first);
-    else
-        packed_strips<BITS, STRIPS>(a, first);
-}
-
-template <int BITS>
+template <typename Weight>
 void exact(const ProductArgs& a, int64_t first, int64_t strips, float* scratch) {
-    if (a.tokens == 1 && (BITS > 8 || a.linear->columns % kChunk == 0)) {
-        if (strips == kStripsTogether) return one_token<BITS, kStripsTogether>(a, first);
-        for (int64_t s = 0; s < strips; ++s) one_token<BITS, 1>(a, first + s);
+    const Linear& w = *a.linear;
+    if (a.tokens == 1 && (!Weight::kPacked || w.columns % kChunk == 0)) {
+        if (strips == kStripsTogether) return Weight::template one_token<kStripsTogether>(a, first);
+        for (int64_t s = 0; s < strips; ++s) Weight::template one_token<1>(a, first + s);
         return;
     }
-    const Linear& w = *a.linear;
     const int64_t stride = kStripsTogether * kStripRows;
     float* totals = scratch + kStripsTogether * kExactBlock * kStripRows;
     for (int64_t i = 0; i < a.tokens * stride; ++i) totals[i] = 0;
@@ -196,9 +176,9 @@ void exact(const ProductArgs& a, int64_t first, int64_t strips, float* scratch) 
         const float* panels[kStripsTogether];
         for (int64_t s = 0; s < strips; ++s) {
             float* panel = scratch + s * kExactBlock * kStripRows;
-            decode_block<BITS>(w, first + s, k, columns, panel);
+            Weight::decode(w, first + s, k, columns, panel);
             panels[s] = panel;
-            if (BITS == 32)
+            if (w.bits == 32)
                 panels[s] = reinterpret_cast<const float*>(w.codes + (first + s) * w.strip_bytes()) + k * kStripRows;
         }
         int64_t t = 0;
@@ -216,16 +196,39 @@ void exact(const ProductArgs& a, int64_t first, int64_t strips, float* scratch) 
         for (int64_t s = 0; s < strips; ++s) finish(a, first + s, t, totals + t * stride + s * kStripRows);
 }
 
+// The table of formats: what a weight is made of -> its product.
+template <int BITS>
+void integers(const ProductArgs& a, int64_t first, int64_t strips, float* scratch) {
+    switch (a.linear->value_type) {
+        case ScaleType::bfloat16: return exact<Packed<Integers<BITS, ScaleType::bfloat16>>>(a, first, strips, scratch);
+        case ScaleType::float16: return exact<Packed<Integers<BITS, ScaleType::float16>>>(a, first, strips, scratch);
+        default: return exact<Packed<Integers<BITS, ScaleType::float32>>>(a, first, strips, scratch);
+    }
+}
+
+template <ScaleType type>
+void entries(const ProductArgs& a, int64_t first, int64_t strips, float* scratch) {
+    if (a.linear->group % kChunk == 0) return exact<Packed<Entries<type, kChunk>>>(a, first, strips, scratch);
+    exact<Packed<Entries<type, kChunk / 2>>>(a, first, strips, scratch);
+}
+
 }  // namespace
 
 void exact_product(const ProductArgs& a, int64_t first, int64_t strips, float* scratch) {
-    switch (a.linear->bits) {
-        case 2: return exact<2>(a, first, strips, scratch);
-        case 3: return exact<3>(a, first, strips, scratch);
-        case 4: return exact<4>(a, first, strips, scratch);
-        case 8: return exact<8>(a, first, strips, scratch);
-        case 16: return exact<16>(a, first, strips, scratch);
-        default: return exact<32>(a, first, strips, scratch);
+    const Linear& w = *a.linear;
+    if (w.coding == Coding::e4m3) return exact<Packed<E4m3>>(a, first, strips, scratch);
+    if (w.coding == Coding::table) switch (w.value_type) {
+        case ScaleType::bfloat16: return entries<ScaleType::bfloat16>(a, first, strips, scratch);
+        case ScaleType::float16: return entries<ScaleType::float16>(a, first, strips, scratch);
+        default: return entries<ScaleType::float32>(a, first, strips, scratch);
+    }
+    switch (w.bits) {
+        case 2: return integers<2>(a, first, strips, scratch);
+        case 3: return integers<3>(a, first, strips, scratch);
+        case 4: return integers<4>(a, first, strips, scratch);
+        case 8: return integers<8>(a, first, strips, scratch);
+        case 16: return exact<Plain<16>>(a, first, strips, scratch);
+        default: return exact<Plain<32>>(a, first, strips, scratch);
     }
 }
 

@@ -4,6 +4,7 @@
 #include "kernels.h"
 #include "linear.h"
 #include "simd.h"
+#include "small_floats.h"
 
 namespace compress {
 namespace ISA {
@@ -36,24 +37,35 @@ inline vf load_float16(const uint16_t* p) {
 #endif
 }
 
-inline vf load_scales(const Linear& w, int64_t at) {
-    if (w.scale_type == ScaleType::float32) return load(static_cast<const float*>(w.scales) + at);
-    const uint16_t* half = static_cast<const uint16_t*>(w.scales) + at;
-    return w.scale_type == ScaleType::bfloat16 ? load_bfloat16(half) : load_float16(half);
-}
-
-inline vi load_zeros(const Linear& w, int64_t at) {
-    if (!w.zeros) return spread(w.zero);
+// Bytes, each in a lane.
+inline vi load_unsigned(const uint8_t* p) {
 #if defined(__AVX512F__)
-    return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)(w.zeros + at)));
+    return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
 #elif defined(__AVX2__)
-    return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(w.zeros + at)));
+    return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
 #else
     vi v;
-    for (int l = 0; l < LANES; ++l) v[l] = w.zeros[at + l];
+    for (int l = 0; l < LANES; ++l) v[l] = p[l];
     return v;
 #endif
 }
+
+inline vf load_scales(const Linear& w, int64_t at) {
+    const uint16_t* half = static_cast<const uint16_t*>(w.scales) + at;
+    const uint8_t* byte = static_cast<const uint8_t*>(w.scales) + at;
+    switch (w.scale_type) {
+        case ScaleType::bfloat16: return load_bfloat16(half);
+        case ScaleType::float16: return load_float16(half);
+        case ScaleType::e4m3: return from_e4m3(load_unsigned(byte)) * w.factor / w.divisor;
+        case ScaleType::e8m0: {
+            const vi exponent = load_unsigned(byte);
+            return as_floats(exponent == 0 ? spread(0x00400000) : exponent << 23);  // the least is subnormal
+        }
+        default: return load(static_cast<const float*>(w.scales) + at);
+    }
+}
+
+inline vi load_zeros(const Linear& w, int64_t at) { return w.zeros ? load_unsigned(w.zeros + at) : spread(w.zero); }
 
 // Quad `i` of a chunk, for the rows of vector `v`: lane = row, byte = column of the quad.
 template <int BITS>

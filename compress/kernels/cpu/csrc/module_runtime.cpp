@@ -1,4 +1,4 @@
-// The runtime's part of the native module: repacked linears and the decoder.
+// The runtime's part of the native module: the decoder.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
@@ -17,110 +17,6 @@
 
 namespace compress {
 namespace {
-
-ScaleType type_of(const Input& scale) {
-    if (scale.dtype() == kFloat32) return ScaleType::float32;
-    if (scale.dtype() == kFloat16) return ScaleType::float16;
-    if (scale.dtype() == kBfloat16) return ScaleType::bfloat16;
-    bad_type("scale", "float32, float16 or bfloat16");
-}
-
-int positive(const char* name, int value) {
-    if (value < 1) bad_value(name, "at least 1, not " + std::to_string(value));
-    return value;
-}
-
-// Whether the array is bfloat16; else it is float32.
-bool is_bfloat16(const Input& array, const char* name) {
-    if (array.dtype() == kBfloat16) return true;
-    if (array.dtype() != kFloat32) bad_type(name, "float32 or bfloat16");
-    return false;
-}
-
-void check_group(int64_t group_size, int64_t columns) {
-    if (group_size != columns && (group_size < kChunk || group_size % kChunk != 0 || columns % group_size != 0))
-        bad_value("group_size", "a divisor of the " + std::to_string(columns) + " columns and a multiple of " +
-                                    std::to_string(kChunk) + ", or all of the columns");
-}
-
-void set_bias(PackedLinear& linear, const std::optional<Input>& bias) {
-    if (bias) linear.set_bias(input<float>(*bias, "bias", {linear.view.rows}));
-}
-
-Weight pack_codes(const Input& packed, const Input& scale, const std::optional<Input>& zero_point, int64_t columns,
-                  int64_t group_size, int bits, const std::optional<Input>& bias, int threads,
-                  bool rounds_inputs) {
-    const auto [rows, words] = extents(packed, "packed");
-    if (bits < 2 || bits > 8) bad_value("bits", "from 2 to 8");
-    if (columns < 1 || columns > words * 32 || words != (columns * bits + 31) / 32)
-        bad_value("packed", "of as many words as " + std::to_string(columns) + " codes take");
-    check_group(group_size, columns);
-    PackedLinear::Source source{input<int32_t>(packed, "packed", {rows, words}), nullptr, type_of(scale), nullptr,
-                                rows, columns, group_size, bits, rounds_inputs};
-    const int64_t groups = columns / group_size;
-    source.scale = memory_of(scale, "scale", {rows, groups});
-    if (zero_point) {
-        source.zero_point = input<int8_t>(*zero_point, "zero_point", {rows, groups});
-        for (int64_t i = 0; i < rows * groups; ++i)
-            if (source.zero_point[i] < -(1 << (bits - 1)) || source.zero_point[i] >= 1 << (bits - 1))
-                bad_value("zero_point", "within the range of the codes");
-    }
-    positive("threads", threads);
-    Weight made;
-    {
-        nb::gil_scoped_release release;
-        made = std::make_shared<PackedLinear>(source, threads);
-    }
-    set_bias(*made, bias);
-    return made;
-}
-
-Weight pack_dense(const Input& weight, int64_t group_size, const std::optional<Input>& bias, int threads) {
-    const auto [rows, columns] = extents(weight, "weight");
-    const bool bfloat16 = is_bfloat16(weight, "weight");
-    if (group_size != 0) check_group(group_size, columns);
-    const void* memory = memory_of(weight, "weight", {rows, columns});
-    positive("threads", threads);
-    Weight made;
-    {
-        nb::gil_scoped_release release;
-        made = std::make_shared<PackedLinear>(memory, bfloat16, rows, columns, group_size, threads);
-    }
-    set_bias(*made, bias);
-    return made;
-}
-
-void multiply(const PackedLinear& linear, const Input& x, const Output& out, bool eight_bit, int threads) {
-    const Linear& w = linear.view;
-    const auto [tokens, columns] = extents(x, "x");
-    if (columns != w.columns) bad_value("x", "of " + std::to_string(w.columns) + " columns");
-    if (eight_bit && !w.packed()) bad_value("eight_bit", "False for a weight that is not packed");
-    ProductArgs args{&w, input<float>(x, "x", {tokens, columns}), columns, {}, eight_bit,
-                     output<float>(out, "out", {tokens, w.rows}), w.rows, tokens, false};
-    positive("threads", threads);
-    const Kernels& kernels = active_kernels();
-    nb::gil_scoped_release release;
-    const int64_t block = w.block(), blocks = w.padded / block;
-    std::vector<int8_t> q(eight_bit ? tokens * w.padded : 0);
-    std::vector<float> scales(eight_bit ? tokens * blocks : 0);
-    std::vector<int32_t> sums(eight_bit ? tokens * blocks : 0);
-    if (eight_bit) {
-        args.quantized = {q.data(), scales.data(), sums.data(), w.padded, block, blocks, w.rounds_inputs};
-        for (int64_t t = 0; t < tokens; ++t) kernels.quantize_inputs(args.x + t * columns, columns, t, args.quantized);
-    }
-    std::vector<float> rounded;
-    if (w.rounds_inputs && !eight_bit) {
-        rounded.assign(args.x, args.x + tokens * columns);
-        for (int64_t t = 0; t < tokens; ++t) kernels.round_inputs(rounded.data() + t * columns, columns);
-        args.x = rounded.data();
-    }
-    const int64_t scratch = kernels.product_scratch(tokens) + 16;
-    const Buffer memory(scratch * threads * int64_t(sizeof(float)));
-    Pool::shared().run((w.strips() + kStripsTogether - 1) / kStripsTogether, threads, [&](int64_t task, int thread) {
-        const int64_t first = task * kStripsTogether, count = std::min<int64_t>(kStripsTogether, w.strips() - first);
-        kernels.product_strips(args, first, count, reinterpret_cast<float*>(memory.data()) + thread * scratch);
-    });
-}
 
 // A decoder and the embedding whose memory it reads, where that is not packed.
 struct BoundDecoder {
@@ -274,19 +170,7 @@ void step(BoundDecoder& self, const Input& tokens, const Input& positions, const
 
 void bind_runtime(nb::module_& m) {
     m.attr("PAGE_TOKENS") = kPageTokens;
-    nb::class_<PackedLinear>(m, "PackedLinear")
-        .def_prop_ro("rows", [](const PackedLinear& self) { return self.view.rows; })
-        .def_prop_ro("columns", [](const PackedLinear& self) { return self.view.columns; })
-        .def_prop_ro("bits", [](const PackedLinear& self) { return self.view.bits; })
-        .def_prop_ro("rounds_inputs", [](const PackedLinear& self) { return self.view.rounds_inputs; })
-        .def_prop_ro("nbytes", [](const PackedLinear& self) { return self.bytes(); })
-        .def("multiply", &multiply, nb::arg("x").noconvert(), nb::arg("out").noconvert(), nb::arg("eight_bit"),
-             nb::arg("threads"));
-    m.def("pack_codes", &pack_codes, nb::arg("packed").noconvert(), nb::arg("scale").noconvert(),
-          nb::arg("zero_point").noconvert().none(), nb::arg("columns"), nb::arg("group_size"), nb::arg("bits"),
-          nb::arg("bias").noconvert().none(), nb::arg("threads"), nb::arg("rounds_inputs") = false);
-    m.def("pack_dense", &pack_dense, nb::arg("weight").noconvert(), nb::arg("group_size"),
-          nb::arg("bias").noconvert().none(), nb::arg("threads"));
+    bind_linears(m);
     nb::class_<BoundDecoder>(m, "Decoder")
         .def("__init__", &make_decoder, nb::arg("embedding").noconvert().none(), nb::arg("packed_embedding").none(),
              nb::arg("final_norm").noconvert(), nb::arg("head"), nb::arg("frequencies").noconvert(),

@@ -3,4 +3,5 @@
 
 namespace compress {
 void bind_runtime(nanobind::module_& m);
+void bind_linears(nanobind::module_& m);  // what bind_runtime begins with
 }

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstring>
 #include <new>
+#include <stdexcept>
 
 #include "pool.h"
 #include "weight_memory.h"
@@ -20,7 +21,9 @@ constexpr int64_t kLine = 64, kLargeBuffer = 4 << 20;
 
 int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-int64_t size_of(ScaleType type) { return type == ScaleType::float32 ? 4 : 2; }
+int64_t size_of(ScaleType type) {
+    return type == ScaleType::float32 ? 4 : type == ScaleType::float16 || type == ScaleType::bfloat16 ? 2 : 1;
+}
 
 // The low four nibbles of x, each in a byte of its own.
 uint32_t nibbles_to_bytes(uint32_t x) {
@@ -72,8 +75,18 @@ float float_of(uint32_t word) {
     return x;
 }
 
+float value_of_e4m3(uint8_t code) {
+    const uint32_t size = code & 0x7f;
+    const float value = size == 0x7f ? NAN : float_of(size << 20) * 0x1p120f;
+    return code & 0x80 ? -value : value;
+}
+
 float widened(const void* scales, ScaleType type, int64_t at) {
     if (type == ScaleType::float32) return static_cast<const float*>(scales)[at];
+    if (size_of(type) == 1) {
+        const uint8_t byte = static_cast<const uint8_t*>(scales)[at];
+        return type == ScaleType::e4m3 ? value_of_e4m3(byte) : byte == 0 ? 0x1p-127f : float_of(uint32_t(byte) << 23);
+    }
     const uint32_t half = static_cast<const uint16_t*>(scales)[at];
     if (type == ScaleType::bfloat16) return float_of(half << 16);
     const uint32_t magnitude = half & 0x7fff, sign = (half & 0x8000) << 16;
@@ -81,7 +94,7 @@ float widened(const void* scales, ScaleType type, int64_t at) {
     return float_of(bits_of(float_of(magnitude << 13) * 0x1p112f) | sign);
 }
 
-// As linear.cpp rounds a weight to the type of its scale.
+// As linear_exact.cpp rounds a weight.
 float rounded(float x, ScaleType type) {
     if (type == ScaleType::float32) return x;
     const uint32_t word = bits_of(x);
@@ -89,6 +102,9 @@ float rounded(float x, ScaleType type) {
     if (std::fabs(x) < 0x1p-14f) return (x + 0.75f) - 0.75f;
     return float_of((word + 0xfff + (word >> 13 & 1)) & 0xffffe000u);
 }
+
+// Whether one of the four bytes of a word is a NaN of E4M3.
+bool holds_nan(uint32_t word) { return (((word & 0x7f7f7f7f) + 0x01010101) & 0x80808080) != 0; }
 
 void pack_row(const PackedLinear::Source& source, int64_t row, int stored_bits, uint8_t* strip, int64_t line_bytes) {
     const int64_t words = (source.columns * source.bits + 31) / 32, lane = row % kStripRows;
@@ -137,7 +153,8 @@ Buffer::~Buffer() {
 }
 
 void PackedLinear::allocate(int64_t rows, int64_t columns, int64_t group, int bits, ScaleType type, bool zeros) {
-    view.bits = bits, view.rows = rows, view.columns = columns, view.scale_type = type;
+    view.bits = bits, view.rows = rows, view.columns = columns, view.scale_type = view.value_type = type;
+    view.factor = view.divisor = 1;
     const bool per_channel = group == columns;
     view.padded = rounded_up(columns, bits <= 8 && per_channel && columns > 64 ? 128 : kChunk);
     view.group = per_channel ? view.padded : group;
@@ -153,14 +170,23 @@ void PackedLinear::allocate(int64_t rows, int64_t columns, int64_t group, int bi
 PackedLinear::PackedLinear(const Source& source, int threads) {
     const int bits = source.bits > 4 ? 8 : source.bits;
     allocate(source.rows, source.columns, source.group, bits, source.scale_type, source.zero_point != nullptr);
-    view.zero = 1 << (source.bits - 1), view.rounds_inputs = source.rounds_inputs;
-    const int64_t width = size_of(source.scale_type);
+    view.zero = source.coding == Coding::integer ? 1 << (source.bits - 1) : 0;
+    view.coding = source.coding, view.value_type = source.value_type, view.inputs = source.inputs;
+    view.factor = source.factor, view.divisor = source.divisor;
+    if (source.table) std::copy(source.table, source.table + kTableSize, view.table);
+    const int64_t width = size_of(source.scale_type), words = (source.columns * source.bits + 31) / 32;
+    const int64_t groups = source.columns / source.group;  // those stored may be one more
+    if (source.coding == Coding::e4m3) {
+        const auto* word = reinterpret_cast<const uint32_t*>(source.words);
+        if (std::any_of(word, word + source.rows * words, holds_nan))
+            throw std::invalid_argument("packed must hold numbers: a code of it is NaN");
+    }
     Pool::shared().run(view.strips(), threads, [&](int64_t strip, int) {
         const int64_t end = std::min(source.rows, (strip + 1) * kStripRows);
         for (int64_t row = strip * kStripRows; row < end; ++row) {
             pack_row(source, row, bits, codes_.get() + view.line_offset(strip), view.together(strip) * kLine);
-            for (int64_t g = 0; g < view.groups; ++g) {
-                const int64_t from = row * view.groups + g, to = view.scale_index(strip, g) + row % kStripRows;
+            for (int64_t g = 0; g < groups; ++g) {
+                const int64_t from = row * groups + g, to = view.scale_index(strip, g) + row % kStripRows;
                 std::memcpy(scales_.get() + to * width, static_cast<const uint8_t*>(source.scale) + from * width, width);
                 if (source.zero_point) zeros_.get()[to] = uint8_t(source.zero_point[from] + view.zero);
             }
@@ -174,10 +200,16 @@ void PackedLinear::decode_row(int64_t row, float* out) const {
     const int64_t line = view.together(strip) * kLine;
     for (int64_t g = 0, c = 0; g < view.groups; ++g) {
         const int64_t at = view.scale_index(strip, g) + lane;
-        const float scale = widened(view.scales, view.scale_type, at);
+        const float scale = widened(view.scales, view.scale_type, at) * view.factor / view.divisor;
         const int zero = view.zeros ? view.zeros[at] : view.zero;
         for (const int64_t end = std::min(view.columns, c + view.group); c < end; ++c)
-            out[c] = rounded(float(int(code_in(codes, line, view.bits, lane, c)) - zero) * scale, view.scale_type);
+        {
+            const uint32_t code = code_in(codes, line, view.bits, lane, c);
+            const float value = view.coding == Coding::e4m3    ? value_of_e4m3(uint8_t(code))
+                                : view.coding == Coding::table ? view.table[code]
+                                                               : float(int(code) - zero);
+            out[c] = rounded(value * scale, view.value_type);
+        }
     }
 }
 

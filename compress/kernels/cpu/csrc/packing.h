@@ -32,15 +32,21 @@ public:
     // Codes as compressed-tensors packs them: int32 words (rows, ceil(columns * bits / 32)), stored code = signed code
     // + 2^(bits-1), bit i * bits on. zero_point (rows, groups) signed or null. group divides columns and is a multiple
     // of 32, or is columns itself.
+    //
+    // Codes that are floats lie in words likewise, as they are; group is a multiple of 16 for those of 4 bits.
     struct Source {
         const int32_t* words;
         const void* scale;
-        ScaleType scale_type;
+        ScaleType scale_type, value_type;
         const int8_t* zero_point;
         int64_t rows, columns, group;
         int bits;
-        bool rounds_inputs;
+        Coding coding;
+        const float* table;  // (kTableSize) of Coding::table
+        float factor, divisor;
+        InputFormat inputs;
     };
+    // std::invalid_argument where a code of FP8 is no number.
     PackedLinear(const Source&, int threads);
 
     // A plain weight (rows, columns) as it is, bfloat16 bits or float32; with `group` not 0 in 8 bits, rounded to

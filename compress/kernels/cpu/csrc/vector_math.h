@@ -5,6 +5,16 @@
 namespace compress {
 namespace ISA {
 
+// A register of what is left of an array: `count` floats at most, zeros after them.
+static inline vf load_some(const float* p, int64_t count) {
+    vf v = {};
+    std::memcpy(&v, p, (count < LANES ? count : LANES) * sizeof(float));
+    return v;
+}
+static inline void store_some(float* p, vf v, int64_t count) {
+    std::memcpy(p, &v, (count < LANES ? count : LANES) * sizeof(float));
+}
+
 // e^x for x <= 0, to the last bit or two: x = n ln 2 + r, and e^r by its series up to r^6.
 static inline vf exp_negative(vf x) {
     const vf lowest = broadcast(-87.0f);
