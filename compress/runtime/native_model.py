@@ -14,7 +14,7 @@ from compress.kernels.dispatch import native
 from compress.models.checkpoint import Checkpoint
 from compress.runtime.cache_choice import LayerCache
 from compress.runtime.native_shape import EMBEDDING, FINAL_NORM, HEAD, LayerNames, Part, Shape
-from compress.runtime.native_weights import Stored, kernel_name
+from compress.runtime.native_weights import Stored, input_name, weight_name
 from compress.runtime.pages import PagePool
 from compress.runtime.protocol import LayerUse
 from compress.types import Scheme
@@ -144,7 +144,7 @@ class NativeModel:
             LayerUse(
                 name=name,
                 aliases=(EMBEDDING,) if name == HEAD and self.shape.tied else (),
-                kernel=f"{kernel} {kernel_name(self._scheme(name), parts[0].bits)} x {self._inputs(name, parts[0])}",
+                kernel=f"{kernel} {weight_name(self._scheme(name), parts[0].bits)} x {self._inputs(name, parts[0])}",
                 weights=sum(part.rows * part.columns for part in parts)
                 + (sum(part.rows for part in parts) if f"{name}.bias" in self._checkpoint.index else 0),
                 held_bytes=(held := sum(part.nbytes for part in parts)),
@@ -160,9 +160,7 @@ class NativeModel:
     def _inputs(self, name: str, linear: Any) -> str:
         if self.eight_bit and linear.takes_eight_bit:
             return "int8"
-        scheme = self._scheme(name)
-        rounded = packed_linear.rounding(scheme.inputs if scheme is not None else None)
-        return "float32" if rounded == "none" else f"float32 of {'int8' if rounded == 'narrow' else rounded}"
+        return input_name(self._scheme(name))
 
     def _add_layer(self, i: int, rotation: int) -> None:
         names = self.shape.layer(i)

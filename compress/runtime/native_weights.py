@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,7 +115,7 @@ class Stored:
             raise IntegrityError(f"{name} holds a weight of {tuple(quantized.codes.shape)}, not {size}", HINT)
         self._floats = float_weight(quantized)
 
-    def pack(self, rows: slice, bias: Tensor | None) -> object:
+    def pack(self, rows: slice, bias: Tensor | None) -> Any:
         """Some of its rows, and their part of the bias, repacked.
 
         Raises:
@@ -144,8 +145,7 @@ class Stored:
 def _integers(checkpoint: Checkpoint, format: Format, name: str, size: tuple[int, int], scheme: IntScheme) -> IntWords:
     if format.layout is not None or format.name == "bitnet" or scheme.inputs is not None:
         found = format.unpack(stored_parts(checkpoint, name, format), scheme)
-        scale = found.scale if scheme.inputs is None else found.scale.float()  # as kernels for integers apply it
-        return pack_bits(found.codes, scheme.bits), scale, found.zero_point
+        return pack_bits(found.codes, scheme.bits), _int_scale(found), found.zero_point
     if checkpoint.read(f"{name}.weight_shape").tolist() != list(size):
         raise IntegrityError(f"{name}.weight_shape is not {size}", HINT)
     zero = None
@@ -203,16 +203,38 @@ def float_weight(quantized: QuantizedTensor) -> FloatWeight:
     return _FLOATS[type(quantized.scheme)](quantized)
 
 
+def repack(quantized: QuantizedTensor, bias: Tensor | None = None, input_scale: float = 0.0) -> Any:
+    """A quantised weight for the native products. input_scale: what calibration found where its inputs are static."""
+    scheme = quantized.scheme
+    if not isinstance(scheme, IntScheme):
+        weight = float_weight(quantized)
+        return packed_linear.pack_floats(weight, scheme.inputs, bias, input_scale=input_scale)
+    words, width = pack_bits(quantized.codes, scheme.bits), quantized.codes.shape[1]
+    scale, zero = _int_scale(quantized), quantized.zero_point
+    return packed_linear.pack_codes(words, scale, zero, width, scheme, bias, input_scale=input_scale)
+
+
+def _int_scale(quantized: QuantizedTensor) -> Tensor:
+    """Kernels that multiply integers apply it in float32."""
+    return quantized.scale if quantized.scheme.inputs is None else quantized.scale.float()
+
+
 def _words(codes: Tensor) -> Tensor:
     """Bytes (out, n) as int32 words (out, n / 4 rounded up)."""
     bytes_of = codes.view(torch.uint8)
     return functional.pad(bytes_of, (0, -bytes_of.shape[1] % 4)).contiguous().view(torch.int32)
 
 
-def kernel_name(scheme: Scheme | None, bits: int) -> str:
+def weight_name(scheme: Scheme | None, bits: int) -> str:
     """What reports call the weights that a product reads; bits: of the repacked weight."""
     if scheme is None:
         return {16: "bfloat16", 32: "float32"}.get(bits, f"int{bits}")
     if isinstance(scheme, IntScheme):
         return f"int{bits}"
     return "fp8" if isinstance(scheme, Fp8Scheme) else scheme.name.removesuffix("A16").lower()
+
+
+def input_name(scheme: Scheme | None) -> str:
+    """What reports call the inputs that it meets where they are not in 8 bits."""
+    rounded = packed_linear.rounding(None if scheme is None else scheme.inputs)
+    return "float32" if rounded == "none" else f"float32 of {'int8' if rounded == 'narrow' else rounded}"

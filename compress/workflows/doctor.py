@@ -15,10 +15,14 @@ import torch
 
 from compress import content
 from compress.errors import CompressError
+from compress.formats.inputs import round_inputs, static_scale
 from compress.formats.int_packed import pack_bits
 from compress.kernels import dispatch, gpu_linear, packed_linear, reference
 from compress.kernels.triton import available
 from compress.models.checkpoint import Checkpoint
+from compress.quantization import rtn
+from compress.quantization.configs import RtnConfig
+from compress.runtime import native_weights
 from compress.runtime.loading import decide
 from compress.schemes import FIXED_SCHEMES
 from compress.types import IntScheme, QuantizedTensor, Scheme
@@ -26,8 +30,8 @@ from compress.workflows.memory import available_memory
 
 PACKAGES = ("compress", "torch", "transformers", "compressed-tensors", "safetensors", "tokenizers", "numpy", "pydantic")
 TOLERANCE = 1e-5  # relative to the largest output: float32 sums of some hundred products in another order
-GPU_SCHEMES: dict[str, Scheme] = {f"W{bits}A16": IntScheme(bits, 128) for bits in (2, 3, 4, 8)} | FIXED_SCHEMES
-"""Of which doctor says what multiplies them on a GPU."""
+SCHEMES: dict[str, Scheme] = {f"W{bits}A16": IntScheme(bits, 128) for bits in (2, 3, 4, 8)} | FIXED_SCHEMES
+"""Of which doctor says what multiplies them."""
 EIGHT_BIT_TOLERANCE = 2e-2  # inputs rounded to one part in 254 of their block's largest
 
 
@@ -79,6 +83,7 @@ def _kernels() -> Iterator[Check]:
                 yield Check(f"kernel {operation} on {device}", f"{choice.name}: {choice.reason}")
         yield _parity()
         yield _product_parity()
+        yield from cpu_products()
         yield from gpu_products()
     except CompressError as error:
         yield Check("native kernels", error.message, "work", error.hint)
@@ -120,13 +125,38 @@ def _product_parity() -> Check:
     return Check("product parity", detail, "work", "set COMPRESS_ISA=portable, and report this machine's processor")
 
 
+def cpu_products() -> Iterator[Check]:
+    """What multiplies each scheme's weights on the CPU, and a product of three tokens beside its definition."""
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(67, 256, generator=generator), torch.randn(3, 256, generator=generator)
+    for name, scheme in SCHEMES.items():
+        quantized = rtn.transform(weight, scheme, RtnConfig(scale_search=False), torch.bfloat16)
+        static = scheme.inputs is not None and not scheme.inputs.dynamic
+        scale = static_scale(4.0, scheme.inputs) if static and scheme.inputs is not None else 0.0
+        rounded = x
+        if scheme.inputs is not None:
+            rounded = round_inputs(x, scheme.inputs, torch.tensor([scale]) if static else None)
+        exact = rounded.double() @ quantized.dequantize().double().T
+        linear = native_weights.repack(quantized, input_scale=scale)
+        error = float((packed_linear.multiply(linear, x).double() - exact).abs().max() / exact.abs().max())
+        detail = (
+            f"{dispatch.choose('packed_linear', 'cpu').name}: {native_weights.weight_name(scheme, linear.bits)} x "
+            f"{native_weights.input_name(scheme)}, differs from its definition by {error:.1e} of the largest output"
+        )
+        if error <= TOLERANCE:
+            yield Check(f"scheme {name} on cpu", detail)
+        else:
+            hint = "set COMPRESS_ISA=portable, and report this machine's processor"
+            yield Check(f"scheme {name} on cpu", detail, "work", hint)
+
+
 def gpu_products() -> Iterator[Check]:
     """What multiplies each scheme's weights on the GPU, and one product there against its definition."""
     if (reason := available.obstacle("cuda")) is not None:
         yield Check("triton kernels", f"not used: {reason}")
         return
     yield Check("triton kernels", f"triton {metadata.version('triton')}; blocks from a table that no GPU was timed for")
-    for name, scheme in GPU_SCHEMES.items():
+    for name, scheme in SCHEMES.items():
         choice = gpu_linear.choose(scheme, 256, "cuda")
         yield Check(f"scheme {name} on cuda", f"{choice.name}: {choice.reason}")
     scheme = IntScheme(4, 64)

@@ -300,6 +300,7 @@ def test_doctor_finds_this_installation_sound_and_a_broken_one_not(
         "torch",
         "kernel parity",
         "product parity",
+        "scheme NVFP4 on cpu",
         "its back end",
         "calibration text tales",
         "packaged model",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import compress
 from compress import pipeline
-from compress.errors import CompressError, UserError, WorkError
+from compress.errors import CompressError, IntegrityError, UserError, WorkError
 from compress.models.checkpoint import Checkpoint
 from compress.models.skeleton import LinearSpec
 from compress.runtime import loading, transformers_backend
@@ -278,6 +278,49 @@ def test_schemes_that_a_name_says_all_of(name: str, tiny: Callable[..., Path], t
     answers = [[answer.token_ids for answer in runtime.generate(tokens.tolist(), GREEDY)]]
     answers += [[runtime.generate([row], GREEDY)[0].token_ids for row in tokens.tolist()]]
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("name", ["FP8_STATIC", "FP8_DYNAMIC", "NVFP4A16"])
+def test_modelopt_checkpoints(name: str, tiny: Callable[..., Path], tmp_path: Path) -> None:
+    path = fixed(name, tiny, tmp_path, format="modelopt")
+    file = path / "model.safetensors"
+    tensors = load_file(file)
+    for part, tensor in tensors.items():
+        if part.endswith("weight_scale_2"):  # as theirs are: no power of two
+            tensors[part] = tensor * 1.37
+    save_file(tensors, file, {"format": "pt"})
+    tokens = tiny_tokens(2, 20)
+    expected, found = transformers_backend.load(path, device="cpu").score(tokens), native(path).score(tokens)
+    assert (found - expected).abs().amax(-1).min() < 1e-4
+    assert divergence(found, expected) < (1e-9 if name == "NVFP4A16" else 2e-3)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name"),
+    [("qwen3_moe", "MXFP8A16"), ("mixtral", "MXFP4A16"), ("phi3", "NVFP4"), ("phi3", "FP8_STATIC")],
+)
+def test_floats_in_experts_and_stacked_matrices(
+    model_type: str, name: str, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = fixed(name, tiny, tmp_path, model_type)
+    runtime, tokens = native(path), tiny_tokens(1, 12)
+    whole = runtime.score(tokens)
+    assert torch.isfinite(whole).all()
+    expected = transformers_backend.load(path, device="cpu").score(tokens)
+    assert (whole - expected).abs().amax(-1).min() < 1e-4
+    alone = runtime.model
+    with alone.pages.lend(12) as pages:
+        rows = [alone.sequence([token], at, pages, [0]) for at, token in enumerate(tokens[0].tolist())]
+    assert torch.equal(torch.cat(rows), whole[0])
+
+
+def test_weights_that_are_no_numbers_are_refused(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    path = fixed("FP8_DYNAMIC", tiny, tmp_path)
+    tensors = load_file(path / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"].view(torch.uint8)[5, 9] = 0x7F
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(IntegrityError, match=r"up_proj.*NaN"):
+        native(path)
 
 
 W8A8 = IntScheme(8, None, inputs=InputScheme("int", "token"))

@@ -14,7 +14,7 @@ from compress.models.checkpoint import Checkpoint
 from compress.models.families import family_of
 from compress.runtime.protocol import LayerUse
 
-TOLERANCE = 1.05
+TOLERANCE = 1.1
 """Bytes in use over bytes stored from which a packed layer counts as decoded; kernels pad rows and widen scales."""
 
 MEMORY_SLACK = 32_000_000
