@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import cases, machine
-from benchmarks.front_points import PEERS, ours
+from benchmarks.front_points import ours, peers
 from benchmarks.front_table import plot, render, rows
 from benchmarks.points import OURS, TOOLS, measure
 from benchmarks.workspace import Workspace
@@ -44,11 +44,11 @@ def main() -> None:
     workspace = Workspace(
         arguments.work.resolve(), arguments.shared.resolve(), None, arguments.threads, arguments.any_version
     )
-    points = [point for point in (*PEERS, *ours()) if point.tool in arguments.tools]
-    if arguments.points:
-        points = [point for point in points if point.name in arguments.points]
     tables = {}
     for model in arguments.models:
+        points = [point for point in (*peers(model), *ours(model)) if point.tool in arguments.tools]
+        if arguments.points:
+            points = [point for point in points if point.name in arguments.points]
         measured = measure(workspace, model, points, arguments.seeds, arguments.eval_tokens)
         tables[model] = rows(measured)
         print(f"\n{model}\n\n{render(tables[model])}")

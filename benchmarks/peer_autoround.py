@@ -20,7 +20,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--bits", type=int, required=True)
-    parser.add_argument("--group-size", type=int, default=128)
+    parser.add_argument("--group-size", default="128", help="a number, or 'channel'")
     parser.add_argument("--iterations", type=int, default=200)
     parser.add_argument(
         "--calib-tokens", type=Path, required=True, help="safetensors file with `tokens` (samples, seq)"
@@ -38,10 +38,11 @@ def main() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.set_num_threads(arguments.threads)
+    size = -1 if arguments.group_size == "channel" else int(arguments.group_size)
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype="auto")
     tokens = load_file(arguments.calib_tokens)["tokens"]
     tuner = AutoRound(
-        model, AutoTokenizer.from_pretrained(arguments.model), bits=arguments.bits, group_size=arguments.group_size,
+        model, AutoTokenizer.from_pretrained(arguments.model), bits=arguments.bits, group_size=size,
         sym=True, iters=arguments.iterations, nsamples=len(tokens), seqlen=tokens.shape[1], batch_size=8,
         dataset=[row.unsqueeze(0) for row in tokens], device_map="cpu",
     )  # fmt: skip
@@ -55,7 +56,7 @@ def main() -> None:
         stored = load_file(file)
         for name, weight in stored.items():
             if ".layers." in name and weight.dim() == 2:  # codes, and a scale of 16 bits for every group
-                linear_bytes += weight.numel() * (arguments.bits + 16 / arguments.group_size) / 8
+                linear_bytes += weight.numel() * (arguments.bits + 16 / (size if size > 0 else weight.shape[1])) / 8
             else:
                 other_bytes += weight.numel() * weight.element_size()
         changed = {name: rounded[name].to(weight.dtype).contiguous() for name, weight in stored.items()}

@@ -96,7 +96,8 @@ def _set_stage(stage: dict[str, Any], settings: Settings) -> list[str]:
     _set_scheme(stage, settings)
     if settings.kv_cache is not None:
         stage["kv_cache"] = settings.kv_cache
-    set_method(stage, settings.method, _default_method(_fixed(stage["scheme"])))
+    usual = "ternary" if settings.format == "bitnet" else _default_method(_fixed(stage["scheme"]))
+    set_method(stage, settings.method, usual)
     add_ignored(stage, settings.ignore)
     for table, given in (("embeddings", settings.embeddings), ("head", settings.head)):
         if given is not None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,6 +107,21 @@ def test_a_recipe_is_frozen_but_for_its_text_and_seed(load, tmp_path: Path) -> N
         assert seeded["seed"] == 2
         assert seeded["stages"][0]["calibration"]["source"] == str(tmp_path / "tokens.safetensors")
         assert stage.method.kind in point.recipe
+
+
+def test_points_are_those_of_the_model(load) -> None:  # type: ignore[no-untyped-def]
+    from compress.recipe import parse_recipe
+
+    points = load("front_points")
+    for model, method in (("tales-6m-twin", "awq"), ("stories260K", "gptq")):
+        own = points.ours(model)
+        assert own
+        for point in own:
+            stage = parse_recipe(yaml.safe_load(point.recipe)).stages[0]
+            assert (stage.method.kind, stage.embeddings is None) == (method, False)
+    small = {point.label: point.arguments for point in points.peers("stories260K")}
+    assert small["AutoRound w4 channel"] == ("--bits", "4", "--group-size", "channel")
+    assert "AutoRound w4 g128" in {point.label for point in points.peers("tales-6m")}
 
 
 def test_every_name_of_a_llama_has_its_place_in_gguf(load) -> None:  # type: ignore[no-untyped-def]

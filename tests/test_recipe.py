@@ -18,9 +18,9 @@ from compress.recipe import Recipe, load_recipe, parse_recipe
 from compress.recipe_build import Settings, build_recipe
 from compress.recipe_prune import PruneSettings, build_prune_recipe
 from compress.recipe_sections import CalibrationConfig
-from compress.recipe_stages import DistillStage, PruneStage
+from compress.recipe_stages import DistillStage, PruneStage, QuantizeStage
 from compress.schemes import FIXED_SCHEMES
-from compress.types import IntScheme, Sparsity
+from compress.types import IntScheme, Sparsity, ternary_scheme
 
 SEARCHES = sorted((Path(__file__).parent.parent / "recipes").glob("search-*.yaml"))
 RECIPES = [path for path in sorted(SEARCHES[0].parent.glob("*.yaml")) if path not in SEARCHES]
@@ -202,6 +202,12 @@ def test_calibration_settings_of_a_method_that_reads_none_are_noted(tmp_path: Pa
     path = tmp_path / "r.yaml"
     path.write_text("stages:\n- {method: awq, calibration: {samples: 4}}\n")
     assert build_recipe(Settings(method="rtn"), base=path)[1] == notes
+
+
+def test_the_container_of_ternary_weights_means_the_method_that_makes_them() -> None:
+    stage = build_recipe(Settings(format="bitnet"))[0].stages[0]
+    assert isinstance(stage, QuantizeStage)
+    assert (stage.method.kind, stage.scheme.to_scheme()) == ("ternary", ternary_scheme())
 
 
 def test_stage_settings_over_several_stages_are_refused(tmp_path: Path) -> None:

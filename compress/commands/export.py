@@ -27,6 +27,9 @@ class Export(Common):
     output: Annotated[
         Path | None, typer.Option(help="The new directory; ARTIFACT-FORMAT if left out.", metavar="DIR")
     ] = None
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Replace what --output holds once the new directory is complete.")
+    ] = False
 
 
 @command("export", Export, panel=MAKE)
@@ -50,28 +53,35 @@ def export(options: Export, view: View) -> None:
     source = follow_latest(options.artifact).resolve()
     output = options.output or source.with_name(f"{source.name}-{options.to}")
     if options.to != "dense":
-        return _packed(source, output, options.to, view)
+        return _packed(source, output, options, view)
     from compress.exporters.dense import export_dense
 
-    made = export_dense(source, output, progress=view.progress())
+    made = export_dense(source, output, restart=options.restart, progress=view.progress())
+    _say_kept(made.kept_aside, view)
     view.note(one_line(f"{made.tensors} tensors, {size(made.bytes)}"))
     document = {"output": made.path, "format": options.to, "tensors": made.tensors, "bytes": made.bytes}
     view.result(document, [relative(made.path)])
 
 
-def _packed(source: Path, output: Path, to: str, view: View) -> None:
+def _packed(source: Path, output: Path, options: Export, view: View) -> None:
     from compress.exporters.packed import export_packed
 
-    made = export_packed(source, output, to, progress=view.progress())
+    made = export_packed(source, output, options.to, restart=options.restart, progress=view.progress())
+    _say_kept(made.kept_aside, view)
     manifest = made.artifact.manifest
     if made.complete_already:
         view.note("complete already: this artifact made what is there")
     view.note(one_line(f"{len(manifest.tensors)} tensors, {size(manifest.sizes.bytes)}, as they were"))
     document = {
         "output": made.artifact.path,
-        "format": to,
+        "format": options.to,
         "tensors": len(manifest.tensors),
         "bytes": manifest.sizes.bytes,
         "artifact_id": made.artifact.artifact_id,
     }
     view.result(document, [relative(made.artifact.path)])
+
+
+def _say_kept(aside: Path | None, view: View) -> None:
+    if aside is not None:
+        view.note(one_line(f"what was there and no artifact is kept in {relative(aside)}"))

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from compress.artifact import durable
+from compress.artifact import durable, replace
 from compress.artifact.canonical import read_chunks
 from compress.artifact.lock import FileLock
-from compress.artifact.manifest import CONFIG_NAME, INDEX_NAME, RECIPE_NAME
+from compress.artifact.manifest import CONFIG_NAME, INDEX_NAME, MANIFEST_NAME, RECIPE_NAME
 from compress.artifact.output import check_path, lock_path, resolve_output
 from compress.artifact.publish import DEFAULT_SHARD_BYTES
 from compress.artifact.reader import Artifact
@@ -44,11 +44,15 @@ _NOT_COPIED = {CONFIG_NAME, RECIPE_NAME, INDEX_NAME}
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What was written: the directory, its tensors and the bytes of its weight files."""
+    """What was written: the directory, its tensors and the bytes of its weight files.
+
+    kept_aside: where what was there before and was no artifact is now.
+    """
 
     path: Path
     tensors: int
     bytes: int
+    kept_aside: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +68,12 @@ def export_dense(
     output: str | Path,
     *,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    restart: bool = False,
     progress: Progress | None = None,
 ) -> Export:
     """Writes the artifact as a dense model directory at `output`, which appears complete or not at all.
+
+    restart: replace what is at `output` once the new model is whole; what was no artifact is kept beside it.
 
     Weights get the dtype of their scales, which is the source's; blocks of floats bfloat16, which holds them exactly.
     `compress_export.json` names the artifact. Where the artifact rounds inputs too, the export keeps the rounding of
@@ -80,7 +87,8 @@ def export_dense(
     source = Artifact.open(artifact)
     target = resolve_output(output)
     check_path(target)
-    _refuse_occupied(target, output)
+    refuse_itself(source, target)
+    _refuse_occupied(target, output, restart)
     require_sound(source.path)
     checkpoint = Checkpoint.open(source.path)
     config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
@@ -103,16 +111,23 @@ def export_dense(
         size = _write_weights(beside, rows, weights, max_shard_bytes, progress or NullProgress())
         _write_rest(beside, source, config)
         durable.fsync_dir(beside)
-        durable.rename(beside, target)
-        durable.fsync_dir(target.parent)
+        kept = replace.put(beside, target, allowed=restart)
+        if beside.exists():  # the artifact that was replaced
+            durable.remove_tree(beside, last=MANIFEST_NAME)
     finally:
         lock.release()
-    return Export(target, len(rows), size)
+    return Export(target, len(rows), size, kept)
 
 
-def _refuse_occupied(target: Path, output: str | Path) -> None:
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"output {output} already holds something", "give another --output, or move that away")
+def refuse_itself(source: Artifact, target: Path) -> None:
+    """UserError for an export over what it reads."""
+    if target == source.path.resolve():
+        raise UserError(f"output {target} is the artifact itself", "give another --output")
+
+
+def _refuse_occupied(target: Path, output: str | Path, restart: bool) -> None:
+    if target.exists() and any(target.iterdir()) and not restart:
+        raise UserError(f"output {output} already holds something", "give another --output, or --restart to replace it")
 
 
 def _remove_unfinished(beside: Path, source: Artifact) -> None:

@@ -20,13 +20,14 @@ from compress.artifact.canonical import sha256_file, sha256_json
 from compress.artifact.layers import LayerRecord
 from compress.artifact.ledger import LedgerEntry
 from compress.artifact.manifest import CARD_NAME, EVAL_NAME, LAYERS_NAME, SAMPLES_NAME, Parent
-from compress.artifact.output import Identity
+from compress.artifact.output import Identity, resolve_output
 from compress.artifact.publish import Contents
 from compress.artifact.reader import Artifact
 from compress.artifact.staging import Staging
 from compress.artifact.verify import require_sound
 from compress.errors import IntegrityError
 from compress.exporters import lossless
+from compress.exporters.dense import refuse_itself
 from compress.exporters.lossless import Conversion
 from compress.models.checkpoint import Checkpoint
 from compress.progress import NullProgress, Progress
@@ -37,16 +38,19 @@ _OUTER = "outer"
 
 @dataclass(frozen=True, slots=True)
 class PackedExport:
-    """The new artifact, and whether it was there already."""
+    """The new artifact, whether it was there already, and where what was there before and no artifact is kept."""
 
     artifact: Artifact
     complete_already: bool
+    kept_aside: Path | None = None
 
 
 def export_packed(
-    artifact: str | Path, output: str | Path, to: str, *, progress: Progress | None = None
+    artifact: str | Path, output: str | Path, to: str, *, restart: bool = False, progress: Progress | None = None
 ) -> PackedExport:
     """Writes the artifact in the format `to` at `output`, which appears complete or not at all.
+
+    restart: start over, and replace what is at `output` once the new artifact is whole.
 
     Raises:
         UserError: no artifact there, `output` holds something, or the format does not carry these weights as they are.
@@ -54,9 +58,10 @@ def export_packed(
         WorkError: it cannot be written.
     """
     source = Artifact.open(artifact)
+    refuse_itself(source, resolve_output(output))
     require_sound(source.path)
     checkpoint, shown = Checkpoint.open(source.path), progress or NullProgress()
-    with Staging(output, _identity(source, checkpoint, to)) as staging:
+    with Staging(output, _identity(source, checkpoint, to), restart=restart) as staging:
         if (there := staging.completed()) is not None:
             return PackedExport(there, True)
         conversion = lossless.plan(checkpoint, to, shown)
@@ -68,7 +73,8 @@ def export_packed(
             staging.commit({"key": key, "part": staging.write_part(key, tensors), "state": None})
             shown.advance(key)
         shown.end()
-        return PackedExport(staging.publish(_contents(source, checkpoint, conversion, staging)), False)
+        made = staging.publish(_contents(source, checkpoint, conversion, staging))
+        return PackedExport(made, False, staging.kept_aside)
 
 
 def _recipe_hash(source: Artifact, to: str) -> str:

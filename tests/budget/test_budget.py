@@ -243,6 +243,15 @@ def test_a_method_that_rounds_no_plain_weights_is_refused(source: Path, recipe: 
         opened(wanted, source)
 
 
+def test_only_schemes_that_the_format_carries_are_chosen_from(source: Path, recipe: Callable[..., Recipe]) -> None:
+    opened = {"output": None, "device": "cpu", "group_sizes": (16, 32), "model": source}
+    search = open_search(recipe(format="gptq"), **opened)
+    assert {option.bits for unit in search.units for option in unit.options} == {2, 3, 4, 8}
+    with pytest.raises(UserError, match=r"mixes schemes: awq has one group size.*") as refused:
+        open_search(recipe(format="awq"), **opened)
+    assert refused.value.hint == "leave --format out"
+
+
 def test_two_searches_do_not_measure_the_same_at_once(source: Path, recipe: Callable[..., Recipe]) -> None:
     found = opened(recipe(), source)
     found.directory.parent.mkdir(parents=True)

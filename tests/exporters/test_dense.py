@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 import compress
 from compress.artifact import durable
 from compress.artifact.reader import Artifact
+from compress.artifact.verify import verify
 from compress.errors import IntegrityError, UserError, WorkError
 from compress.exporters.dense import PROVENANCE_NAME, export_dense
 from tests.tiny_models import FAMILIES, tiny_model, tiny_tokens
@@ -76,6 +77,19 @@ def test_what_is_in_the_way_stays(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="already holds something"):
         export_dense(artifact.path, tmp_path / "taken")
     assert (tmp_path / "taken/mine").read_text() == "mine"
+
+
+def test_a_restart_replaces_and_keeps_what_was_no_artifact(tmp_path: Path) -> None:
+    artifact = artifact_of("llama", tmp_path)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/mine").write_text("mine")
+    made = export_dense(artifact.path, tmp_path / "taken", restart=True)
+    assert made.kept_aside == tmp_path / "taken.replaced-1"
+    assert (made.kept_aside / "mine").read_text() == "mine"
+    assert (made.path / PROVENANCE_NAME).is_file()
+    with pytest.raises(UserError, match="is the artifact itself"):
+        export_dense(artifact.path, artifact.path, restart=True)
+    assert verify(artifact.path).ok
 
 
 def test_a_damaged_artifact_is_not_exported(tmp_path: Path) -> None:

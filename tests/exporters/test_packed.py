@@ -16,6 +16,7 @@ from compress.artifact import durable
 from compress.artifact.reader import Artifact
 from compress.artifact.verify import verify
 from compress.errors import UserError, WorkError
+from compress.exporters.dense import export_dense
 from compress.exporters.packed import export_packed
 from compress.models.checkpoint import Checkpoint
 from compress.recipe_build import Settings, build_recipe
@@ -153,6 +154,24 @@ def test_what_would_be_rounded_is_refused_before_anything_is_written(
     with pytest.raises(UserError, match=match):
         export_packed(source.path, tmp_path / "out", to)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["artifact", "source"]
+
+
+def test_a_restart_replaces_an_artifact_and_leaves_nothing_beside_it(made: Made, tmp_path: Path) -> None:
+    source = made(**W4)
+    first = export_packed(source.path, tmp_path / "out", "awq").artifact
+    with pytest.raises(UserError, match="already holds an artifact of another recipe or source"):
+        export_packed(source.path, tmp_path / "out", "gptq")
+    second = export_packed(source.path, tmp_path / "out", "gptq", restart=True)
+    assert (second.artifact.artifact_id != first.artifact_id, second.kept_aside) == (True, None)
+    assert second.artifact.config["quantization_config"]["quant_method"] == "gptq"
+    assert export_dense(source.path, tmp_path / "out", restart=True).kept_aside is None
+    assert sorted(entry.name for entry in tmp_path.iterdir() if ".lock" not in entry.name) == [
+        "artifact",
+        "out",
+        "source",
+    ]
+    with pytest.raises(UserError, match="is the artifact itself"):
+        export_packed(source.path, source.path, "gptq", restart=True)
 
 
 @pytest.mark.parametrize(

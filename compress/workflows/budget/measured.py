@@ -19,6 +19,8 @@ from compress.artifact.lock import FileLock, LockedError
 from compress.calibration.tokens import CalibrationSet, draw
 from compress.errors import UserError
 from compress.evaluation.resume import cache_home
+from compress.formats.names import refusal
+from compress.formats.registry import FORMATS
 from compress.models.skeleton import Skeleton
 from compress.models.tables import tables
 from compress.pipeline.block import Workers
@@ -131,6 +133,10 @@ def open_search(
     options = [option for option in every if stage.method.refusal(option) is None]
     if not options:
         raise UserError(str(stage.method.refusal(every[0])), "choose a method that rounds weights to integers")
+    options = [option for option in options if refusal(stage.format, option) is None]
+    two = {"one": options[0], "other": options[-1]}
+    if found := FORMATS[stage.format].config_refusal(two, []):
+        raise UserError(f"a budget mixes schemes: {found.reason}", "leave --format out")
     learning, measuring, held_out = _texts(job, stage.calibration or usual)
     named = dict(zip(("embeddings", "head"), outside, strict=False))
     asked = {
