@@ -23,6 +23,7 @@ def _document(plan: PrunePlan, recipe: Recipe) -> dict[str, Any]:
         "model": plan.model,
         "method": plan.method,
         "sparsity": plan.sparsity,
+        "format": plan.format,
         "output": plan.output,
         "recipe_hash": recipe.hash(),
         "zeros": plan.zeros,
@@ -33,6 +34,7 @@ def _document(plan: PrunePlan, recipe: Recipe) -> dict[str, Any]:
 
 def _lines(plan: PrunePlan) -> list[str]:
     pruned = sum(linear.sparsity is not None for linear in plan.linears)
+    where = " (zeros take their place in the file)" if plan.format == "dense" else " (packed; compress alone reads it)"
     share = f"{100 * plan.zeros / plan.parameters:.1f}% of all parameters"
     return facts(
         (
@@ -40,7 +42,7 @@ def _lines(plan: PrunePlan) -> list[str]:
             ("method", plan.method),
             ("linears", f"{pruned} of {len(plan.linears)} pruned to {plan.sparsity}"),
             ("zeros", f"{plan.zeros} ({share})"),
-            *cost_facts(plan, " (zeros take their place in the file)"),
+            *cost_facts(plan, where),
         )
     )
 

@@ -24,6 +24,7 @@ from compress.commands._prune_options import Prune
 from compress.commands._quantize_options import Quantize
 from compress.commands._run_options import RunRecipe
 from compress.commands._search_views import plan_search
+from compress.distillation.processes import shared_by
 from compress.errors import UserError
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ def plan_distill(options: Distill, view: View) -> None:
       $ compress plan distill --student ./tales-keep75
       $ compress plan distill --student ./small --full --steps 500 --json
     """
-    show_plan(build(options, view), options, view)
+    with shared_by(options.processes):
+        show_plan(build(options, view), options, view)
 
 
 @command("run", RunRecipe)
@@ -99,7 +101,8 @@ def plan_run(options: RunRecipe, view: View) -> None:
     if search is not None:
         plan_search(search, options, view)
     else:
-        show_plan(build(options, view), options, view)
+        with shared_by(options.processes):
+            show_plan(build(options, view), options, view)
 
 
 def build(options: Quantize | Prune | Distill | RunRecipe, view: View) -> Recipe:

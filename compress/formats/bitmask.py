@@ -26,8 +26,13 @@ HINT = "run `compress verify` on the artifact"
 def smaller(weight: Tensor) -> bool:
     """Whether the format takes less room than the dense weight (rows, columns)."""
     rows, columns = weight.shape
-    stored = rows * -(-columns // 8) + int((weight != 0).sum()) * weight.element_size() + 16
+    stored = stored_bytes(rows, columns, int((weight != 0).sum()), weight.element_size())
     return stored < weight.numel() * weight.element_size()
+
+
+def stored_bytes(rows: int, columns: int, nonzero: int, itemsize: int) -> int:
+    """What a weight of so many values takes of which so many are not zero."""
+    return rows * -(-columns // 8) + nonzero * itemsize + 16
 
 
 def pack(weight: Tensor) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from compress.formats import bitmask
 from compress.models.skeleton import LinearSpec
 from compress.pipeline import mask_moments
 from compress.pipeline.duration import SHARING, on_all_threads, product_rate
@@ -33,7 +34,7 @@ class PrunedShape:
 
 @dataclass(frozen=True, slots=True)
 class PrunePlan:
-    """zeros: weights that will be zero, of `parameters` in all. The file stays dense: zeros take their place in it.
+    """zeros: weights that will be zero, of `parameters` in all. In a dense `format` they take their place in the file.
 
     peak_memory_bytes is anonymous memory above the interpreter and its libraries. problems forbid the run; hint says
     what to do about the first of them.
@@ -42,6 +43,7 @@ class PrunePlan:
     model: str
     method: str
     sparsity: str
+    format: str
     linears: list[PrunedShape]
     zeros: int
     parameters: int
@@ -58,14 +60,16 @@ def prune_plan(job: PruneJob, output: Path, problems: Sequence[Problem]) -> Prun
     """Lays out a pruning; problems are what forbids it."""
     index = job.checkpoint.index
     linears = [_planned(job, spec) for spec in job.skeleton.linears()]
+    saved = sum(_saved(job, each) for each in linears) if job.stage.format == bitmask.FORMAT else 0
     return PrunePlan(
         model=job.model_name,
         method=job.method_name,
         sparsity=job.sparsity.name,
+        format=job.stage.format,
         linears=linears,
-        zeros=sum(round((each.sparsity or 0.0) * each.in_features * each.out_features) for each in linears),
+        zeros=sum(_zeros(each) for each in linears),
         parameters=job.skeleton.parameters(),
-        output_bytes=job.checkpoint.nbytes - sum(index[name].nbytes for name in job.skeleton.stored_copies()),
+        output_bytes=job.checkpoint.nbytes - sum(index[name].nbytes for name in job.skeleton.stored_copies()) - saved,
         source_bytes=job.checkpoint.nbytes,
         peak_memory_bytes=_peak_memory(job),
         seconds_estimate=_operations(job) * on_all_threads(product_rate),
@@ -82,6 +86,19 @@ def _planned(job: PruneJob, spec: LinearSpec) -> PrunedShape:
         sparsity = None
     share = None if sparsity is None else sparsity.share
     return PrunedShape(spec.name, spec.block, spec.in_features, spec.out_features, share, reason)
+
+
+def _zeros(linear: PrunedShape) -> int:
+    return round((linear.sparsity or 0.0) * linear.in_features * linear.out_features)
+
+
+def _saved(job: PruneJob, linear: PrunedShape) -> int:
+    """Bytes by which the packed container is smaller than this linear's dense weight; 0 where it would not be."""
+    dense = job.checkpoint.index[f"{linear.name}.weight"]
+    weights = linear.in_features * linear.out_features
+    nonzero, rows = weights - _zeros(linear), linear.out_features
+    packed = bitmask.stored_bytes(rows, linear.in_features, nonzero, dense.nbytes // weights)
+    return max(0, dense.nbytes - packed)
 
 
 def _peak_memory(job: PruneJob) -> int:

@@ -39,6 +39,9 @@ def test_the_packed_artifact_is_the_dense_one_in_less_room(
     assert packed.manifest.sizes.bytes < dense.manifest.sizes.bytes - 0.95 * saved
     assert packed.manifest.sizes.parameters == dense.manifest.sizes.parameters
     assert verify(packed.path).ok
+    wanted = build_prune_recipe(PruneSettings(method="magnitude", sparsity=0.5, format="sparse-bitmask"))[0]
+    planned = pipeline.plan(wanted, model=source, output=tmp_path / "planned").output_bytes
+    assert planned == pytest.approx(sum(t.nbytes for t in harness.tensors(packed.path).values()), rel=1e-3)
     logits = [load(artifact.path, dtype="float32", kernel="reference").score(tokens) for artifact in (dense, packed)]
     assert torch.equal(*logits)
     with pytest.raises(Exception, match="quant"):

@@ -99,6 +99,8 @@ def test_what_cannot_be_shared_is_refused_before_any_work(
     words += ["--seq-len", "24", "--output", str(tmp_path / "out"), "--processes", "5"]
     assert main(words) == 2
     assert "shared by 4 processes at most" in capsys.readouterr().err
+    assert main(["plan", *words]) == 2, "a plan says so too"
+    assert "shared by 4 processes at most" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -96,6 +96,17 @@ def test_without_an_output_all_stages_lie_together(
     assert steps_of(family / "stages") == ["1-width", "2-forward-kl"]
 
 
+def test_what_a_later_stage_cannot_do_is_refused_before_the_first(
+    chain: Callable[..., Recipe], tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    data = chain().model_dump()
+    data["stages"][2]["scheme"]["group_size"] = 64
+    with pytest.raises(UserError, match=r"stage 3 \(quantize\): group size 64 does not divide the width") as refused:
+        quantize(parse_recipe(data), model=tiny("llama"), output=tmp_path / "out", evaluate=False)
+    assert "--group-size" in refused.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_nothing_comes_after_quantising(
     chain: Callable[..., Recipe], tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
