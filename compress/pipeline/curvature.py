@@ -92,7 +92,7 @@ def _at_the_end(job: Job, number: int, leaving: Tensor) -> Tensor:
     with torch.enable_grad():
         logits = job.skeleton.differentiable_head(state)
     share = torch.softmax(logits.detach(), -1)
-    generator = torch.Generator().manual_seed(job.recipe.seed * 1_000_003 + number)
+    generator = torch.Generator().manual_seed((job.recipe.seed * 1_000_003 + number) % 2**63)
     drawn = torch.empty_like(share).bernoulli_(0.5, generator=generator).mul_(2).sub_(1).mul_(share.sqrt())
     return torch.autograd.grad(logits, state, drawn - share * drawn.sum(-1, keepdim=True))[0]
 

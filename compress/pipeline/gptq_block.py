@@ -102,7 +102,7 @@ def through_block(
                 result.linears.append(report.result())
             report = workers.pool.submit(
                 _reported, job, method, spec, weight, quantized, shared, *sampling.result(), rounding.scale(spec.name),
-                None if pruned is None else pruned.zeros,
+                None if pruned is None else pruned.zeros, None if job.curvature is None else spec.name in together,
             )  # fmt: skip
     if report is not None:
         result.linears.append(report.result())
@@ -178,15 +178,25 @@ def _reported(
     reference: Tensor | None,
     input_scale: Tensor | None,
     pruned: Tensor | None,
+    coupled: bool | None,
 ) -> QuantizedLinear:
-    """With its report; sample and reference (tokens, in) are the inputs of both models for the same tokens."""
+    """With its report; sample and reference (tokens, in) are the inputs of both models for the same tokens.
+
+    coupled: whether its rows knew of each other; None where none do.
+    """
     if shared.factored is None:
         reason = "no damping makes its Hessian positive definite"
         return finished(job, spec, quantized, weight, fallback=("rtn", reason), input_scale=input_scale, pruned=pruned)
     damp_frac = shared.factored.damp_frac
     raised = ("damping raised", f"the Hessian needed damping {damp_frac:g}") if damp_frac > method.damp_frac else None
+    details: dict[str, float | int | str | bool | None] = {
+        "damp_frac": damp_frac,
+        "tokens": shared.stats.tokens,
+        "corrected": shared.correction is not None,
+    }
+    if coupled is not None:
+        details["coupled"] = coupled
     return finished(
         job, spec, quantized, weight, sample, reference, fallback=raised,
-        details={"damp_frac": damp_frac, "tokens": shared.stats.tokens, "corrected": shared.correction is not None},
-        input_scale=input_scale, pruned=pruned,
+        details=details, input_scale=input_scale, pruned=pruned,
     )  # fmt: skip

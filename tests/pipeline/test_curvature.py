@@ -131,8 +131,19 @@ def test_the_artifact_has_other_codes_and_the_same_layout(
     assert {n: (t.shape, t.dtype) for n, t in before.items()} == {n: (t.shape, t.dtype) for n, t in after.items()}
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert {path.name for path in plain.path.iterdir()} == {path.name for path in coupled.path.iterdir()}
+    assert all("coupled" not in layer["details"] for layer in plain.layers())
+    assert all(layer["details"]["coupled"] for layer in coupled.layers() if layer["scheme"])
     assert more.manifest.calibration is not None
     assert more.manifest.calibration.samples == 8, "no more windows than there are"
+
+
+def test_linears_with_too_many_outputs_are_left_alone_and_say_so(
+    tiny: Callable[..., Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(curvature, "WIDEST", 100)  # gate and up have 160
+    layers = pipeline.run(recipe(text), model=tiny("llama"), output=tmp_path / "out").artifact.layers()
+    left = {layer["name"].rpartition(".")[2] for layer in layers if layer["scheme"] and not layer["details"]["coupled"]}
+    assert left == {"gate_proj", "up_proj"}
 
 
 def test_a_killed_run_goes_on_to_the_same_tensors(
