@@ -1,9 +1,10 @@
 """Linears repacked for the native products: made once at load, multiplied many times.
 
-A product takes float32 inputs as they are (exact: every weight has the value that its format defines), or, of packed
-integers, rounds them to 8 bits first, one scale per token and block of up to 128 inputs. Where the scheme itself rounds
-inputs, either way does that, and the exact one goes on in float32. An output does not depend on how many other tokens
-there are, nor on the number of threads, in any bit.
+A product takes float32 inputs as they are (exact: every weight has the value that its format defines, only that scales
+of FP8 and MXFP4 meet sums of up to 64 products and not each of them), or, of packed integers, rounds them to 8 bits
+first, one scale per token and block of up to 128 inputs. Where the scheme itself rounds inputs, either way does that,
+and the exact one goes on in float32. An output does not depend on how many other tokens there are, nor on the number of
+threads, in any bit.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ void eight_bit(const ProductArgs& a, int64_t first, int64_t strips) {
 }  // namespace
 
 int64_t product_scratch(int64_t tokens) {
-    return kStripsTogether * kStripRows * (kExactBlock + tokens);
+    return kStripsTogether * kStripRows * (kExactBlock + tokens + 1);
 }
 
 void product_strips(const ProductArgs& a, int64_t first, int64_t strips, float* scratch) {

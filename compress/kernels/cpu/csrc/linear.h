@@ -9,6 +9,7 @@
 //     4 bits   line i / 2, bits 4 (i % 2) on
 //     2 bits   line i / 4, bits 2 (i % 4) on
 //     3 bits   the low two bits as above, the high one in line 2, bit i
+// FP8 codes lie as pairs of columns instead: byte 2 * row + j % 2 of half j / 2 of line i.
 // Integer codes are unsigned, weight = (code - zero) * scale; other codes are floats, FP8 E4M3 in 8 bits or entries of a
 // table in 4, weight = value * scale. Either is rounded to `value_type`, as the format defines it. bfloat16 weights lie
 // as pairs of columns [16][16 rows][2] in a chunk, float32 ones as [32][16 rows], strip after strip.

@@ -26,7 +26,13 @@ inline void decode_chunk(const Linear& w, const Format& format, int64_t strip, i
 // A packed weight's columns [column, column + columns) as values.
 template <typename Format>
 struct Packed {
-    static constexpr bool kPacked = true;
+    static constexpr bool kPacked = true, kLate = Format::kLate;
+    // What the sums over columns from `column` on are multiplied by where that is left to them.
+    static void late_scales(const Linear& w, int64_t strip, int64_t column, float* scales) {
+        const Format format(w);
+        for (int v = 0; v < kVectors; ++v)
+            store(scales + v * LANES, format.grid(w, w.scale_index(strip, column / w.group) + v * LANES).scale);
+    }
     static void decode(const Linear& w, int64_t strip, int64_t column, int64_t columns, float* panel) {
         const Format format(w);
         const int64_t line = 64 * w.together(strip);
@@ -41,7 +47,7 @@ struct Packed {
 // A plain weight of 16 or 32 bits.
 template <int BITS>
 struct Plain {
-    static constexpr bool kPacked = false;
+    static constexpr bool kPacked = false, kLate = false;
     static void decode(const Linear& w, int64_t strip, int64_t column, int64_t columns, float* panel);
     template <int STRIPS>
     static void one_token(const ProductArgs& a, int64_t first);
@@ -62,10 +68,10 @@ void Plain<16>::decode(const Linear& w, int64_t strip, int64_t column, int64_t c
 template <>
 void Plain<32>::decode(const Linear&, int64_t, int64_t, int64_t, float*) {}  // float32 weights are read in place
 
-// STRIPS panels, `depth` columns, times TOKENS tokens; the block's sum is added to the totals.
-template <int TOKENS, int STRIPS>
-__attribute__((noinline)) void multiply(const float* const* panels, const float* x, int64_t x_stride, int64_t depth,
-                                        float* totals, int64_t stride) {
+// STRIPS panels, `depth` columns, times TOKENS tokens; the block's sum is added to the totals, LATE times the scales.
+template <int TOKENS, int STRIPS, bool LATE>
+__attribute__((noinline)) void multiply(const float* const* panels, const float* scales, const float* x,
+                                        int64_t x_stride, int64_t depth, float* totals, int64_t stride) {
     vf sums[STRIPS][TOKENS][kVectors];
 #pragma GCC unroll 4
     for (int s = 0; s < STRIPS; ++s)
@@ -86,17 +92,26 @@ __attribute__((noinline)) void multiply(const float* const* panels, const float*
         for (int m = 0; m < TOKENS; ++m)
             for (int v = 0; v < kVectors; ++v) {
                 float* at = totals + m * stride + s * kStripRows + v * LANES;
-                store(at, load(at) + sums[s][m][v]);
+                const vf sum = sums[s][m][v];
+                store(at, LATE ? load(at) + sum * load(scales + s * kStripRows + v * LANES) : load(at) + sum);
             }
 }
 
-template <int TOKENS, int STRIPS>
-inline void multiply_strips(const float* const* panels, int64_t strips, const float* x, int64_t x_stride, int64_t depth,
-                            float* totals, int64_t stride) {
+struct Block {
+    const float* panels[kStripsTogether];
+    const float* scales;  // [strip][16], where they come late
+    int64_t strips, depth;
+};
+
+template <int TOKENS, int STRIPS, bool LATE>
+inline void multiply_strips(const Block& b, const float* x, int64_t x_stride, float* totals, int64_t stride) {
     int64_t s = 0;
-    for (; s + STRIPS <= strips; s += STRIPS)
-        multiply<TOKENS, STRIPS>(panels + s, x, x_stride, depth, totals + s * kStripRows, stride);
-    for (; s < strips; ++s) multiply<TOKENS, 1>(panels + s, x, x_stride, depth, totals + s * kStripRows, stride);
+    for (; s + STRIPS <= b.strips; s += STRIPS)
+        multiply<TOKENS, STRIPS, LATE>(b.panels + s, b.scales + s * kStripRows, x, x_stride, b.depth,
+                                       totals + s * kStripRows, stride);
+    for (; s < b.strips; ++s)
+        multiply<TOKENS, 1, LATE>(b.panels + s, b.scales + s * kStripRows, x, x_stride, b.depth,
+                                  totals + s * kStripRows, stride);
 }
 
 // One token and STRIPS strips of a plain weight: nothing to decode, so no panel. Sums in the order of `multiply`.
@@ -134,6 +149,7 @@ __attribute__((noinline)) void Packed<Format>::one_token(const ProductArgs& a, i
     const Linear& w = *a.linear;
     const Format format(w);
     const int64_t line = 64 * (STRIPS == 1 ? w.together(first) : STRIPS);
+    const int64_t block = Format::kLate ? late_block(w) : kExactBlock;
     const uint8_t* codes = w.codes + w.line_offset(first);
     vf totals[STRIPS][kVectors] = {}, sums[STRIPS][kVectors] = {};
     typename Format::Grid grids[STRIPS][kVectors];
@@ -153,9 +169,15 @@ __attribute__((noinline)) void Packed<Format>::one_token(const ProductArgs& a, i
                     for (int v = 0; v < kVectors; ++v)
                         sums[s][v] += format.value(codes + s * 64, line, v, c, grids[s][v]) * a.x[k + c];
         }
-        if ((k + kChunk) % kExactBlock != 0 && k + kChunk < w.columns) continue;
+        if ((k + kChunk) % block != 0 && k + kChunk < w.columns) continue;
         for (int s = 0; s < STRIPS; ++s)
-            for (int v = 0; v < kVectors; ++v) totals[s][v] += sums[s][v], sums[s][v] = vf{};
+            for (int v = 0; v < kVectors; ++v) {
+                if constexpr (Format::kLate)
+                    totals[s][v] += sums[s][v] * grids[s][v].scale;
+                else
+                    totals[s][v] += sums[s][v];
+                sums[s][v] = vf{};
+            }
     }
     for (int s = 0; s < STRIPS; ++s) finish(a, first + s, 0, reinterpret_cast<const float*>(totals[s]));
 }
@@ -168,29 +190,30 @@ void exact(const ProductArgs& a, int64_t first, int64_t strips, float* scratch) 
         for (int64_t s = 0; s < strips; ++s) Weight::template one_token<1>(a, first + s);
         return;
     }
-    const int64_t stride = kStripsTogether * kStripRows;
+    constexpr bool kLate = Weight::kLate;
+    const int64_t stride = kStripsTogether * kStripRows, block = kLate ? late_block(w) : kExactBlock;
     float* totals = scratch + kStripsTogether * kExactBlock * kStripRows;
+    float* scales = totals + a.tokens * stride;
     for (int64_t i = 0; i < a.tokens * stride; ++i) totals[i] = 0;
-    for (int64_t k = 0; k < w.columns; k += kExactBlock) {
-        const int64_t columns = least(kExactBlock, w.padded - k), depth = least(columns, w.columns - k);
-        const float* panels[kStripsTogether];
+    for (int64_t k = 0; k < w.columns; k += block) {
+        const int64_t columns = least(block, w.padded - k);
+        Block b{{}, scales, strips, least(columns, w.columns - k)};
         for (int64_t s = 0; s < strips; ++s) {
             float* panel = scratch + s * kExactBlock * kStripRows;
             Weight::decode(w, first + s, k, columns, panel);
-            panels[s] = panel;
+            b.panels[s] = panel;
             if (w.bits == 32)
-                panels[s] = reinterpret_cast<const float*>(w.codes + (first + s) * w.strip_bytes()) + k * kStripRows;
+                b.panels[s] = reinterpret_cast<const float*>(w.codes + (first + s) * w.strip_bytes()) + k * kStripRows;
+            if constexpr (kLate) Weight::late_scales(w, first + s, k, scales + s * kStripRows);
         }
         int64_t t = 0;
         const float* x = a.x + k;
         for (; t + kRegisterTokens <= a.tokens; t += kRegisterTokens)
-            multiply_strips<kRegisterTokens, 1>(panels, strips, x + t * a.x_stride, a.x_stride, depth,
-                                                totals + t * stride, stride);
+            multiply_strips<kRegisterTokens, 1, kLate>(b, x + t * a.x_stride, a.x_stride, totals + t * stride, stride);
         for (; t + 2 <= a.tokens; t += 2)
-            multiply_strips<2, 2>(panels, strips, x + t * a.x_stride, a.x_stride, depth, totals + t * stride, stride);
+            multiply_strips<2, 2, kLate>(b, x + t * a.x_stride, a.x_stride, totals + t * stride, stride);
         for (; t < a.tokens; ++t)
-            multiply_strips<1, kStripsTogether>(panels, strips, x + t * a.x_stride, a.x_stride, depth,
-                                                totals + t * stride, stride);
+            multiply_strips<1, kStripsTogether, kLate>(b, x + t * a.x_stride, a.x_stride, totals + t * stride, stride);
     }
     for (int64_t t = 0; t < a.tokens; ++t)
         for (int64_t s = 0; s < strips; ++s) finish(a, first + s, t, totals + t * stride + s * kStripRows);

@@ -21,14 +21,18 @@ constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline vf as_floats(vi v) { return (vf)v; }
 inline vi spread(int32_t x) { return x - vi{}; }
 
-inline vf load_float16(const uint16_t* p) {
-#if defined(__AVX512F__)
-    return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
-#elif defined(__F16C__)
-    return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
-#else
+inline halves load_halves(const void* p) {
     halves v;
     std::memcpy(&v, p, sizeof v);
+    return v;
+}
+
+inline vf from_float16(halves v) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_cvtph_ps((__m256i)v);
+#elif defined(__F16C__)
+    return (vf)_mm256_cvtph_ps((__m128i)v);
+#else
     const vi word = __builtin_convertvector(v, vi), magnitude = word & 0x7fff;
     // In a float's place the exponent is short by 112, which the product makes up for, subnormals included.
     const vi scaled = (vi)(as_floats(magnitude << 13) * 0x1p112f);
@@ -55,7 +59,7 @@ inline vf load_scales(const Linear& w, int64_t at) {
     const uint8_t* byte = static_cast<const uint8_t*>(w.scales) + at;
     switch (w.scale_type) {
         case ScaleType::bfloat16: return load_bfloat16(half);
-        case ScaleType::float16: return load_float16(half);
+        case ScaleType::float16: return from_float16(load_halves(half));
         case ScaleType::e4m3: return from_e4m3(load_unsigned(byte)) * w.factor / w.divisor;
         case ScaleType::e8m0: {
             const vi exponent = load_unsigned(byte);

@@ -117,7 +117,13 @@ void pack_row(const PackedLinear::Source& source, int64_t row, int stored_bits, 
     for (int64_t w = 0; w < words; ++w) {
         const uint32_t line = source.bits == 8 ? in[w]
                                                : nibbles_to_bytes(in[w] & 0xffff) | nibbles_to_bytes(in[w] >> 16) << 4;
-        std::memcpy(strip + w * line_bytes + 4 * lane, &line, sizeof line);
+        uint8_t* at = strip + w * line_bytes;
+        if (source.coding == Coding::e4m3) {  // pairs of columns
+            std::memcpy(at + 2 * lane, &in[w], 2);
+            std::memcpy(at + 32 + 2 * lane, reinterpret_cast<const uint8_t*>(&in[w]) + 2, 2);
+        } else {
+            std::memcpy(at + 4 * lane, &line, sizeof line);
+        }
     }
 }
 
@@ -205,7 +211,8 @@ void PackedLinear::decode_row(int64_t row, float* out) const {
         for (const int64_t end = std::min(view.columns, c + view.group); c < end; ++c)
         {
             const uint32_t code = code_in(codes, line, view.bits, lane, c);
-            const float value = view.coding == Coding::e4m3    ? value_of_e4m3(uint8_t(code))
+            const int64_t pair = c / 4 * line + c % 4 / 2 * 32 + 2 * lane;
+            const float value = view.coding == Coding::e4m3    ? value_of_e4m3(codes[pair + c % 2])
                                 : view.coding == Coding::table ? view.table[code]
                                                                : float(int(code) - zero);
             out[c] = rounded(value * scale, view.value_type);

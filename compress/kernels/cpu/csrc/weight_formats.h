@@ -1,10 +1,13 @@
 // What codes stand for, a format a struct: `grid` is what 16 rows share within kSpan columns, `value` a column's values.
+// kLate: values are not scaled and not rounded; the sum over late_block columns is.
 #pragma once
 #include "linear_parts.h"
 
 namespace compress {
 namespace ISA {
 namespace {
+
+inline int64_t late_block(const Linear& w) { return w.group % kExactBlock == 0 ? kExactBlock : kChunk; }
 
 template <ScaleType type>
 inline vf rounded(vf x) {
@@ -22,6 +25,7 @@ inline vf rounded(vf x) {
 template <int BITS, ScaleType type>
 struct Integers {
     static constexpr int kBits = BITS, kSpan = kChunk;
+    static constexpr bool kLate = false;
     struct Grid {
         vf scale;
         vi zero;
@@ -34,21 +38,19 @@ struct Integers {
     }
 };
 
-// FP8: of codes that are numbers. In a float's place the exponent is short by 120, which the product makes up for,
-// subnormals included.
+// FP8, of codes that are numbers. In a float16's place the exponent is short by 8, which the scale makes up for.
 struct E4m3 {
     static constexpr int kBits = 8, kSpan = kChunk;
+    static constexpr bool kLate = true;
     struct Grid {
         vf scale;
     };
     explicit E4m3(const Linear&) {}
-    Grid grid(const Linear& w, int64_t at) const { return {load_scales(w, at)}; }
-    vf value(const uint8_t* chunk, int64_t line, int v, int column, const Grid& grid) const {
-        const vi quad = quad_of<8>(chunk, line, v, column / 4);
-        const int place = 8 * (column % 4);
-        const vi size = place < 24 ? quad << (20 - place) : quad >> 4, sign = quad << (24 - place);
-        const vi word = (size & 0x07f00000) | (sign & int32_t(0x80000000));
-        return as_floats(word) * 0x1p120f * grid.scale;
+    Grid grid(const Linear& w, int64_t at) const { return {load_scales(w, at) * 256}; }
+    vf value(const uint8_t* chunk, int64_t line, int v, int column, const Grid&) const {
+        const halves pair = load_halves(chunk + column / 4 * line + column % 4 / 2 * 32 + v * LANES * 2);
+        const halves sign = column % 2 ? pair : pair << 8, size = column % 2 ? pair >> 1 : pair << 7;
+        return from_float16((sign & 0x8000) | (size & 0x3f80));
     }
 };
 
@@ -56,6 +58,7 @@ struct E4m3 {
 template <ScaleType type, int SPAN>
 struct Entries {
     static constexpr int kBits = 4, kSpan = SPAN;
+    static constexpr bool kLate = type == ScaleType::float32 && SPAN == kChunk;
     struct Grid {
         vf scale;
     };
@@ -81,7 +84,8 @@ struct Entries {
     Grid grid(const Linear& w, int64_t at) const { return {load_scales(w, at)}; }
     vf value(const uint8_t* chunk, int64_t line, int v, int column, const Grid& grid) const {
         const vi words = load_words(reinterpret_cast<const int32_t*>(chunk + column / 8 * line) + v * LANES);
-        return rounded<type>(entry(words >> (column / 4 % 2 * 4 + column % 4 * 8)) * grid.scale);
+        const vf found = entry(words >> (column / 4 % 2 * 4 + column % 4 * 8));
+        return kLate ? found : rounded<type>(found * grid.scale);
     }
 };
 
