@@ -1,6 +1,6 @@
 """Compiles every Triton kernel ahead of time, no GPU needed, and reports registers, spills and shared memory.
 
-    python -m benchmarks.gpu_compile --capability 90 [--only TEXT] [--json FILE]
+    python -m benchmarks.gpu_compile --capability 80 90 100 [--only TEXT] [--json FILE]
 
 ptxas is the one in the triton package. Says nothing of speed; a spill (bytes written to and read from local memory in a
 thread's life) says that a block is too large for its warps.
@@ -13,9 +13,11 @@ import json
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -199,25 +201,38 @@ def compiled(case: Case, capability: int) -> dict[str, Any]:
     }
 
 
+def versions(capabilities: list[int]) -> dict[str, str]:
+    """Of the compilers; the assembler may differ from one generation to the next."""
+    assemblers = {f"ptxas for sm_{capability}": get_ptxas(capability).version for capability in capabilities}
+    return {"triton": triton.__version__, **assemblers}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--capability", type=int, choices=(80, 90, 100), required=True)
+    parser.add_argument("--capability", type=int, choices=(80, 90, 100), nargs="+", required=True)
     parser.add_argument("--only", default="", metavar="TEXT", help="kernels with this in their name")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     found = []
-    for case in cases():
-        if case.least_capability > given.capability or given.only not in case.name:
-            continue
-        row = compiled(case, given.capability)
-        found.append(row)
-        print(
-            f"{row['architecture']} {row['kernel']:40} {row['registers']:4} registers {row['spilled_bytes']:6} spilled "
-            f"{row['shared_bytes']:7} shared {row['warps']:3} warps",
-            flush=True,
-        )
+    for capability in given.capability:
+        for case in cases():
+            if case.least_capability > capability or given.only not in case.name:
+                continue
+            row = compiled(case, capability)
+            found.append(row)
+            print(
+                f"{row['architecture']} {row['kernel']:40} {row['registers']:4} registers {row['spilled_bytes']:6} "
+                f"spilled {row['shared_bytes']:7} shared {row['warps']:3} warps",
+                flush=True,
+            )
     if given.json:
-        given.json.write_text(json.dumps(found, indent=1) + "\n")
+        record = {
+            "command": " ".join(["python -m benchmarks.gpu_compile", *sys.argv[1:]]),
+            "date": datetime.now(UTC).date().isoformat(),
+            "versions": versions(given.capability),
+            "rows": found,
+        }
+        given.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
