@@ -18,6 +18,7 @@ from typing import Any
 from compress.artifact import durable
 from compress.artifact.card import render
 from compress.artifact.drafting import DRAFT_NAME, DraftRecord
+from compress.artifact.kernel_record import KERNELS_NAME, KernelRecord
 from compress.artifact.manifest import CARD_NAME, EVAL_NAME, LAYERS_NAME, MANIFEST_NAME, SAMPLES_NAME
 from compress.artifact.reader import Artifact, follow_latest
 from compress.errors import CompressError, UserError
@@ -40,15 +41,24 @@ def attach(path: str | Path, files: Mapping[str, bytes], *, without: Collection[
         return Artifact.open(directory)
 
 
-def attach_eval(path: str | Path, record: Mapping[str, Any] | bytes, samples: bytes | None = None) -> Artifact:
-    """Attach an eval record as eval.json (and `samples` as samples.jsonl.gz), and render the card anew with it.
+def attach_eval(
+    path: str | Path,
+    record: Mapping[str, Any] | bytes,
+    samples: bytes | None = None,
+    kernels: KernelRecord | None = None,
+) -> Artifact:
+    """Attach an eval record as eval.json (and `samples` as samples.jsonl.gz, `kernels` as kernels.json), and render the
+    card anew with it.
 
-    record: the bytes of the file, or its content. Without `samples`, those of an earlier record are dropped. Raises as
-    `attach` does.
+    record: the bytes of the file, or its content. Without `samples`, those of an earlier record are dropped; without
+    `kernels`, an earlier record stays. Raises as `attach` does.
     """
     artifact = Artifact.open(path)
     data = record if isinstance(record, bytes) else _json(record)
-    files = {EVAL_NAME: data, CARD_NAME: _card(artifact, json.loads(data), artifact.draft())}
+    found = artifact.kernels() if kernels is None else kernels.model_dump(mode="json")
+    files = {EVAL_NAME: data, CARD_NAME: _card(artifact, json.loads(data), artifact.draft(), found)}
+    if kernels is not None:
+        files[KERNELS_NAME] = kernels.to_bytes()
     if samples is None:
         return attach(path, files, without=(SAMPLES_NAME,))
     return attach(path, {**files, SAMPLES_NAME: samples})
@@ -57,14 +67,18 @@ def attach_eval(path: str | Path, record: Mapping[str, Any] | bytes, samples: by
 def attach_draft(path: str | Path, record: DraftRecord) -> Artifact:
     """Attach what the artifact is worth as a draft as draft.json, and render the card anew. Raises as `attach` does."""
     artifact = Artifact.open(path)
-    card = _card(artifact, artifact.eval(), record.model_dump(mode="json"))
+    card = _card(artifact, artifact.eval(), record.model_dump(mode="json"), artifact.kernels())
     return attach(path, {DRAFT_NAME: record.to_bytes(), CARD_NAME: card})
 
 
-def _card(artifact: Artifact, scores: Mapping[str, Any] | None, draft: Mapping[str, Any] | None) -> bytes:
+_Record = Mapping[str, Any] | None
+
+
+def _card(artifact: Artifact, scores: _Record, draft: _Record, kernels: _Record) -> bytes:
     layers = artifact.attachment(LAYERS_NAME)
     linears, learned = json.loads(layers) if layers else [], artifact.training()
-    return render(artifact.manifest, artifact.config, linears, scores, learned, artifact.cut(), draft).encode()
+    manifest, config, cut = artifact.manifest, artifact.config, artifact.cut()
+    return render(manifest, config, linears, scores, learned, cut, draft, kernels).encode()
 
 
 def _json(record: Mapping[str, Any]) -> bytes:

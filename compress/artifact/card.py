@@ -34,9 +34,10 @@ def render(
     training: Mapping[str, Any] | None = None,
     cut: Mapping[str, Any] | None = None,
     draft: Mapping[str, Any] | None = None,
+    kernels: Mapping[str, Any] | None = None,
 ) -> str:
     """The card as Markdown with YAML front matter, from the manifest and the content of config and the attachments:
-    layers.json, eval.json, training.json, cut.json and draft.json.
+    layers.json, eval.json, training.json, cut.json, draft.json and kernels.json.
 
     The same inputs give the same text; attachments in the manifest are not looked at.
     """
@@ -63,6 +64,7 @@ def render(
         actions=_action_counts(manifest),
         training=training,
         draft=draft,
+        kernels=kernels,
         stages=stages(cut),
         curve=curve_rows(training) if training else [],
         quantization=config.get("quantization_config") or {},

@@ -16,6 +16,7 @@ from compress.artifact.canonical import read_chunks
 from compress.artifact.card import render
 from compress.artifact.cut import CUT_NAME
 from compress.artifact.drafting import DRAFT_NAME
+from compress.artifact.kernel_record import KERNELS_NAME
 from compress.artifact.layers import LayerRecord, layers_json
 from compress.artifact.ledger import LedgerEntry, check_ledger
 from compress.artifact.manifest import (
@@ -42,7 +43,7 @@ from compress.formats.names import CONFIG_FILES
 DEFAULT_SHARD_BYTES = 5_000_000_000
 _RESERVED = {
     *(CONFIG_NAME, RECIPE_NAME, LAYERS_NAME, CARD_NAME, MANIFEST_NAME, INDEX_NAME),
-    *(CUT_NAME, DRAFT_NAME, EVAL_NAME, SAMPLES_NAME, SKETCH_NAME, TRAINING_NAME),
+    *(CUT_NAME, DRAFT_NAME, EVAL_NAME, KERNELS_NAME, SAMPLES_NAME, SKETCH_NAME, TRAINING_NAME),
     *CONFIG_FILES,
 }
 

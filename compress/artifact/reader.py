@@ -10,6 +10,7 @@ from typing import Any
 from compress.artifact.canonical import sha256_bytes
 from compress.artifact.cut import CUT_NAME
 from compress.artifact.drafting import DRAFT_NAME
+from compress.artifact.kernel_record import KERNELS_NAME
 from compress.artifact.manifest import (
     CONFIG_NAME,
     EVAL_NAME,
@@ -103,6 +104,11 @@ class Artifact:
     def draft(self) -> dict[str, Any] | None:
         """draft.json (see `DraftRecord`), or None if it was not measured as a draft."""
         data = self.attachment(DRAFT_NAME)
+        return None if data is None else json.loads(data)
+
+    def kernels(self) -> dict[str, Any] | None:
+        """kernels.json (see `KernelRecord`), or None where it was not measured."""
+        data = self.attachment(KERNELS_NAME)
         return None if data is None else json.loads(data)
 
     def attachment(self, name: str) -> bytes | None:

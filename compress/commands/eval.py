@@ -162,8 +162,10 @@ def _store(options: Eval, evaluation: Evaluation, view: View) -> None:
         view.note(f"record written to {relative(options.output)}")
     if options.attach:
         from compress.artifact.attach import attach_eval
+        from compress.workflows.kernel_parity import kernel_record
 
-        attach_eval(str(options.model), evaluation.record.to_bytes(), evaluation.samples)
+        model = str(options.model)
+        attach_eval(model, evaluation.record.to_bytes(), evaluation.samples, kernel_record(model))
         view.note(f"attached to {options.model}")
 
 

@@ -140,6 +140,7 @@ def score(
     from compress.evaluation.evaluate import evaluate_with_samples
     from compress.evaluation.resume import keeping
     from compress.evaluation.scope import SMOKE
+    from compress.workflows.kernel_parity import kernel_record
 
     suite = suite or suite_that_runs(SMOKE, progress)
     command = {"artifact": artifact.artifact_id, "baseline": str(baseline), "max_tokens": max_tokens, "device": device}
@@ -154,7 +155,7 @@ def score(
             cache_dir=keep,
             progress=progress,
         )
-        return attach_eval(artifact.path, done.record.to_bytes(), done.samples)
+        return attach_eval(artifact.path, done.record.to_bytes(), done.samples, kernel_record(artifact.path))
 
 
 def suite_that_runs(name: str, progress: Progress | None) -> Suite:

@@ -74,6 +74,13 @@ def test_eval_writes_the_record_that_gate_reads(run: Callable, copy: Path, tmp_p
     assert (alone.json["baseline"], alone.json["model"]["quantized"]) == (None, False)
 
 
+def test_scored_artifacts_say_how_exact_the_kernels_are(made: Path) -> None:
+    (row,) = json.loads((made / "kernels.json").read_text())["products"]
+    assert row["error"] < 1e-5
+    said = f"`{row['linear']}` | {row['error']:.1e} | {row['eight_bit_error']:.1e} |"
+    assert said in (made / "README.md").read_text()
+
+
 def test_list_shows_kl_agreement_and_perplexity_ratio(run: Callable, made: Path) -> None:
     result = run("list", made.parent)
     header, row = result.out.splitlines()

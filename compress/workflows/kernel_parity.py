@@ -1,0 +1,74 @@
+"""The kernels against their definition on an artifact's own weights: one linear of every scheme, in a moment."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from compress.artifact.kernel_record import KernelRecord, ProductRecord
+from compress.errors import WorkError
+from compress.formats.inputs import round_inputs
+from compress.kernels import packed_linear
+from compress.kernels.dispatch import native
+from compress.models.checkpoint import Checkpoint
+from compress.runtime.loading import decide
+from compress.runtime.native_reader import dense_state
+from compress.runtime.native_shape import Shape
+from compress.runtime.native_weights import Stored, input_scale
+from compress.types import Scheme
+
+TOKENS = 4
+
+
+def kernel_record(path: str | Path) -> KernelRecord:
+    """What a CPU multiplies an artifact's weights with, and how exactly. Reads one linear of each scheme.
+
+    Raises:
+        UserError, IntegrityError: as loading the artifact does.
+        WorkError: a product that is not finite.
+    """
+    checkpoint = Checkpoint.open(path)
+    decision = decide(checkpoint, "cpu")
+    if decision.shape is None:
+        return KernelRecord(backend=decision.backend, reason=decision.reason, isa=None, products=[])
+    shape = decision.shape
+    counts = Counter(scheme.name for scheme in shape.schemes.values())
+    first = {scheme.name: (name, scheme) for name, scheme in reversed(shape.schemes.items())}
+    products = [_product(checkpoint, shape, *first[scheme], linears=count) for scheme, count in sorted(counts.items())]
+    return KernelRecord(backend="native", reason=decision.reason, isa=native().isa(), products=products)
+
+
+def _product(checkpoint: Checkpoint, shape: Shape, linear: str, scheme: Scheme, linears: int) -> ProductRecord:
+    weight: Tensor = dense_state(checkpoint)[f"{linear}.weight"][...]
+    out, width = weight.shape
+    packed = Stored(checkpoint, shape.format, linear, (out, width), scheme).pack(slice(0, out), None)
+    x = torch.randn(TOKENS, width, generator=torch.Generator().manual_seed(0))
+    exact = _rounded(x, checkpoint, shape, linear, scheme).double() @ weight.double().T
+    largest = float(exact.abs().max()) or 1.0
+
+    def error(eight_bit: bool) -> float:
+        found = float((packed_linear.multiply(packed, x, eight_bit).double() - exact).abs().max()) / largest
+        if not math.isfinite(found):
+            raise WorkError(
+                f"the product of {linear} is not finite", "its weights hold NaN or overflow: make them again"
+            )
+        return found
+
+    return ProductRecord(
+        scheme=scheme.name,
+        linear=linear,
+        linears=linears,
+        error=error(False),
+        eight_bit_error=None if scheme.inputs is not None else error(True),
+    )
+
+
+def _rounded(x: Tensor, checkpoint: Checkpoint, shape: Shape, linear: str, scheme: Scheme) -> Tensor:
+    if scheme.inputs is None:
+        return x
+    scale = input_scale(checkpoint, shape.format, linear, scheme)
+    return round_inputs(x, scheme.inputs, torch.tensor([scale]) if scale else None)
