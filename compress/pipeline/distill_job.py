@@ -15,7 +15,7 @@ from compress.artifact.output import Identity
 from compress.calibration import answered
 from compress.calibration.prompts import Prompts, read_prompts
 from compress.calibration.tokens import CalibrationSet, DrawnPart, draw
-from compress.distillation.configs import HiddenConfig
+from compress.distillation.configs import HiddenConfig, OnPolicyConfig
 from compress.errors import IntegrityError, UserError
 from compress.formats.compressed_tensors import is_for_own_reader
 from compress.models.checkpoint import Checkpoint
@@ -88,6 +88,13 @@ class DistillJob(Work):
         if not isinstance(method, HiddenConfig):
             return 0
         return 1 if method.layers == "last" else self.skeleton.num_blocks
+
+    @property
+    def tokens_per_step(self) -> int:
+        """How many tokens a step learns from, at most where the student writes them."""
+        method = self.stage.method
+        each = method.max_tokens if isinstance(method, OnPolicyConfig) else self.stage.calibration.seq_len
+        return self.stage.batch_size * each
 
     @property
     def answers_config(self) -> AnswersConfig:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from compress.distillation import processes
+from compress.distillation.configs import OnPolicyConfig
 from compress.models.checkpoint import Checkpoint
 from compress.pipeline.distill_job import CHUNK, DistillJob
 from compress.pipeline.distill_teacher import MOST_KEPT
@@ -62,7 +63,7 @@ def distill_plan(job: DistillJob, output: Path, problems: Sequence[Problem]) -> 
         parameters=parameters,
         minutes=stage.minutes,
         steps=stage.steps,
-        tokens_per_step=stage.batch_size * stage.calibration.seq_len,
+        tokens_per_step=job.tokens_per_step,
         windows=windows,
         held_out=stage.calibration.held_out,
         linears=[spec.name for spec in specs],
@@ -95,6 +96,10 @@ def _seconds(job: DistillJob, windows: int) -> float:
         assert stage.minutes is not None
         return 60.0 * stage.minutes
     per_token = 2.0 * job.skeleton.parameters() * FORWARDS_PER_STEP[bool(stage.lora_rank)]
+    if isinstance(stage.method, OnPolicyConfig):  # what is written is new in every step, for the teacher too
+        tokens = stage.steps * stage.batch_size * (stage.method.prompt_tokens + stage.method.max_tokens)
+        writing = 2.0 * (job.skeleton.parameters() + _parameters(job.teacher))
+        return tokens * (per_token + writing) * on_all_threads(product_rate)
     tokens = stage.steps * stage.batch_size * stage.calibration.seq_len
     seen = min(tokens, windows * stage.calibration.seq_len)
     return (tokens * per_token + 2.0 * seen * _parameters(job.teacher)) * on_all_threads(product_rate)

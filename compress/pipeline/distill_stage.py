@@ -169,7 +169,7 @@ def _hand_over(job: DistillJob, loop: Loop, staging: Staging, workers: Workers) 
         steps=loop.steps,
         done=now.step,
         best_step=now.best_step,
-        tokens_per_step=loop.chunks_per_step * loop.training[0].numel(),
+        tokens_per_step=job.tokens_per_step,
         held_out_tokens=loop.held_out_tokens,
         stopped_early=now.step < loop.steps,
         written_kl=kl,

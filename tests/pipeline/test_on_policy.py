@@ -51,6 +51,8 @@ def test_a_sparse_student_learns_on_its_own_words_and_keeps_its_zeros(
     learned = made.training()
     assert learned is not None
     assert (len(learned["losses"]), learned["done"], learned["loss"]["kind"]) == (4, 4, "on-policy")
+    planned = pipeline.plan(wanted, model=student.path, output=tmp_path / "planned")
+    assert planned.tokens_per_step == learned["tokens_per_step"] == 4 * 8, "windows of a batch, tokens that it writes"
     assert learned["written_kl"] < learned["held_out"][0]["kl"]
     before, after = harness.tensors(student.path), harness.tensors(made.path)
     for name in harness.block_matrices(before):
