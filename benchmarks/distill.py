@@ -21,7 +21,8 @@ from pathlib import Path
 
 from benchmarks import cases
 from benchmarks.intervals import Estimate, mean_per_token, ratio
-from benchmarks.scoring import BlockSums, score
+from benchmarks.scored import scores
+from benchmarks.scoring import BlockSums
 from benchmarks.workspace import Workspace
 
 KEEP = 0.75
@@ -143,9 +144,9 @@ def _table(sums: dict[str, BlockSums], took: dict[str, dict[str, float]]) -> str
 
 def _record(sums: dict[str, BlockSums]) -> dict[str, object]:
     """The scores and ratios, as they are kept."""
-    scores = {name: {"kl": asdict(_kl(each)), "perplexity": each.perplexity} for name, each in sums.items()}
+    rows = {name: {"kl": asdict(_kl(each)), "perplexity": each.perplexity} for name, each in sums.items()}
     ratios = {name: asdict(each) for name, each in _ratios(sums).items()}
-    return {"scores": scores, "distilled_over_other": ratios}
+    return {"scores": rows, "distilled_over_other": ratios}
 
 
 def main() -> None:
@@ -169,8 +170,8 @@ def main() -> None:
     made = {way.name: _made(way, parent, work, arguments.steps) for way in rows}
     if arguments.make is not None:
         return
-    windows = workspace.held_out(arguments.model, arguments.eval_tokens)
-    sums = score(parent, {name: path for name, (path, _) in made.items()}, windows)
+    paths = {"base": parent} | {name: path for name, (path, _) in made.items()}
+    sums = scores(workspace, arguments.model, paths, arguments.eval_tokens)
     took = {name: cost for name, (_, cost) in made.items()}
     print(_table(sums, took))
     if arguments.json is not None:

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from benchmarks import cases
 from benchmarks.intervals import Estimate, mean_per_token, ratio
-from benchmarks.scoring import BlockSums, score
+from benchmarks.scored import scores
+from benchmarks.scoring import BlockSums
 from benchmarks.workspace import ROOT, Workspace
 
 
@@ -158,8 +159,8 @@ def main() -> None:
             peer = f"peer {variant.folder}"
             candidates[peer] = _peer(workspace, arguments.model, variant, arguments.seed)
         names.append((variant, ours, peer))
-    windows = workspace.held_out(arguments.model, arguments.eval_tokens)
-    sums = score(workspace.model_dir(arguments.model), candidates, windows)
+    dense = {"base": workspace.model_dir(arguments.model)}
+    sums = scores(workspace, arguments.model, dense | candidates, arguments.eval_tokens)
     print(_table(sums, names))
     if arguments.json is not None:
         rows = {name: _row(each) for name, each in sums.items()}
