@@ -28,7 +28,6 @@ def prepare(threads: int | None = None) -> None:
     if not _debug.wanted():
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("TQDM_DISABLE", "1")  # compressed-tensors has no setting of its own
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         warnings.filterwarnings("ignore")
         logging.getLogger().setLevel(logging.ERROR)

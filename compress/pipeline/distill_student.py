@@ -59,6 +59,9 @@ def load_plain(path: Path, dtype: torch.dtype) -> Any:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path, dtype=dtype, output_loading_info=True, local_files_only=True, trust_remote_code=False
             )
+            if hasattr(loaded[0].config, "quantization_config"):  # packed weights are decoded by the first call
+                with torch.no_grad():
+                    loaded[0](input_ids=torch.zeros(1, 1, dtype=torch.int64), use_cache=False)
     except MemoryError:
         raise
     except Exception as error:  # transformers and what it calls raise many kinds, all about the directory

@@ -220,6 +220,19 @@ def test_killed_in_the_middle_it_resumes_to_the_same_bytes(pair: tuple[Path, Pat
     assert resumed.artifact.training() == whole.artifact.training()
 
 
+def test_a_quantised_model_teaches_without_a_word_on_the_terminal(
+    pair: tuple[Path, Path], text: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    teacher = pipeline.run(harness.recipe("rtn"), model=pair[0], output=tmp_path / "packed").artifact
+    capfd.readouterr()
+    made = pipeline.run(recipe(teacher.path, text, full=True), model=pair[1], output=tmp_path / "out").artifact
+    assert capfd.readouterr() == ("", "")
+    assert [parent.stage for parent in made.manifest.parents if parent.stage == "teach"] == ["teach"]
+    learned = made.training()
+    assert learned is not None
+    assert learned["written_kl"] < learned["held_out"][0]["kl"]
+
+
 def test_training_stops_once_nothing_gets_better_and_keeps_the_best(
     pair: tuple[Path, Path], text: Path, tmp_path: Path
 ) -> None:
