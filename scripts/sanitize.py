@@ -23,6 +23,8 @@ TESTS = (
     "tests/runtime/test_native_backend.py",
     "tests/runtime/test_engine.py",
     "tests/runtime/test_packed_tables.py",
+    "tests/runtime/test_two_bit_cache.py",
+    "tests/runtime/test_cache_choice.py",
     "tests/runtime/test_fuzz.py",
 )
 IGNORED = ("tests/kernels/triton",)

@@ -13,7 +13,7 @@ class ProductRecord(BaseModel):
     """One stored linear of a scheme against float64 on its decoded weights, as a share of the largest output.
 
     error: with inputs as the scheme has them; eight_bit_error: with inputs rounded to 8 bits, None where the scheme
-    rounds them itself.
+    rounds them itself or its weights are no integers.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -98,10 +98,10 @@ def plan_run(options: RunRecipe, view: View) -> None:
     from compress.recipe_search import load_search
 
     search = load_search(options.recipe, options.overrides, model=options.model, seed=options.seed)
-    if search is not None:
-        plan_search(search, options, view)
-    else:
-        with shared_by(options.processes):
+    with shared_by(options.processes):
+        if search is not None:
+            plan_search(search, options, view)
+        else:
             show_plan(build(options, view), options, view)
 
 

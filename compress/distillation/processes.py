@@ -37,5 +37,5 @@ def refuse_launched() -> None:
         if count.isdigit() and int(count) > 1:
             raise UserError(
                 f"a launcher started compress {count} times at once ({name}), and all would make the same artifact",
-                f"start it once, without it: `compress distill --processes {count}` shares a training among them",
+                f"start it once, without the launcher; `--processes {count}` of `distill` and `run` shares a training",
             )

@@ -16,9 +16,7 @@ from compress.models.quiet import quiet
 from compress.pipeline.distill_job import DistillJob
 from compress.pipeline.packed_student import Packed, Recorded
 from compress.pipeline.source import read_finite
-
-SPARSE = 0.01
-"""A linear with a larger share of zeros than this was pruned: its zeros stay."""
+from compress.pruning.masks import zero_mask
 
 
 @dataclass
@@ -160,8 +158,8 @@ def _adapted(job: DistillJob, model: Any) -> Student:
 
 def _kept(weight: Tensor) -> Tensor | None:
     """Where a pruned weight is not zero; None where it was not pruned."""
-    kept = weight != 0
-    return kept if 1.0 - float(kept.float().mean()) > SPARSE else None
+    zeros = zero_mask(weight)
+    return None if zeros is None else ~zeros
 
 
 @dataclass(frozen=True)

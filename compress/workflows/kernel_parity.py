@@ -36,9 +36,12 @@ def kernel_record(path: str | Path) -> KernelRecord:
     if decision.shape is None:
         return KernelRecord(backend=decision.backend, reason=decision.reason, isa=None, products=[])
     shape = decision.shape
-    counts = Counter(scheme.name for scheme in shape.schemes.values())
-    first = {scheme.name: (name, scheme) for name, scheme in reversed(shape.schemes.items())}
-    products = [_product(checkpoint, shape, *first[scheme], linears=count) for scheme, count in sorted(counts.items())]
+    counts = Counter(shape.schemes.values())
+    first = {scheme: name for name, scheme in reversed(shape.schemes.items())}
+    products = [
+        _product(checkpoint, shape, first[scheme], scheme, count)
+        for scheme, count in sorted(counts.items(), key=lambda each: each[0].label)
+    ]
     return KernelRecord(backend="native", reason=decision.reason, isa=native().isa(), products=products)
 
 
@@ -59,11 +62,11 @@ def _product(checkpoint: Checkpoint, shape: Shape, linear: str, scheme: Scheme, 
         return found
 
     return ProductRecord(
-        scheme=scheme.name,
+        scheme=scheme.label,
         linear=linear,
         linears=linears,
         error=error(False),
-        eight_bit_error=None if scheme.inputs is not None else error(True),
+        eight_bit_error=error(True) if scheme.inputs is None and packed.takes_eight_bit else None,
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
+import compress
 from compress.content import default_model
 from compress.kernels import packed_linear
 from compress.kernels.dispatch import native
@@ -39,6 +40,17 @@ def test_every_scheme_is_measured_and_a_wrong_product_is_seen(tmp_path: Path, mo
 
     monkeypatch.setattr(packed_linear, "multiply", wrong)
     assert all(row.error > 5e-3 for row in kernel_record(packed).products)
+
+
+@pytest.mark.parametrize("scheme", ["W8A8", "FP8_DYNAMIC", "FP8_BLOCK", "NVFP4A16", "MXFP4", "MXFP8A16", "NF4"])
+def test_every_kind_of_weights_is_measured(tmp_path: Path, scheme: str) -> None:
+    source = tiny_model(
+        "llama", tmp_path / "in", hidden_size=128, intermediate_size=256, num_attention_heads=8, num_key_value_heads=4
+    )
+    artifact = compress.quantize(source, method="rtn", scheme=scheme, output=tmp_path / "out")
+    (row,) = kernel_record(artifact.path).products
+    assert row.error < 1e-5
+    assert row.eight_bit_error is None
 
 
 def test_models_that_run_elsewhere_say_so(tmp_path: Path) -> None:
