@@ -114,6 +114,8 @@ Weight pack_floats(const Input& words_of, const Input& scale, int64_t columns, i
                                 table ? input<float>(*table, "table", {kTableSize}) : nullptr, factor, divisor,
                                 input_format(inputs)};
     if (!table && source.value_type != ScaleType::float32) bad_value("value_type", "float32 for codes of FP8");
+    if (source.scale_type != ScaleType::e4m3 && (factor != 1.0f || divisor != 1.0f))
+        bad_value("factor and divisor", "1 where scales are no FP8");
     const int64_t groups = columns / group_size;
     if (source.scale_type == ScaleType::float32)
         source.scale = input<float>(scale, "scale", {rows, groups});

@@ -208,13 +208,15 @@ void PackedLinear::decode_row(int64_t row, float* out) const {
         const int64_t at = view.scale_index(strip, g) + lane;
         const float scale = widened(view.scales, view.scale_type, at) * view.factor / view.divisor;
         const int zero = view.zeros ? view.zeros[at] : view.zero;
-        for (const int64_t end = std::min(view.columns, c + view.group); c < end; ++c)
-        {
-            const uint32_t code = code_in(codes, line, view.bits, lane, c);
-            const int64_t pair = c / 4 * line + c % 4 / 2 * 32 + 2 * lane;
-            const float value = view.coding == Coding::e4m3    ? value_of_e4m3(codes[pair + c % 2])
-                                : view.coding == Coding::table ? view.table[code]
-                                                               : float(int(code) - zero);
+        for (const int64_t end = std::min(view.columns, c + view.group); c < end; ++c) {
+            float value;
+            if (view.coding == Coding::e4m3) {
+                const int64_t pair = c / 4 * line + c % 4 / 2 * 32 + 2 * lane;
+                value = value_of_e4m3(codes[pair + c % 2]);
+            } else {
+                const uint32_t code = code_in(codes, line, view.bits, lane, c);
+                value = view.coding == Coding::table ? view.table[code] : float(int(code) - zero);
+            }
             out[c] = rounded(value * scale, view.value_type);
         }
     }
