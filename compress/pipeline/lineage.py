@@ -27,12 +27,12 @@ def ancestors(checkpoint: Checkpoint) -> list[Parent]:
     return list(Artifact.open(checkpoint.path).manifest.parents) if checkpoint.is_artifact else []
 
 
-def carried(checkpoint: Checkpoint) -> dict[str, bytes]:
-    """The attachments that what is made of an artifact carries on, by name: what its cut lost.
+def carried(checkpoint: Checkpoint, stage: str) -> dict[str, bytes]:
+    """The attachments that what this kind of stage makes of an artifact carries on, by name: what its cut lost.
 
-    Raises IntegrityError where one is damaged.
+    Behind a further pruning that would tell of a model that is no more. Raises IntegrityError where one is damaged.
     """
-    if not checkpoint.is_artifact:
+    if not checkpoint.is_artifact or stage == "prune":
         return {}
     found = Artifact.open(checkpoint.path).attachment(CUT_NAME)
     return {} if found is None else {CUT_NAME: found}

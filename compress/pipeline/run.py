@@ -270,7 +270,7 @@ def _contents(job: Work, entries: list[dict[str, Any]]) -> Contents:
         calibration_sketch=job.calibration_sketch,
         created_with=f"compress {compress.__version__}",
         environment=environment(job.skeleton.dtype),
-        attachments=lineage.carried(checkpoint)
+        attachments=lineage.carried(checkpoint, recipe.stages[0].kind)
         | {name: text.encode() for entry in entries for name, text in entry.get("attachments", {}).items()},
     )
     return distill_stage.finished(job, found, entries) if isinstance(job, DistillJob) else found

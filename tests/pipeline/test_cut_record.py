@@ -77,3 +77,10 @@ def test_what_is_trained_from_a_cut_tells_all_of_it(tiny: Callable[..., Path], t
         "\n".join(markdown.document(artifact_document(trained, None)).splitlines()),
     ):
         assert all(f"| {done} | {kl:.4g} |" in page.replace("\\", "") for done, kl, _ in lost), page
+
+
+def test_a_further_pruning_does_not_pass_it_on(tiny: Callable[..., Path], text: Path, tmp_path: Path) -> None:
+    cut = pipeline.run(recipe(text), model=tiny("llama"), output=tmp_path / "cut").artifact
+    zeros = parse_recipe({"stages": [{"kind": "prune", "method": "magnitude", "sparsity": 0.5}]})
+    assert cut.cut() is not None
+    assert pipeline.run(zeros, model=cut.path, output=tmp_path / "sparse").artifact.cut() is None
