@@ -80,7 +80,7 @@ def distill_plan(job: DistillJob, output: Path, problems: Sequence[Problem]) -> 
 def _peak_memory(job: DistillJob, trained: int) -> int:
     """An upper estimate for all processes: both models, six copies of what learns, one chunk's activations per thread,
     kept states."""
-    itemsize, threads = job.skeleton.dtype.itemsize, torch.get_num_threads()
+    itemsize, threads = job.compute_dtype.itemsize, torch.get_num_threads()
     config, tokens = job.checkpoint.config, CHUNK * job.stage.calibration.seq_len
     width = sum(spec.in_features + spec.out_features for spec in job.skeleton.linears())
     chunk = tokens * (2 * width * itemsize + 8 * 4 * job.skeleton.vocabulary)
