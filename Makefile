@@ -29,7 +29,7 @@ $(VENV)/bin/python:
 # Without build isolation, so that the build tools are pinned too and the build folder is reused. `redirect` editable:
 # edits of Python files and of content are live, edits of C++ files install again.
 $(INSTALLED): pyproject.toml constraints.txt CMakeLists.txt $(wildcard compress/kernels/cpu/csrc/*) | $(VENV)/bin/python
-	$(PIP) scikit-build-core nanobind cmake ninja
+	$(PIP) setuptools scikit-build-core nanobind cmake ninja
 	$(PIP) --no-build-isolation --editable '.[dev]'
 	@touch $@
 
