@@ -20,8 +20,8 @@ from compress.errors import UserError
 from compress.recipe_checks import Placed, as_written, put_back, taken_out
 from compress.recipe_problems import describe
 from compress.recipe_sections import Section
-from compress.recipe_stages import DistillStage, PruneStage, QuantizeStage
 from compress.recipe_yaml import apply_override, find_recipe, read_yaml
+from compress.stages import DistillStage, PruneStage, QuantizeStage
 
 HINT = "correct the keys named above; `recipes/` holds a commented recipe per method"
 

@@ -16,8 +16,8 @@ from compress.errors import UserError
 from compress.recipe import HINT, Recipe, parse_recipe
 from compress.recipe_problems import describe
 from compress.recipe_sections import Section
-from compress.recipe_stages import QuantizeStage
 from compress.recipe_yaml import apply_override, find_recipe, read_yaml
+from compress.stages import QuantizeStage
 
 
 class SearchStage(Section):

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "compress"
 BASE = {"types", "errors", "progress", "content", "recipe_problems"}
 TENSORS = BASE | {"formats", "kernels", "models"}
 METHODS = {"quantization", "pruning", "distillation"}
-RECIPE = {"recipe_yaml", "recipe_sections", "stages", "recipe_stages", "recipe_checks", "recipe"}
+RECIPE = {"recipe_yaml", "recipe_sections", "stages", "recipe_checks", "recipe"}
 ALLOWED: dict[str, set[str]] = {
     "numerics": set(),
     "types": {"numerics"},
@@ -35,9 +35,8 @@ ALLOWED: dict[str, set[str]] = {
     "recipe_yaml": BASE,
     "recipe_sections": BASE | {"schemes", "calibration"},
     "stages": BASE | METHODS | {"formats", "schemes", "recipe_sections"},
-    "recipe_stages": {"stages"},
     "recipe_checks": BASE | {"recipe_sections"},
-    "recipe": BASE | {"recipe_yaml", "recipe_sections", "recipe_stages", "recipe_checks", "calibration"},
+    "recipe": BASE | {"recipe_yaml", "recipe_sections", "stages", "recipe_checks", "calibration"},
     "recipe_search": BASE | RECIPE,
     "recipe_build": BASE | METHODS | RECIPE | {"schemes"},
     "recipe_distill": BASE | METHODS | RECIPE | {"schemes", "recipe_build"},

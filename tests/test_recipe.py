@@ -18,8 +18,8 @@ from compress.recipe import Recipe, load_recipe, parse_recipe
 from compress.recipe_build import Settings, build_recipe
 from compress.recipe_prune import PruneSettings, build_prune_recipe
 from compress.recipe_sections import CalibrationConfig
-from compress.recipe_stages import DistillStage, PruneStage, QuantizeStage
 from compress.schemes import FIXED_SCHEMES
+from compress.stages import DistillStage, PruneStage, QuantizeStage
 from compress.types import IntScheme, Sparsity, ternary_scheme
 
 SEARCHES = sorted((Path(__file__).parent.parent / "recipes").glob("search-*.yaml"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from compress.pipeline.work import Work
-from compress.recipe_stages import PruneStage
+from compress.stages import PruneStage
 
 
 class Cut:

@@ -11,7 +11,7 @@ from compress.models.skeleton import Skeleton
 from compress.pipeline.cut_job import Cut, CutJob
 from compress.pipeline.work import Problem
 from compress.pruning.configs import DepthConfig
-from compress.recipe_stages import PruneStage
+from compress.stages import PruneStage
 
 DROPPED = "dropped"
 

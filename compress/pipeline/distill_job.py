@@ -24,7 +24,7 @@ from compress.models.skeleton import Skeleton
 from compress.pipeline import teacher_answers, team
 from compress.pipeline.packed_student import Packed, Recorded
 from compress.pipeline.work import Problem, Work, load_tokenizer
-from compress.recipe_stages import AnswersConfig, DistillStage
+from compress.stages import AnswersConfig, DistillStage
 
 CHUNK = 2
 """Windows that go through a model together: the unit of parallel work, of shuffling, and of a batch."""

@@ -14,7 +14,7 @@ from compress.models.skeleton import Skeleton
 from compress.pipeline.cut_job import Cut, CutJob
 from compress.pipeline.work import Problem
 from compress.pruning.configs import ExpertsConfig
-from compress.recipe_stages import PruneStage
+from compress.stages import PruneStage
 
 COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 """What families call the number of experts in config.json."""

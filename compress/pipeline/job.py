@@ -17,8 +17,8 @@ from compress.models.tables import is_tied, tables
 from compress.pipeline.prune_job import pattern_misfits
 from compress.pipeline.work import Problem, Work, ignored, matches
 from compress.quantization.configs import AutoRoundConfig, GptqConfig, HadamardConfig, MethodConfig
-from compress.recipe_stages import QuantizeStage
 from compress.schemes import table_label
+from compress.stages import QuantizeStage
 from compress.types import FP8_TILE, IntScheme, Scheme
 
 NARROWEST_GROUP = 8

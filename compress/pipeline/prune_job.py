@@ -9,7 +9,7 @@ from compress.errors import UserError
 from compress.models.skeleton import LinearSpec, Skeleton
 from compress.pipeline.work import Problem, Work, ignored
 from compress.pruning.configs import SparseGptConfig, from_model
-from compress.recipe_stages import PruneStage
+from compress.stages import PruneStage
 from compress.types import Sparsity
 
 SHARES = "sparsity"

@@ -40,7 +40,7 @@ from compress.pipeline.work import Problem, Whole, Work, compute_dtype
 from compress.pruning.configs import DepthConfig, ExpertsConfig, WidthConfig
 from compress.quantization.configs import HadamardConfig
 from compress.recipe import Recipe
-from compress.recipe_stages import DistillStage, PruneStage, Stage
+from compress.stages import DistillStage, PruneStage, Stage
 
 STRUCTURED: dict[
     type[BaseModel], tuple[Callable[..., Work], Callable[[PruneStage, Skeleton], tuple[Any, list[Problem]]]]

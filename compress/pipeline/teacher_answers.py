@@ -17,7 +17,7 @@ from compress.artifact.canonical import sha256_json
 from compress.calibration.prompts import Prompts
 from compress.pipeline import shards
 from compress.progress import Progress
-from compress.recipe_stages import AnswersConfig
+from compress.stages import AnswersConfig
 
 VERSION = 1
 SHARD_PROMPTS = 32

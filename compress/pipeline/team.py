@@ -23,7 +23,7 @@ from torch import Tensor
 from compress.distillation import processes
 from compress.errors import IntegrityError, WorkError
 from compress.pipeline.work import Problem
-from compress.recipe_stages import DistillStage
+from compress.stages import DistillStage
 
 if TYPE_CHECKING:
     from compress.pipeline.distill_job import DistillJob

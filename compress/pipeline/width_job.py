@@ -19,7 +19,7 @@ from compress.pipeline.width_layout import LAYOUTS, Layout
 from compress.pipeline.width_shape import WidthCut, count
 from compress.pipeline.work import Problem
 from compress.pruning.configs import WidthConfig
-from compress.recipe_stages import PruneStage
+from compress.stages import PruneStage
 
 NEURONS_KEPT, HEADS_KEPT = "neurons", "heads"
 """Of `decided`: the neurons and query heads that stay, by the number of the block as text, where gradients say so."""

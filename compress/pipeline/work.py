@@ -28,7 +28,7 @@ from compress.models.checkpoint import Checkpoint
 from compress.models.skeleton import LinearSpec, Skeleton
 from compress.pipeline.inputs import compared_tokens
 from compress.recipe import Recipe
-from compress.recipe_stages import Stage
+from compress.stages import Stage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

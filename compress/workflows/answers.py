@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.recipe_stages import DistillStage
+from compress.stages import DistillStage
 
 if TYPE_CHECKING:
     from compress.pipeline import RunResult

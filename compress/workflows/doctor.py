@@ -18,6 +18,7 @@ from compress.errors import CompressError
 from compress.formats.inputs import round_inputs, static_scale
 from compress.formats.int_packed import pack_bits
 from compress.kernels import dispatch, gpu_linear, packed_linear, reference
+from compress.kernels.parity import error_of_largest
 from compress.kernels.triton import available
 from compress.models.checkpoint import Checkpoint
 from compress.quantization import rtn
@@ -98,8 +99,7 @@ def _parity() -> Check:
     zero_point = torch.randint(-8, 8, scale.shape, dtype=torch.int8, generator=generator)
     x = torch.randn(3, width, generator=generator)
     exact = reference.gemv_int4(words, scale, zero_point, x, group)
-    found = dispatch.gemv_int4(words, scale, zero_point, x, group).double()
-    error = float((found - exact).abs().max() / exact.abs().max())
+    error = error_of_largest(dispatch.gemv_int4(words, scale, zero_point, x, group), exact)
     detail = f"gemv_int4 differs from its definition by {error:.1e} of the largest output"
     if error <= TOLERANCE:
         return Check("kernel parity", detail)
@@ -115,10 +115,7 @@ def _product_parity() -> Check:
     x = torch.randn(3, 256, generator=generator)
     exact = x.double() @ QuantizedTensor(codes, scale, None, scheme).dequantize().double().T
     linear = packed_linear.pack_codes(pack_bits(codes, scheme.bits), scale, None, 256, scheme)
-    errors = [
-        float((packed_linear.multiply(linear, x, eight_bit).double() - exact).abs().max() / exact.abs().max())
-        for eight_bit in (False, True)
-    ]
+    errors = [error_of_largest(packed_linear.multiply(linear, x, eight_bit), exact) for eight_bit in (False, True)]
     detail = f"packed_linear differs by {errors[0]:.1e} of the largest output, with 8-bit inputs by {errors[1]:.1e}"
     if errors[0] <= TOLERANCE and errors[1] <= EIGHT_BIT_TOLERANCE:
         return Check("product parity", detail)
@@ -138,7 +135,7 @@ def cpu_products() -> Iterator[Check]:
             rounded = round_inputs(x, scheme.inputs, torch.tensor([scale]) if static else None)
         exact = rounded.double() @ quantized.dequantize().double().T
         linear = native_weights.repack(quantized, input_scale=scale)
-        error = float((packed_linear.multiply(linear, x).double() - exact).abs().max() / exact.abs().max())
+        error = error_of_largest(packed_linear.multiply(linear, x), exact)
         detail = (
             f"{dispatch.choose('packed_linear', 'cpu').name}: {native_weights.weight_name(scheme, linear.bits)} x "
             f"{native_weights.input_name(scheme)}, differs from its definition by {error:.1e} of the largest output"
@@ -166,7 +163,7 @@ def gpu_products() -> Iterator[Check]:
     packed, _ = gpu_linear.pack(QuantizedTensor(codes.cuda(), scale.cuda(), None, scheme), None, None)
     x = torch.randn(3, 256, generator=generator)
     exact = x.double() @ (codes.double().unflatten(1, (4, 64)) * scale.double().unsqueeze(-1)).flatten(1).T
-    error = float((gpu_linear.multiply(packed, x.cuda()).cpu().double() - exact).abs().max() / exact.abs().max())
+    error = error_of_largest(gpu_linear.multiply(packed, x.cuda()), exact)
     detail = f"a 4-bit product differs from its definition by {error:.1e} of the largest output"
     if error <= TOLERANCE:
         yield Check("triton parity", detail)

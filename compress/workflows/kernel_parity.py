@@ -14,6 +14,7 @@ from compress.errors import WorkError
 from compress.formats.inputs import round_inputs
 from compress.kernels import packed_linear
 from compress.kernels.dispatch import native
+from compress.kernels.parity import error_of_largest
 from compress.models.checkpoint import Checkpoint
 from compress.runtime.loading import decide
 from compress.runtime.native_reader import dense_state
@@ -51,10 +52,9 @@ def _product(checkpoint: Checkpoint, shape: Shape, linear: str, scheme: Scheme, 
     packed = Stored(checkpoint, shape.format, linear, (out, width), scheme).pack(slice(0, out), None)
     x = torch.randn(TOKENS, width, generator=torch.Generator().manual_seed(0))
     exact = _rounded(x, checkpoint, shape, linear, scheme).double() @ weight.double().T
-    largest = float(exact.abs().max()) or 1.0
 
     def error(eight_bit: bool) -> float:
-        found = float((packed_linear.multiply(packed, x, eight_bit).double() - exact).abs().max()) / largest
+        found = error_of_largest(packed_linear.multiply(packed, x, eight_bit), exact)
         if not math.isfinite(found):
             raise WorkError(
                 f"the product of {linear} is not finite", "its weights hold NaN or overflow: make them again"

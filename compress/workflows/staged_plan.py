@@ -11,7 +11,7 @@ from compress import content
 from compress.pipeline.work import Whole
 from compress.recipe import Recipe
 from compress.recipe_checks import Check, GateCheck
-from compress.recipe_stages import DistillStage, PruneStage, Stage
+from compress.stages import DistillStage, PruneStage, Stage
 from compress.workflows.checks import refuse_unknown
 from compress.workflows.stages import alone_of, checks_behind, folder_of, place_of, refuse_order
 

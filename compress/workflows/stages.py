@@ -19,7 +19,7 @@ from compress.errors import UserError
 from compress.pipeline.work import Whole
 from compress.recipe import Recipe
 from compress.recipe_checks import Check, DraftCheck
-from compress.recipe_stages import DistillStage, QuantizeStage, Stage
+from compress.stages import DistillStage, QuantizeStage, Stage
 from compress.workflows.checks import carry_out, refuse_unknown
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from compress.progress import NullProgress
 from compress.pruning.configs import WandaConfig, WidthConfig
 from compress.recipe import Recipe, parse_recipe
 from compress.recipe_prune import PruneSettings, build_prune_recipe
-from compress.recipe_stages import PruneStage
+from compress.stages import PruneStage
 from tests.pipeline import harness
 
 CUTS: dict[str, tuple[dict[str, Any], Any, str]] = {

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from compress.errors import UserError
 from compress.recipe import Recipe
 from compress.recipe_sections import SchemeConfig
-from compress.recipe_stages import Override, QuantizeStage
+from compress.stages import Override, QuantizeStage
 from compress.types import IntScheme
 from compress.workflows.budget.units import Unit
 
