@@ -178,6 +178,8 @@ def _document(plan: Plan, recipe: Recipe) -> dict[str, Any]:
         "bits_per_weight": plan.bits_per_weight,
         "file_bits_per_weight": plan.file_bits_per_weight,
         "refine_memory_bytes": plan.refine_memory_bytes,
+        "curvature_memory_bytes": plan.curvature_memory_bytes,
+        "curvature_disk_bytes": plan.curvature_disk_bytes,
         "experts_per_token": plan.experts_per_token,
         **costs(plan),
     }
@@ -185,13 +187,15 @@ def _document(plan: Plan, recipe: Recipe) -> dict[str, Any]:
 
 def _lines(plan: Plan) -> list[str]:
     quantised = sum(linear.scheme is not None for linear in plan.linears)
-    refining = plan.refine_memory_bytes
-    needs: tuple[tuple[str, str], ...] = (
-        () if refining is None else (("refine", f"holds the whole model: about {size(refining)} of memory"),)
-    )
+    needs: list[tuple[str, str]] = []
     if plan.experts_per_token is not None:
         through, count = plan.experts_per_token
-        needs = (("experts", f"a calibration token goes through {through} of {count} in every mixture"), *needs)
+        needs.append(("experts", f"a calibration token goes through {through} of {count} in every mixture"))
+    if plan.curvature_memory_bytes is not None:
+        held, written = size(plan.curvature_memory_bytes), size(plan.curvature_disk_bytes)
+        needs.append(("curvature", f"holds hidden states of all blocks: about {held} of memory, {written} on the disk"))
+    if plan.refine_memory_bytes is not None:
+        needs.append(("refine", f"holds the whole model: about {size(plan.refine_memory_bytes)} of memory"))
     return facts(
         (
             ("model", plan.model),

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from compress.calibration.statistics import add_second_moment
+from compress.calibration.statistics import collect
 from compress.errors import WorkError
-from compress.models.skeleton import Call
+from compress.models.skeleton import Call, LinearSpec
 from compress.pipeline import shards
 from compress.pipeline.block import Workers
 from compress.pipeline.job import Job
@@ -36,6 +36,12 @@ def windows(job: Job) -> int:
     """How many calibration windows it is measured on: as asked for, at most all; 0 where nobody asks."""
     asked = job.rounding.curvature_windows if isinstance(job.rounding, GptqConfig) else 0
     return 0 if job.stage.calibration is None else min(asked, job.stage.calibration.samples)
+
+
+def measured_linears(job: Job, block: int) -> list[LinearSpec]:
+    """Of which linears of a block it is measured: the quantised ones, but for experts and the widest."""
+    specs = job.skeleton.linears(block)
+    return [s for s in specs if s.name in job.schemes and s.expert is None and s.out_features <= WIDEST]
 
 
 def measured(job: Job, scratch: Path, workers: Workers, progress: Progress) -> Job:
@@ -69,8 +75,8 @@ def _walk(job: Job, workers: Workers) -> Iterator[dict[str, Tensor]]:
     """The moments of the last block, of the one before, and so on."""
     assert job.calibration is not None
     skeleton, tokens = job.skeleton, job.calibration.tokens[: windows(job)]
-    hidden = [[skeleton.embed(window[None])[0] for window in tokens]]
-    _, calls = skeleton.embed(tokens[:1])
+    first, calls = skeleton.embed(tokens[:1])
+    hidden = [[first, *(skeleton.embed(window[None])[0] for window in tokens[1:])]]
     for block in range(skeleton.num_blocks):
         module = skeleton.materialise(block)
 
@@ -104,11 +110,7 @@ def _through(
     skeleton = job.skeleton
     module = skeleton.materialise(block)
     live = skeleton.modules(block, module)
-    names = [
-        spec.name
-        for spec in skeleton.linears(block)
-        if spec.name in job.schemes and spec.expert is None and spec.out_features <= WIDEST
-    ]
+    names = [spec.name for spec in measured_linears(job, block)]
     outputs = threading.local()  # of the window that a thread is at
 
     def backwards(state: Tensor, pull: Tensor) -> tuple[Tensor, ...]:
@@ -133,13 +135,10 @@ def _through(
 
 def _moments(name: str, gradients: list[Tensor], workers: Workers) -> Tensor:
     """mean g g^T, (out, out) float32, over windows of gradients (tokens, out) each."""
-    width, tokens = gradients[0].shape[1], sum(chunk.shape[0] for chunk in gradients)
-    total = torch.zeros(width, width)
-    add_second_moment(total, gradients, gradients, workers.pool)
-    upper = torch.triu(total).div_(tokens)
-    if not torch.isfinite(upper.sum()):
+    found = collect(gradients, {}, workers.pool).hessian
+    if not torch.isfinite(found.sum()):
         raise WorkError(
             f"the gradients at the outputs of {name} are not finite",
             "set curvature_windows to 0, and check the source with `compress eval`",
         )
-    return upper + torch.triu(upper, 1).T
+    return found

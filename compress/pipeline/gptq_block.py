@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from contextlib import closing
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -39,7 +40,21 @@ from compress.quantization import coupled, gptq, gptq_floats
 from compress.quantization.configs import GptqConfig
 from compress.types import BlockFloatScheme, Fp8Scheme, NormalFloatScheme, QuantizedTensor
 
-COUPLED_SWEEPS = 3
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Linear:
+    """One linear on its way to codes.
+
+    weight: (out, in) float32. pruned: zeros that came before. lost: as `Preconditioner.corrected` takes it.
+    together: the curvature over the outputs, as `coupled` takes it. highest: as `shared_ranges` gives it.
+    """
+
+    spec: LinearSpec
+    weight: Tensor
+    pruned: Pruned | None
+    lost: Tensor | None
+    together: Tensor | None
+    highest: float | None
 
 
 def through_block(
@@ -92,18 +107,15 @@ def through_block(
             assert shared is not None
             weight = reading.result()
             pruned = pruned_before(method, weight, shared, workers.pool, lost)
-            top = highest.get(spec.name)
-            quantized = _quantized(
-                job, method, spec, weight, pruned, shared, lost, together.get(spec.name), top, workers.pool
-            )
+            linear = _Linear(spec, weight, pruned, lost, together.get(spec.name), highest.get(spec.name))
+            quantized = _quantized(job, method, linear, shared, workers.pool)
             put(live[spec.name], quantized)
             forward.resume(stage)
             if report is not None:  # one at a time, because each holds a whole weight
                 result.linears.append(report.result())
             report = workers.pool.submit(
-                _reported, job, method, spec, weight, quantized, shared, *sampling.result(), rounding.scale(spec.name),
-                None if pruned is None else pruned.zeros, None if job.curvature is None else spec.name in together,
-            )  # fmt: skip
+                _reported, job, method, linear, quantized, shared, sampling.result(), rounding.scale(spec.name)
+            )
     if report is not None:
         result.linears.append(report.result())
     for spec in by_name.values():  # experts that no token of the calibration text reached
@@ -118,41 +130,32 @@ def through_block(
 
 
 def _quantized(
-    job: Job,
-    method: GptqConfig,
-    spec: LinearSpec,
-    weight: Tensor,
-    pruned: Pruned | None,
-    shared: gptq.Preconditioner,
-    lost: Tensor | None,
-    together: Tensor | None,
-    highest: float | None,
-    pool: Executor,
+    job: Job, method: GptqConfig, linear: _Linear, shared: gptq.Preconditioner, pool: Executor
 ) -> QuantizedTensor:
-    """lost: as `Preconditioner.corrected` takes it. together: the curvature over the outputs, as `coupled` takes it."""
+    spec, pruned = linear.spec, linear.pruned
     dtype, scheme = job.scale_dtype(spec), job.schemes[spec.name]
     if shared.factored is None:
-        stays = weight if pruned is None else weight.masked_fill(pruned.zeros, 0.0)
-        return round_searched(job, spec, stays, pool, highest)
+        stays = linear.weight if pruned is None else linear.weight.masked_fill(pruned.zeros, 0.0)
+        return round_searched(job, spec, stays, pool, linear.highest)
     assert not isinstance(scheme, Fp8Scheme | NormalFloatScheme)  # recipes refuse it
     shared.prepare(scheme.groups(spec.in_features), pool)
-    target = weight if pruned is None else pruned.target
+    target = linear.weight if pruned is None else pruned.target
     if pruned is None or not pruned.corrected:
-        target = shared.corrected(target, pool, lost)
-    if isinstance(scheme, BlockFloatScheme):
-        tall = gptq_floats.ROWS_PER_TILE
-        found = in_tiles(target, lambda rows: gptq_floats.transform(rows, shared, scheme, method, highest), pool, tall)
-        return found if pruned is None else held(spec.name, found, pruned.zeros)[0]
+        target = shared.corrected(target, pool, linear.lost)
     zeros = None if pruned is None else pruned.zeros
+    if isinstance(scheme, BlockFloatScheme):
+        tall, top = gptq_floats.ROWS_PER_TILE, linear.highest
+        found = in_tiles(target, lambda rows: gptq_floats.transform(rows, shared, scheme, method, top), pool, tall)
+        return found if zeros is None else held(spec.name, found, zeros)[0]
     rows = target.split(ROWS_PER_TILE)
     tiles = pool.map(
         lambda part, gone: gptq.transform(part, shared, scheme, method, dtype, gone),
         rows, [None] * len(rows) if zeros is None else zeros.split(ROWS_PER_TILE),
     )  # fmt: skip
     found = join(list(tiles))
-    if together is None:
+    if linear.together is None:
         return found
-    return coupled.descend(found, target, shared.hessian, together, COUPLED_SWEEPS, zeros)
+    return coupled.descend(found, target, shared.hessian, linear.together, zeros)
 
 
 def _samples_of_both(rounding: RoundedInputs, pair: Pair) -> tuple[Tensor, Tensor | None]:
@@ -170,20 +173,15 @@ def _samples_of_both(rounding: RoundedInputs, pair: Pair) -> tuple[Tensor, Tenso
 def _reported(
     job: Job,
     method: GptqConfig,
-    spec: LinearSpec,
-    weight: Tensor,
+    linear: _Linear,
     quantized: QuantizedTensor,
     shared: gptq.Preconditioner,
-    sample: Tensor,
-    reference: Tensor | None,
+    samples: tuple[Tensor, Tensor | None],
     input_scale: Tensor | None,
-    pruned: Tensor | None,
-    coupled: bool | None,
 ) -> QuantizedLinear:
-    """With its report; sample and reference (tokens, in) are the inputs of both models for the same tokens.
-
-    coupled: whether its rows knew of each other; None where none do.
-    """
+    """With its report; samples (tokens, in) are the inputs of both models for the same tokens."""
+    spec, weight = linear.spec, linear.weight
+    pruned = None if linear.pruned is None else linear.pruned.zeros
     if shared.factored is None:
         reason = "no damping makes its Hessian positive definite"
         return finished(job, spec, quantized, weight, fallback=("rtn", reason), input_scale=input_scale, pruned=pruned)
@@ -194,9 +192,9 @@ def _reported(
         "tokens": shared.stats.tokens,
         "corrected": shared.correction is not None,
     }
-    if coupled is not None:
-        details["coupled"] = coupled
+    if job.curvature is not None:  # whether its rows knew of each other
+        details["coupled"] = linear.together is not None
     return finished(
-        job, spec, quantized, weight, sample, reference, fallback=raised,
+        job, spec, quantized, weight, *samples, fallback=raised,
         details=details, input_scale=input_scale, pruned=pruned,
     )  # fmt: skip

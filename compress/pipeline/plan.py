@@ -11,7 +11,7 @@ from compress.artifact import store
 from compress.artifact.output import existing
 from compress.errors import UserError
 from compress.models.skeleton import LinearSpec
-from compress.pipeline.curvature_plan import curvature_memory
+from compress.pipeline.curvature_plan import curvature_disk, curvature_memory
 from compress.pipeline.cut_plan import CutPlan, depth_plan, experts_plan
 from compress.pipeline.depth_job import DepthJob
 from compress.pipeline.distill_job import DistillJob
@@ -69,6 +69,10 @@ class Plan:
     hint: str = ""
     refine_memory_bytes: int | None = None
     """What refining needs with the whole model in memory, where it is asked for; peak_memory_bytes covers it."""
+    curvature_memory_bytes: int | None = None
+    """What measuring the curvature over outputs needs, where it is asked for; peak_memory_bytes covers it."""
+    curvature_disk_bytes: int | None = None
+    """What it writes beside the output, which goes when the run ends."""
     experts_per_token: tuple[int, int] | None = None
     """How many experts a calibration token goes through, of how many; None where none learn."""
 
@@ -120,6 +124,7 @@ def _quantisation(job: Job, restart: bool, scored: bool) -> Plan:
     output_bytes = source_bytes + added - removed + sum(stored.values()) // 8
     problems = job.problems or _output_problems(job, restart)
     refining = None if job.stage.refine is None else refine_memory(job)
+    curving = curvature_memory(job)
     return Plan(
         model=job.model_name,
         method=job.method_name,
@@ -128,12 +133,14 @@ def _quantisation(job: Job, restart: bool, scored: bool) -> Plan:
         file_bits_per_weight=8 * output_bytes / job.skeleton.parameters(),
         output_bytes=output_bytes,
         source_bytes=source_bytes,
-        peak_memory_bytes=max(_peak_memory(job), curvature_memory(job), refining or 0),
+        peak_memory_bytes=max(_peak_memory(job), curving, refining or 0),
         seconds_estimate=seconds_estimate(job),
         problems=[problem.message for problem in problems],
         output=_output(job, restart, scored),
         hint=problems[0].hint if problems else "",
         refine_memory_bytes=refining,
+        curvature_memory_bytes=curving or None,
+        curvature_disk_bytes=curvature_disk(job) or None,
         experts_per_token=experts_per_token(job) if job.needs_blocks else None,
     )
 

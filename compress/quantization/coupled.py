@@ -20,6 +20,9 @@ from compress.types import IntScheme, QuantizedTensor
 SHRINKAGE = 0.3
 """Share by which what is off the diagonal of B is made smaller: it is an estimate, the diagonal decides nothing."""
 
+SWEEPS = 3
+"""One less is worse, more change nothing (docs/benchmarks.md)."""
+
 ROWS_AT_A_TIME = 64
 
 
@@ -28,8 +31,9 @@ def descend(
     target: Tensor,
     hessian: Tensor,
     curvature: Tensor,
-    sweeps: int,
     pruned: Tensor | None = None,
+    *,
+    sweeps: int = SWEEPS,
 ) -> QuantizedTensor:
     """The weight with codes that lower tr(B (target - Q) H (target - Q)^T), which no step can raise.
 

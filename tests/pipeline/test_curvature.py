@@ -19,7 +19,7 @@ from compress.artifact.reader import Artifact
 from compress.errors import WorkError
 from compress.pipeline import curvature
 from compress.pipeline.block import Workers
-from compress.pipeline.curvature_plan import curvature_memory, curvature_operations
+from compress.pipeline.curvature_plan import curvature_disk, curvature_memory, curvature_operations
 from compress.pipeline.job import Job
 from compress.pipeline.resolve import resolve
 from compress.progress import NullProgress
@@ -47,13 +47,15 @@ def test_it_is_the_second_moment_of_draws_carried_back_through_the_whole_model(
 ) -> None:
     job = measured(tiny(family), text, tmp_path)
     assert job.calibration is not None
-    expected = _by_transformers(tiny(family), job.calibration.tokens[:WINDOWS])
+    expected, written = _by_transformers(tiny(family), job.calibration.tokens[:WINDOWS]), 0
     for block in range(job.skeleton.num_blocks):
         found = curvature.of_block(job, block)
+        written += sum(moments.nbytes for moments in found.values())
         assert found.keys() == {spec.name for spec in job.skeleton.linears(block) if spec.expert is None}
         for name, moments in found.items():
             assert torch.equal(moments, moments.T)
             assert (moments - expected[name]).abs().max() < 2e-3 * expected[name].abs().max(), name
+    assert curvature_disk(job) == written
 
 
 def _by_transformers(source: Path, tokens: Tensor) -> dict[str, Tensor]:
@@ -176,6 +178,8 @@ def test_the_plan_counts_it(tiny: Callable[..., Path], text: Path, tmp_path: Pat
         plan = pipeline.plan(wanted, model=tiny("llama"), output=tmp_path / "out")
         assert isinstance(plan, pipeline.Plan)
         assert plan.peak_memory_bytes >= curvature_memory(job)
+        assert (plan.curvature_memory_bytes or 0) == curvature_memory(job)
+        assert (plan.curvature_disk_bytes or 0) == curvature_disk(job)
         return curvature_memory(job), curvature_operations(job)
 
     none, few, many, all_of_them = cost(0), cost(2), cost(64), cost(4000)

@@ -43,8 +43,8 @@ def test_no_sweep_makes_the_objective_worse(
 ) -> None:
     weight, hessian, curvature = data(out, 8 * groups, seed)
     start = quantize(weight, min_max_grid(weight, IntScheme(bits, 8, symmetric), torch.float32))
-    found = coupled.descend(start, weight, hessian, curvature, sweeps)
-    more = coupled.descend(start, weight, hessian, curvature, sweeps + 1)
+    found = coupled.descend(start, weight, hessian, curvature, sweeps=sweeps)
+    more = coupled.descend(start, weight, hessian, curvature, sweeps=sweeps + 1)
     assert in_range(found)
     assert torch.equal(found.scale, start.scale)
     before, after, later = (loss(weight, each, hessian, curvature) for each in (start, found, more))
@@ -56,7 +56,7 @@ def test_it_ends_where_no_single_code_helps() -> None:
     weight, hessian, curvature = data(70, 16)
     scheme = IntScheme(3, 8)
     start = quantize(weight, min_max_grid(weight, scheme, torch.float32))
-    found = coupled.descend(start, weight, hessian, curvature, 50)
+    found = coupled.descend(start, weight, hessian, curvature, sweeps=50)
     best = loss(weight, found, hessian, curvature)
     assert best < 0.9 * loss(weight, start, hessian, curvature)
     for row, column in ((0, 0), (3, 7), (63, 15), (64, 2), (69, 9)):
@@ -74,7 +74,7 @@ def test_outputs_that_do_not_meet_leave_gptqs_codes_at_rest() -> None:
     shared = prepared(stats, config)
     rested = gptq.transform(weight, shared, scheme, config, torch.float32)
     diagonal = torch.diag(torch.arange(20).float())
-    found = coupled.descend(rested, weight, shared.hessian, diagonal, 3)
+    found = coupled.descend(rested, weight, shared.hessian, diagonal)
     assert (found.codes == rested.codes).double().mean() > 0.999
 
 
@@ -86,7 +86,7 @@ def test_what_is_felt_together_is_lost_less() -> None:
     config, scheme = GptqConfig(), IntScheme(3, 32)
     shared = prepared(stats_of(x[:2000]), config)
     alone = gptq.transform(weight, shared, scheme, config, torch.bfloat16)
-    together = coupled.descend(alone, weight, shared.hessian, curvature, 3)
+    together = coupled.descend(alone, weight, shared.hessian, curvature)
 
     def lost(found: QuantizedTensor) -> float:
         error = x[2000:] @ (weight - found.dequantize().float()).T
@@ -101,12 +101,12 @@ def test_what_is_pruned_stays_zero_and_silent_outputs_stay() -> None:
     curvature[5] = curvature[:, 5] = 0
     target = weight.masked_fill(gone, 0.0)
     start = quantize(target, min_max_grid(target, IntScheme(4, 16), torch.bfloat16))
-    found = coupled.descend(start, target, hessian, curvature, 2, gone)
+    found = coupled.descend(start, target, hessian, curvature, gone, sweeps=2)
     assert found.codes[gone].abs().max() == 0
     assert not torch.equal(found.codes, start.codes)
     assert torch.equal(found.codes[5], start.codes[5])
     with ThreadPoolExecutor(1) as pool:
-        again = pool.submit(coupled.descend, start, target, hessian, curvature, 2, gone).result()
+        again = pool.submit(coupled.descend, start, target, hessian, curvature, gone, sweeps=2).result()
     assert torch.equal(again.codes, found.codes)
 
 
