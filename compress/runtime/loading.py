@@ -1,4 +1,7 @@
-"""Which back end runs a model: the native engine where it computes the architecture, else transformers, and why."""
+"""Which back end runs a model: the native engine where it computes the architecture, else transformers, and why.
+
+In transformers too, quantised linears stay packed where a kernel takes them.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,12 @@ from pathlib import Path
 from compress.errors import UserError
 from compress.models.checkpoint import Checkpoint
 from compress.models.quiet import quiet
-from compress.runtime import transformers_backend, triton_backend
+from compress.runtime import packed_backend, transformers_backend, triton_backend
 from compress.runtime.cache_choice import CACHES
+from compress.runtime.memory import guarded
 from compress.runtime.native_backend import NativeRuntime
 from compress.runtime.native_shape import Shape, Unsupported, shape_of
+from compress.runtime.packed_backend import PackedRuntime, Plan
 from compress.runtime.protocol import Runtime
 from compress.runtime.transformers_loader import load_config
 
@@ -21,11 +26,15 @@ KV_CACHES = ("auto", *CACHES)
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The back end of a model and the reason in words; `shape` is None where transformers runs it."""
+    """The back end of a model and the reason in words.
+
+    shape: where the native engine runs it. packed: where transformers runs it with linears that stay packed on a CPU.
+    """
 
     backend: str
     reason: str
-    shape: Shape | None
+    shape: Shape | None = None
+    packed: Plan | None = None
 
 
 def load(
@@ -42,10 +51,11 @@ def load(
     """Loads a Hugging Face model directory or an artifact.
 
     device: `auto` (a CUDA device where there is one), `cpu`, `cuda` or `cuda:N`. dtype: what the arithmetic is done in;
-    the native engine takes `auto` and `float32`. kernel: `cpu`, the native engine with exact products; `cpu-int8`, the
-    same with inputs of packed weights, and the head, in 8 bits; `triton`, transformers with packed linears in the GPU's
-    kernels; `reference`, dense arithmetic in transformers; `auto`, on a CPU `cpu` where the engine computes the model,
-    on a GPU `triton` where it has quantised linears, and `reference` elsewhere. prefix_cache: the native engine keeps
+    the native engine takes `auto` and `float32`. kernel: `cpu`, the native engine with exact products, or transformers
+    with packed linears in them where the engine does not define the model; `cpu-int8`, the same with inputs of packed
+    integers, and the engine's head, in 8 bits; `triton`, transformers with packed linears in the GPU's kernels;
+    `reference`, dense arithmetic in transformers; `auto`, on a CPU `cpu` where there is one for the model, on a GPU
+    `triton` where it has quantised linears, and `reference` elsewhere. prefix_cache: the native engine keeps
     what it computed of prompts for later calls that begin the same (never for scores). cache_tokens: room of its
     key-value cache. kv_cache: how the native engine keeps keys and values: `float32`, `bfloat16`; `int8` and `int4`
     with a grid per token and head; `int2` with keys by channel; `nvfp4`; `fp8` with the artifact's calibrated scales,
@@ -85,6 +95,9 @@ def load(
             kv_skip=kv_skip,
         )
     _refuse_cache(path, kv_cache, kv_skip, decision.reason)
+    if decision.packed is not None:
+        with guarded("loading the model"):
+            return PackedRuntime(checkpoint, decision.packed, eight_bit=kernel == "cpu-int8")
     if kernel != "auto":
         raise UserError(f"the native engine does not run {path}: {decision.reason}", "use --kernel auto")
     return transformers_backend.load(path, device, dtype)
@@ -104,18 +117,26 @@ def decide(checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto") ->
 
     Raises:
         UserError: an unknown device or dtype, or a config that transformers does not know.
+        IntegrityError: a quantised linear that the config does not describe.
     """
     place = transformers_backend.chosen_device(device)
     if place.type != "cpu":
         if (reason := triton_backend.obstacle(checkpoint, place)) is None:
-            return Decision("transformers+triton", "quantised linears stay packed, in Triton kernels", None)
-        return Decision("transformers", f"the native engine has no kernels for {place.type}; Triton: {reason}", None)
+            return Decision("transformers+triton", "quantised linears stay packed, in Triton kernels")
+        return Decision("transformers", f"the native engine has no kernels for {place.type}; Triton: {reason}")
     if dtype not in ("auto", "float32"):
-        return Decision("transformers", f"the native engine does not compute in {dtype}", None)
+        return Decision("transformers", f"the native engine does not compute in {dtype}")
     with quiet():
         config = load_config(checkpoint)
     try:
         shape = shape_of(checkpoint, config)
     except Unsupported as error:
-        return Decision("transformers", str(error), None)
+        plan = packed_backend.plan(checkpoint)
+        if plan is None or not plan.slots:
+            return Decision("transformers", str(error))
+        said = f"{error}; {len(plan.slots)} of its quantised linears stay packed, in native kernels"
+        if plan.dense:
+            name, reason = next(iter(plan.dense.items()))
+            said += f", and {len(plan.dense)} are decoded: {name}: {reason}"
+        return Decision("transformers+native", said, packed=plan)
     return Decision("native", f"{config.model_type} decoders are computed from weights as they are stored", shape)

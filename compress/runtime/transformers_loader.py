@@ -8,6 +8,8 @@ unpickled.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,8 +25,13 @@ from compress.runtime.rounded_inputs import round_inputs_of
 _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
-def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+def load_model(
+    checkpoint: Checkpoint, dtype: torch.dtype, left_out: Mapping[str, Sequence[int]] = MappingProxyType({})
+) -> Any:
     """The causal language model in eval mode on the CPU, weights rounded as stored and then cast to `dtype`.
+
+    left_out: quantised linears, with the shape of their weights in the model, for which the caller has packed ones:
+    they come with zeros that take no memory, and round no inputs.
 
     Raises:
         UserError: an architecture or a quantisation that this back end does not read.
@@ -33,10 +40,10 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     """
     with quiet():
         config = load_config(checkpoint)
-        meta = _meta_model(checkpoint, config)
+        meta = meta_model(checkpoint, config)
         try:
             with guarded("loading the model"):
-                model, report = _load(checkpoint, config, meta, dtype)
+                model, report = _load(checkpoint, config, meta, dtype, left_out)
         except CompressError:
             raise
         except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
@@ -46,7 +53,8 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
             ) from error
     _check_complete(checkpoint, report)
     if native_reader.reads(checkpoint.config):
-        round_inputs_of(model, native_reader.input_schemes(checkpoint))
+        schemes = native_reader.input_schemes(checkpoint)
+        round_inputs_of(model, {name: each for name, each in schemes.items() if name not in left_out})
         round_cache_of(model, stored_scales(checkpoint))
     return model.eval()
 
@@ -97,8 +105,12 @@ def load_config(checkpoint: Checkpoint) -> Any:
         ) from error
 
 
-def _meta_model(checkpoint: Checkpoint, config: Any) -> Any:
-    """The model without weights, for its class and its layout."""
+def meta_model(checkpoint: Checkpoint, config: Any) -> Any:
+    """The model without weights, for its class and its layout.
+
+    Raises:
+        UserError: no causal language model of transformers has this config.
+    """
     from transformers import AutoModelForCausalLM
 
     try:
@@ -111,12 +123,15 @@ def _meta_model(checkpoint: Checkpoint, config: Any) -> Any:
         ) from error
 
 
-def _load(checkpoint: Checkpoint, config: Any, meta: Any, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+def _load(
+    checkpoint: Checkpoint, config: Any, meta: Any, dtype: torch.dtype, left_out: Mapping[str, Sequence[int]]
+) -> tuple[Any, dict[str, Any]]:
     options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
     quantization = checkpoint.config.get("quantization_config")
     if native_reader.reads(checkpoint.config):
         del config.quantization_config
-        state = native_reader.dense_state(checkpoint, native_reader.conv1d_linears(meta))
+        state: dict[str, Any] = {**native_reader.dense_state(checkpoint, native_reader.conv1d_linears(meta))}
+        state |= {f"{name}.weight": torch.zeros((), dtype=dtype).expand(*shape) for name, shape in left_out.items()}
         return type(meta).from_pretrained(None, config=config, state_dict=state, **options)
     if quantization:
         _check_dequantizable(checkpoint, quantization)

@@ -15,8 +15,8 @@ from compress.errors import UserError
 from compress.kernels.triton import available
 from compress.models.checkpoint import Checkpoint
 from compress.runtime import native_reader, triton_linears
-from compress.runtime.protocol import LayerUse
-from compress.runtime.transformers_backend import TransformersRuntime, chosen_device, chosen_dtype
+from compress.runtime.swapped import SwappedRuntime
+from compress.runtime.transformers_backend import chosen_device, chosen_dtype
 from compress.runtime.transformers_loader import load_model
 
 
@@ -48,7 +48,7 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> TritonR
     return runtime
 
 
-class TritonRuntime(TransformersRuntime):
+class TritonRuntime(SwappedRuntime):
     """A transformers model with packed linears; make one with `load`."""
 
     name = "transformers+triton"
@@ -58,12 +58,3 @@ class TritonRuntime(TransformersRuntime):
         model = load_model(checkpoint, dtype)
         self.swapped = triton_linears.swap(model, checkpoint, device)
         return model.to(device)
-
-    def parameters(self) -> int:
-        """Number of weights, tied ones once."""
-        return super().parameters() + sum(linear.weights for linear in self.swapped.linears.values())
-
-    def layers(self) -> list[LayerUse]:
-        """The packed linears, then what is dense as it lies in memory."""
-        rest = [use for use in self.dense_layers() if use.name not in self.swapped.linears]
-        return [*self.swapped.layers(), *rest]

@@ -6,7 +6,6 @@ products are computed on bfloat16 or whatever the model runs in.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from compress.formats.registry import Format
 from compress.kernels import gpu_linear
 from compress.models.checkpoint import Checkpoint
 from compress.runtime.native_reader import packed_linears, stored_parts
-from compress.runtime.protocol import LayerUse
+from compress.runtime.swapped import Swapped, exchange, place_of
 from compress.types import InputScheme, QuantizedTensor, Scheme
 
 TOLERANCE = 0.05
@@ -38,35 +37,18 @@ class TritonLinear(nn.Module):
     @property
     def weights(self) -> int:
         """Number of weights, the bias counted."""
-        return self.packed.rows * self.packed.columns + (0 if self.packed.bias is None else self.packed.rows)
+        return int(self.packed.rows * self.packed.columns + (0 if self.packed.bias is None else self.packed.rows))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory, all of which a token reads."""
+        return int(self.packed.nbytes)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out) in the dtype of x."""
         if self._inputs is not None:
             x = round_inputs(x, *self._inputs)
         return gpu_linear.multiply(self.packed, x)
-
-
-@dataclass(frozen=True, slots=True)
-class Swapped:
-    """Which linears were exchanged, by module name, and why others stayed dense."""
-
-    linears: dict[str, TritonLinear]
-    dense: dict[str, str]
-
-    def layers(self) -> list[LayerUse]:
-        """What each exchanged linear holds and reads."""
-        return [
-            LayerUse(
-                name=name,
-                aliases=(),
-                kernel=linear.kernel,
-                weights=linear.weights,
-                held_bytes=linear.packed.nbytes,
-                read_bytes=linear.packed.nbytes,
-            )
-            for name, linear in self.linears.items()
-        ]
 
 
 def swap(model: nn.Module, checkpoint: Checkpoint, device: torch.device) -> Swapped:
@@ -77,10 +59,9 @@ def swap(model: nn.Module, checkpoint: Checkpoint, device: torch.device) -> Swap
     """
     format, schemes = packed_linears(checkpoint)
     modules = dict(model.named_modules())
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
     found, probed = Swapped({}, {}), set()
     for name, scheme in schemes.items():
-        place = name if name in modules else prefix + name
+        place = place_of(name, model, modules)
         module = modules.get(place)
         if not isinstance(module, nn.Linear):
             found.dense[name] = "transformers keeps it in another form than a linear of its own"
@@ -99,8 +80,7 @@ def swap(model: nn.Module, checkpoint: Checkpoint, device: torch.device) -> Swap
         if scheme not in probed:
             _probe(name, linear, module, device)
             probed.add(scheme)
-        parent, _, own = place.rpartition(".")
-        setattr(modules[parent], own, linear)
+        exchange(modules, place, linear)
         found.linears[place] = linear
     return found
 

@@ -12,13 +12,13 @@ from torch import Tensor
 from compress.artifact.kernel_record import KernelRecord, ProductRecord
 from compress.errors import WorkError
 from compress.formats.inputs import round_inputs
+from compress.formats.registry import Format
 from compress.kernels import packed_linear
 from compress.kernels.dispatch import native
 from compress.kernels.parity import error_of_largest
 from compress.models.checkpoint import Checkpoint
 from compress.runtime.loading import decide
 from compress.runtime.native_reader import dense_state
-from compress.runtime.native_shape import Shape
 from compress.runtime.native_weights import Stored, input_scale
 from compress.types import Scheme
 
@@ -34,24 +34,27 @@ def kernel_record(path: str | Path) -> KernelRecord:
     """
     checkpoint = Checkpoint.open(path)
     decision = decide(checkpoint, "cpu")
-    if decision.shape is None:
+    if decision.shape is not None:
+        format, schemes = decision.shape.format, decision.shape.schemes
+    elif decision.packed is not None:
+        format, schemes = decision.packed.format, {name: slot.scheme for name, slot in decision.packed.slots.items()}
+    else:
         return KernelRecord(backend=decision.backend, reason=decision.reason, isa=None, products=[])
-    shape = decision.shape
-    counts = Counter(shape.schemes.values())
-    first = {scheme: name for name, scheme in reversed(shape.schemes.items())}
+    counts = Counter(schemes.values())
+    first = {scheme: name for name, scheme in reversed(schemes.items())}
     products = [
-        _product(checkpoint, shape, first[scheme], scheme, count)
+        _product(checkpoint, format, first[scheme], scheme, count)
         for scheme, count in sorted(counts.items(), key=lambda each: each[0].label)
     ]
-    return KernelRecord(backend="native", reason=decision.reason, isa=native().isa(), products=products)
+    return KernelRecord(backend=decision.backend, reason=decision.reason, isa=native().isa(), products=products)
 
 
-def _product(checkpoint: Checkpoint, shape: Shape, linear: str, scheme: Scheme, linears: int) -> ProductRecord:
+def _product(checkpoint: Checkpoint, format: Format, linear: str, scheme: Scheme, linears: int) -> ProductRecord:
     weight: Tensor = dense_state(checkpoint)[f"{linear}.weight"][...]
     out, width = weight.shape
-    packed = Stored(checkpoint, shape.format, linear, (out, width), scheme).pack(slice(0, out), None)
+    packed = Stored(checkpoint, format, linear, (out, width), scheme).pack(slice(0, out), None)
     x = torch.randn(TOKENS, width, generator=torch.Generator().manual_seed(0))
-    exact = _rounded(x, checkpoint, shape, linear, scheme).double() @ weight.double().T
+    exact = _rounded(x, checkpoint, format, linear, scheme).double() @ weight.double().T
 
     def error(eight_bit: bool) -> float:
         found = error_of_largest(packed_linear.multiply(packed, x, eight_bit), exact)
@@ -70,8 +73,8 @@ def _product(checkpoint: Checkpoint, shape: Shape, linear: str, scheme: Scheme, 
     )
 
 
-def _rounded(x: Tensor, checkpoint: Checkpoint, shape: Shape, linear: str, scheme: Scheme) -> Tensor:
+def _rounded(x: Tensor, checkpoint: Checkpoint, format: Format, linear: str, scheme: Scheme) -> Tensor:
     if scheme.inputs is None:
         return x
-    scale = input_scale(checkpoint, shape.format, linear, scheme)
+    scale = input_scale(checkpoint, format, linear, scheme)
     return round_inputs(x, scheme.inputs, torch.tensor([scale]) if scale else None)

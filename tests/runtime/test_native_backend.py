@@ -364,7 +364,9 @@ def test_linears_of_one_input_that_round_it_differently_stay_with_transformers(
     assert "do not round them alike" in loading.decide(Checkpoint.open(packed), "cpu").reason
     tokens = tiny_tokens(2, 20)
     found, weights_alone = (loading.load(path, device="cpu").score(tokens) for path in (packed, dense))
-    assert torch.equal(found, transformers_backend.load(packed, device="cpu").score(tokens))
+    assert loading.load(packed, device="cpu").name == "transformers+native"
+    expected = transformers_backend.load(packed, device="cpu").score(tokens)
+    assert divergence(found, expected) < 0.2 * divergence(weights_alone, expected)
     assert 1e-9 < divergence(found, weights_alone) < 1e-2
 
 
