@@ -4,10 +4,10 @@ Both sides of a comparison read the same token file. Settings are llm-compressor
 128 columns and damping 0.01, Wanda row by row, both on every Linear but the output head, sequential over decoder
 blocks. The output is a dense checkpoint.
 
-Prints one JSON object on its last line of stdout; algorithm_seconds is the `oneshot` call alone.
+Prints one JSON object for every job as the last line of its output; algorithm_seconds is the `oneshot` call alone.
 
-    PEER_PYTHON benchmarks/peer_sparse.py --model DIR --method sparsegpt --sparsity 0.5 --pattern 2:4 \
-        --calib-tokens tokens.npy --output OUT
+    PEER_PYTHON benchmarks/peer_sparse.py --model DIR --jobs '[{"method": "sparsegpt", "calib_tokens": "TOKENS",
+        "settings": {"sparsity": 0.5, "mask_structure": "2:4"}, "output": "OUT"}]'
 """
 
 from __future__ import annotations
@@ -24,44 +24,36 @@ from typing import Any
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--method", choices=("sparsegpt", "wanda"), required=True)
-    parser.add_argument("--sparsity", type=float, default=0.5)
-    parser.add_argument("--pattern", help="n:m as llm-compressor means it; unstructured without it")
-    parser.add_argument("--calib-tokens", type=Path, required=True, help="safetensors with `tokens` (samples, seq)")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--jobs", type=json.loads, required=True, help="method, settings, calib_tokens, output of each")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
 
-def modifier(arguments: argparse.Namespace) -> Any:
-    """The pruning modifier of one run."""
+def modifier(method: str, settings: dict[str, Any]) -> Any:
+    """The pruning modifier of one run. settings: `sparsity`, and `mask_structure` n:m where it is not unstructured."""
     from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
 
-    kind = {"sparsegpt": SparseGPTModifier, "wanda": WandaPruningModifier}[arguments.method]
-    mask = {} if arguments.pattern is None else {"mask_structure": arguments.pattern}
-    return kind(sparsity=arguments.sparsity, targets=["Linear"], ignore=["re:.*lm_head"], **mask)
+    kind = {"sparsegpt": SparseGPTModifier, "wanda": WandaPruningModifier}[method]
+    return kind(targets=["Linear"], ignore=["re:.*lm_head"], **settings)
 
 
-def main() -> None:
-    arguments = parse_arguments()
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+def prune(model_dir: Path, job: dict[str, Any]) -> dict[str, Any]:
+    """Prunes a fresh copy of the model, writes it to the job's `output` and returns what is reported of it."""
     import torch
     from datasets import Dataset
     from llmcompressor import oneshot
     from safetensors.numpy import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    torch.set_num_threads(arguments.threads)
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype="auto")
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    tokens = load_file(arguments.calib_tokens)["tokens"]
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto")
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    tokens = load_file(job["calib_tokens"])["tokens"]
     rows = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in tokens]
     started = time.perf_counter()
     oneshot(
         model=model,
         tokenizer=tokenizer,
-        recipe=[modifier(arguments)],
+        recipe=[modifier(job["method"], job["settings"])],
         dataset=Dataset.from_list(rows),
         num_calibration_samples=len(rows),
         max_seq_length=tokens.shape[1],
@@ -69,18 +61,27 @@ def main() -> None:
         batch_size=1,
     )
     algorithm_seconds = time.perf_counter() - started
-    model.save_pretrained(arguments.output)
-    tokenizer.save_pretrained(arguments.output)
-    result = {
+    model.save_pretrained(job["output"])
+    tokenizer.save_pretrained(job["output"])
+    return {
         "tool": "llm-compressor",
-        "method": arguments.method,
-        "sparsity": arguments.sparsity,
-        "pattern": arguments.pattern,
+        "method": job["method"],
+        **job["settings"],
         "threads": torch.get_num_threads(),
         "algorithm_seconds": round(algorithm_seconds, 3),
         "versions": {name: version(name) for name in ("llmcompressor", "transformers", "torch")},
     }
-    print("\n" + json.dumps(result), flush=True)
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    for job in arguments.jobs:
+        print("\n" + json.dumps(prune(arguments.model, job)), flush=True)
 
 
 if __name__ == "__main__":

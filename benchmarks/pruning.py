@@ -20,12 +20,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from benchmarks import cases
 from benchmarks.intervals import Estimate, mean_per_token, ratio
 from benchmarks.scored import scores
 from benchmarks.scoring import BlockSums
 from benchmarks.workspace import ROOT, Workspace
+from compress import pipeline
+from compress.recipe import parse_recipe
 
 
 @dataclass(frozen=True)
@@ -111,31 +114,34 @@ def _amount(variant: Variant) -> dict[str, object]:
 
 
 def _ours(workspace: Workspace, model: str, variant: Variant, seed: int) -> Path:
-    """Our artifact, through the command line."""
-    folder = workspace.path / "pruning" / model / f"ours-{variant.folder}-s{seed}"
-    if not (folder / "artifact").exists():
-        folder.mkdir(parents=True, exist_ok=True)
+    """Our artifact."""
+    output = workspace.path / "pruning" / model / f"ours-{variant.folder}-s{seed}"
+    if not output.exists():
         stage: dict[str, object] = {"kind": "prune", "method": variant.method, **_amount(variant), **variant.stage}
         if variant.method["kind"] != "magnitude":
             source = str(workspace.calibration(model, seed).resolve())
             stage["calibration"] = {"source": source, "samples": cases.SAMPLES, "seq_len": cases.SEQ_LEN}
-        (folder / "recipe.yaml").write_text(json.dumps({"version": 1, "stages": [stage]}))
-        command = Path(sys.executable).with_name("compress")
-        words = ["run", folder / "recipe.yaml", "--model", workspace.model_dir(model), "--output", folder / "artifact"]
-        subprocess.run([command, *words, "--no-eval", "--quiet"], check=True, stdout=subprocess.DEVNULL)
-    return folder / "artifact"
-
-
-def _peer(workspace: Workspace, model: str, variant: Variant, seed: int) -> Path:
-    """llm-compressor's checkpoint of the same."""
-    output = workspace.path / "pruning" / model / f"peer-{variant.folder}-s{seed}"
-    if not (output / "config.json").exists():
-        pattern = ["--pattern", variant.amount] if ":" in variant.amount else []
-        words = ["--model", workspace.model_dir(model), "--method", variant.peer or "", *pattern]
-        words += ["--calib-tokens", workspace.calibration(model, seed), "--output", output]
-        script = [str(workspace.peer_python), str(ROOT / "benchmarks" / "peer_sparse.py")]
-        subprocess.run([*script, *map(str, words)], check=True, stdout=subprocess.DEVNULL)
+        print(output.name, file=sys.stderr)
+        pipeline.run(parse_recipe({"version": 1, "stages": [stage]}), model=workspace.model_dir(model), output=output)
     return output
+
+
+def _peers(workspace: Workspace, model: str, wanted: list[tuple[Variant, int]]) -> list[Path]:
+    """llm-compressor's checkpoints of the same, made in one process."""
+    outputs, jobs = [], []
+    for variant, seed in wanted:
+        output = workspace.path / "pruning" / model / f"peer-{variant.folder}-s{seed}"
+        outputs.append(output)
+        if not (output / "config.json").exists():
+            pattern = {"mask_structure": variant.amount} if ":" in variant.amount else {}
+            tokens = str(workspace.calibration(model, seed))
+            job = {"method": variant.peer, "calib_tokens": tokens, "output": str(output)}
+            jobs.append({**job, "settings": {"sparsity": 0.5, **pattern}})
+    if jobs:
+        script = [str(workspace.peer_python), str(ROOT / "benchmarks" / "peer_sparse.py")]
+        words = ["--model", str(workspace.model_dir(model)), "--jobs", json.dumps(jobs)]
+        subprocess.run([*script, *words], check=True, stdout=subprocess.DEVNULL)
+    return outputs
 
 
 def _kl(sums: BlockSums) -> Estimate:
@@ -182,11 +188,13 @@ def main() -> None:
     parser.add_argument("--make-only", action="store_true", help="make the artifacts, score nothing")
     parser.add_argument("--json", type=Path, help="write the numbers here")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     workspace = Workspace(arguments.work, arguments.shared, arguments.peer_python, threads=1)
     wanted = [each for each in VARIANTS if not arguments.amount or each.amount in arguments.amount]
     wanted = [each for each in wanted if not arguments.variant or each.name in arguments.variant]
     candidates: dict[str, Path] = {}
     rows = []
+    theirs: dict[str, tuple[Variant, int]] = {}
     for variant in wanted:
         row = Row(variant, [], [])
         rows.append(row)
@@ -195,7 +203,8 @@ def main() -> None:
             candidates[row.ours[-1]] = _ours(workspace, arguments.model, variant, seed)
             if variant.peer is not None and arguments.peer_python is not None:
                 row.peer.append(f"peer {variant.folder} {seed}")
-                candidates[row.peer[-1]] = _peer(workspace, arguments.model, variant, seed)
+                theirs[row.peer[-1]] = variant, seed
+    candidates |= zip(theirs, _peers(workspace, arguments.model, list(theirs.values())), strict=True)
     if arguments.make_only:
         return
     dense = {"base": workspace.model_dir(arguments.model)}
