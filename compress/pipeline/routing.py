@@ -12,8 +12,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from compress.artifact.layers import LayerRecord
 from compress.artifact.manifest import Fallback
 from compress.models.experts import Entry, Experts
+from compress.models.skeleton import LinearSpec
 from compress.pipeline.linears import QuantizedLinear
 from compress.pipeline.work import Work
 from compress.recipe_sections import CalibrationConfig
@@ -78,17 +80,22 @@ class Routing:
 
     def noted(self, linear: QuantizedLinear) -> QuantizedLinear:
         """The linear with what the router sent its expert in its report; of a starved one with a fallback."""
-        expert = linear.spec.expert
+        record, fallbacks = self.told(linear.spec, linear.record)
+        return replace(linear, record=record, fallbacks=(*fallbacks, *linear.fallbacks))
+
+    def told(self, spec: LinearSpec, record: LayerRecord) -> tuple[LayerRecord, tuple[Fallback, ...]]:
+        """As `noted`, of a report alone: with the fallback, if there is one."""
+        expert = spec.expert
         if expert is None or not self.tokens:
-            return linear
-        details = {**linear.record.details, "routed_tokens": self.tokens[expert]}
-        record, fallbacks = linear.record.model_copy(update={"details": details}), linear.fallbacks
-        if expert in self.starved and self.wanted.experts == "routed":
-            share = f"{100 * self.wanted.starved_share:g}%"
-            reason = f"the router sent it {self.tokens[expert]} of {self.total} calibration tokens, fewer than {share}"
-            fallbacks = (Fallback(name=linear.spec.name, action=FALLBACK, reason=reason), *fallbacks)
-            record = record.model_copy(update={"fallback": record.fallback or FALLBACK})
-        return replace(linear, record=record, fallbacks=fallbacks)
+            return record, ()
+        details = {**record.details, "routed_tokens": self.tokens[expert]}
+        record = record.model_copy(update={"details": details})
+        if expert not in self.starved or self.wanted.experts != "routed":
+            return record, ()
+        share = f"{100 * self.wanted.starved_share:g}%"
+        reason = f"the router sent it {self.tokens[expert]} of {self.total} calibration tokens, fewer than {share}"
+        record = record.model_copy(update={"fallback": record.fallback or FALLBACK})
+        return record, (Fallback(name=spec.name, action=FALLBACK, reason=reason),)
 
     @property
     def _entry(self) -> Entry:

@@ -11,7 +11,7 @@ cut is the same with and without repair.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 
@@ -20,73 +20,96 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 
 from compress.artifact.layers import LayerRecord
+from compress.artifact.manifest import Fallback
 from compress.calibration.staged import StagedForward
 from compress.models.skeleton import LinearSpec
-from compress.pipeline import width_norms, width_plain
+from compress.pipeline import width_experts, width_norms, width_plain
 from compress.pipeline.block import Workers
 from compress.pipeline.inputs import Activations
 from compress.pipeline.linears import put_dense
+from compress.pipeline.routing import Routing
 from compress.pipeline.source import read_finite, read_weight
 from compress.pipeline.twin import Pair, pairs, twin_of
 from compress.pipeline.width_job import WidthJob
-from compress.pipeline.width_repair import Affine, Shared, bias_dtype, bias_of, consumes, put_live_bias, written
+from compress.pipeline.width_repair import Affine, Shared, bias_dtype, bias_of, put_live_bias
 from compress.pruning.masks import zero_mask
+from compress.recipe_sections import CalibrationConfig
 
 
 @dataclass
 class NarrowBlock:
-    """tensors: what changed, by checkpoint name. repaired: names of weights that have new values besides."""
+    """tensors: what changed, by checkpoint name. repaired: names of weights that have new values besides; what learnt
+    otherwise than asked is in `fallbacks`."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     repaired: set[str] = field(default_factory=set)
     layers: list[LayerRecord] = field(default_factory=list)
+    fallbacks: list[Fallback] = field(default_factory=list)
     activations: Activations | None = None
 
 
 def through_block(job: WidthJob, block: int, entering: Activations, workers: Workers) -> NarrowBlock:
     """Cuts one block; `entering` must hold the original model's activations too."""
     skeleton, result, channels = job.skeleton, NarrowBlock(), job.channels
+    known = None if job.moments is None else job.moments.of(block, workers)
+    of_experts = width_experts.of_block(job, block, entering, workers)
     module = skeleton.materialise(block)
     live = skeleton.modules(block, module)
     specs = {spec.name: spec for spec in skeleton.linears(block)}
-    watched = [spec for spec in specs.values() if channels is not None or consumes(job, spec)]
     if channels is not None:
+        specs |= {spec.name: spec for spec in width_experts.routers(job, block)}
         result.tensors |= width_norms.narrow_norms(job, skeleton.block_tensors(block), live)
-    forward = StagedForward(entering.runs(skeleton, module), {s.name: live[s.name] for s in watched}, workers.count)
+    watched = [spec for spec in specs.values() if job.consumes(spec) or (channels is not None and job.reads(spec))]
+    routing = Routing.of(job.stage.calibration, module) if known is None else Routing(CalibrationConfig(), None)
+    places = {**routing.watched, **{spec.name: live[spec.name] for spec in watched}}
+    forward = StagedForward(entering.runs(skeleton, module), places, workers.count)
     twin = twin_of(job, entering, watched, block, workers)
     assert twin is not None
     found: dict[str, tuple[float | None, float | None]] = {}
     kept_of: dict[str, Tensor] = {}
     shared: Shared | None = None
-    known = None if job.moments is None else job.moments.of(block, workers)
-    with closing(pairs(forward, twin, entering, watched)) as reached:
-        for pair in reached:
-            spec = specs[pair.stage.name]
-            bias = bias_of(job, spec)
-            if shared is None or not pair.stage.same_input or shared.centred != (bias is not None):
-                shared = Shared(job, spec, pair, known, bias is not None, workers)
-            kept, weight = shared.kept, read_weight(job.checkpoint, spec)
-            rows, kept_of[spec.name] = written(job, spec), kept
-            narrow = shared.narrowed(weight)[rows].to(job.checkpoint.index[spec.weight].dtype)
-            whole = torch.zeros_like(weight)
-            whole[rows[:, None], kept] = narrow.float()
-            put_dense(live[spec.name], whole)
-            before, after = Affine(weight, bias), Affine(whole, shared.bias(bias, weight, whole, rows))
-            _put_bias(job, result, spec, rows, after.bias, live[spec.name])
-            found[spec.name] = before.errors(after, rows, *pair.samples())
-            if job.method.repair:
-                result.repaired.add(spec.weight)
+
+    def cut(spec: LinearSpec, pair: Pair | None) -> None:
+        nonlocal shared
+        bias = bias_of(job, spec)
+        if pair is None or shared is None or not pair.stage.same_input or shared.centred != (bias is not None):
+            kept, told = of_experts.get(spec.name), known
+            if (fallback := width_experts.fallback(job, spec, known, pair)) is not None:
+                result.fallbacks.append(fallback)
+            if width_experts.unseen(spec, known, pair):
+                kept, told = width_experts.by_weights(job, spec), None
+            shared = Shared(job, spec, pair, told, bias is not None, workers, kept)
+        weight, rows = read_weight(job.checkpoint, spec), job.written(spec)
+        kept_of[spec.name] = shared.kept
+        narrow = shared.narrowed(weight)[rows].to(job.checkpoint.index[spec.weight].dtype)
+        whole = torch.zeros_like(weight)
+        whole[rows[:, None], shared.kept] = narrow.float()
+        put_dense(live[spec.name], whole)
+        before, after = Affine(weight, bias), Affine(whole, shared.bias(bias, weight, whole, rows))
+        _put_bias(job, result, spec, rows, after.bias, live[spec.name])
+        found[spec.name] = before.errors(after, rows, *((None, None) if pair is None else pair.samples()))
+        if job.method.repair and not width_experts.unseen(spec, known, pair):
+            result.repaired.add(spec.weight)
+            if pair is not None:
                 _mend_behind(job, result, spec, before, after, pair, live)
-            elif narrow.shape == weight.shape:
-                continue  # nothing to do here: as it was
-            result.tensors[spec.weight] = narrow.T.contiguous() if spec.layout == "conv1d" else narrow
-            if len(kept) == spec.in_features or not consumes(job, spec):
-                continue
-            for producer in specs.values():
-                if (fed := job.layout.feeds(producer.weight)) is not None and spec.name.endswith(fed):
-                    _keep_rows(job, result, producer, kept)
-    changed = [spec for spec in specs.values() if spec.name in found or spec.weight in result.tensors]
-    result.layers += [_report(job, spec, result, *found.get(spec.name, (None, None))) for spec in changed]
+        elif narrow.shape == weight.shape:
+            return  # nothing to do here: as it was
+        result.tensors[spec.weight] = narrow.T.contiguous() if spec.layout == "conv1d" else narrow
+        if len(shared.kept) < spec.in_features and job.consumes(spec):
+            _keep_producers(job, result, spec, specs.values(), shared.kept)
+
+    with closing(pairs(forward, twin, entering, watched, routing=routing)) as reached:
+        for pair in reached:
+            cut(specs[pair.stage.name], pair)
+    for spec in watched:
+        if spec.name not in found:  # experts that no token reached
+            cut(spec, None)
+    routing.close()
+    changed = [spec for spec in skeleton.linears(block) if spec.name in found or spec.weight in result.tensors]
+    for spec in changed:
+        record, fallbacks = routing.told(spec, _report(job, spec, result, *found.get(spec.name, (None, None))))
+        result.layers.append(record)
+        result.fallbacks += fallbacks
     plain = width_plain.through_block(job, block, entering, kept_of, specs)
     result.activations = replace(entering.advanced(forward.outputs, twin.outputs), plain=plain)
     return result
@@ -123,6 +146,17 @@ def _mend_behind(
     wanted, found = before(sample if reference is None else reference), after(sample)
     result.tensors[f"{name}.weight"] = width_norms.mended_norm(job, f"{name}.weight", live[name], found, wanted)
     result.repaired.add(f"{name}.weight")
+
+
+def _keep_producers(
+    job: WidthJob, result: NarrowBlock, spec: LinearSpec, others: Iterable[LinearSpec], kept: Tensor
+) -> None:
+    """Of the linears that make the neurons or heads which feed `spec`, in the same module as it, what feeds `kept`."""
+    module = spec.name.rpartition(".")[0]
+    for producer in others:
+        fed = job.layout.feeds(producer.weight)
+        if fed is not None and spec.name.endswith(fed) and producer.name.rpartition(".")[0] == module:
+            _keep_rows(job, result, producer, kept)
 
 
 def _keep_rows(job: WidthJob, result: NarrowBlock, spec: LinearSpec, kept: Tensor) -> None:

@@ -24,8 +24,9 @@ from compress.errors import WorkError
 from compress.pipeline import inputs, stats_cache
 from compress.pipeline.block import Workers, stages
 from compress.pipeline.inputs import Activations
+from compress.pipeline.routing import experts_per_token
 from compress.pipeline.width_job import CHANNELS, WidthJob
-from compress.pipeline.width_layout import OF_HEADS, OF_NEURONS
+from compress.pipeline.width_layout import NORM
 from compress.progress import Progress
 from compress.pruning import width
 from compress.quantization.hessian import cholesky, damped
@@ -75,14 +76,16 @@ def _places(job: WidthJob, workers: Workers, progress: Progress) -> Iterator[tup
     for block in range(skeleton.num_blocks):
         module = skeleton.materialise(block)
         live = skeleton.modules(block, module)
-        readers = _readers(job, block)
+        readers, passed = _readers(job, block), _passed(job, block)
         watched = {names[0]: live[names[0]] for names in readers}
         forward = StagedForward(entering.runs(skeleton, module), watched, workers.count)
         with closing(stages(forward)) as reached:
             for stage in reached:
                 (names,) = (each for each in readers if each[0] == stage.name)
-                weights = [cast(Tensor, live[name].weight).float() for name in names]
-                gram = torch.stack([weight.T @ weight for weight in weights]).sum(0)
+                gram = torch.zeros(job.cut.all_hidden, job.cut.all_hidden)
+                for name in names:
+                    weight = cast(Tensor, live[name].weight).float()
+                    gram.add_(weight.T @ weight, alpha=passed.get(name, 1.0))
                 yield _place(job, gram, collect(stage.inputs, {}, workers.pool).hessian)
         entering = entering.advanced(forward.outputs)
         progress.advance(f"block {block}: measured")
@@ -91,17 +94,17 @@ def _places(job: WidthJob, workers: Workers, progress: Progress) -> Iterator[tup
     progress.advance("head")
 
 
-def _readers(job: WidthJob, block: int) -> list[list[str]]:
-    """The linears of a block that read the stream, those behind one norm together, by name."""
-    found: list[list[str]] = []
-    for rows in (OF_HEADS, OF_NEURONS):
-        reading = [
-            spec.name
-            for spec in job.skeleton.linears(block)
-            if (axes := job.layout.axes_of(spec.weight)) is not None and axes[0] in rows and axes[1] == "hidden"
-        ]
-        found.append(reading)
-    return found
+def _readers(job: WidthJob, block: int) -> list[Sequence[str]]:
+    """What reads the stream in a block, that behind one norm together, by name: linears and routers."""
+    norms = [edge for edge in job.skeleton.edges(block) if job.layout.axes_of(f"{edge.producer}.weight") == NORM]
+    return [edge.consumers for edge in norms]
+
+
+def _passed(job: WidthJob, block: int) -> dict[str, float]:
+    """The share of the tokens that goes through an expert on average, by the name of its linears."""
+    among = experts_per_token(job)
+    specs = job.skeleton.linears(block)
+    return {} if among is None else {spec.name: among[0] / among[1] for spec in specs if spec.expert is not None}
 
 
 def head_gram(job: WidthJob, leaving: Sequence[Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from compress.errors import WorkError
 from compress.pipeline import inputs, stats_cache
 from compress.pipeline.block import Workers
-from compress.pipeline.width_job import HEADS_KEPT, NEURONS_KEPT, WidthJob
+from compress.pipeline.width_job import KEPT, WidthJob
 from compress.progress import Progress
 from compress.pruning import width
 
@@ -25,23 +25,22 @@ TOKENS = 8192
 
 
 def decide(job: WidthJob, workers: Workers, progress: Progress) -> dict[str, Any]:
-    """The neurons and the query heads of every block that stay, sorted.
+    """The neurons and the query heads of every block that stay, sorted; none of an expert that no token reached.
 
     Raises WorkError where a gradient is not finite.
     """
-    what, cut = f"gradients-{job.method.importance}", job.cut
+    what = f"gradients-{job.method.importance}"
     found = stats_cache.measured(job, what, {}, lambda: _importance(job, workers, progress), progress)
-    sections, keep = cut.sections
-    neurons: dict[str, list[int]] = {}
-    heads: dict[str, list[int]] = {}
-    for block in map(str, range(job.skeleton.num_blocks)):
-        neurons[block] = width.highest(found[f"{NEURONS_KEPT}.{block}"], 1, 1, cut.neurons).tolist()
-        heads[block] = width.highest(found[f"{HEADS_KEPT}.{block}"], sections, 1, keep).tolist()
-    return {NEURONS_KEPT: neurons, HEADS_KEPT: heads}
+    kept: dict[str, list[int]] = {}
+    for spec in job.skeleton.linears():
+        if spec.name in found:
+            sections, keep, _ = job.groups(spec)
+            kept[spec.name] = width.highest(found[spec.name], sections, 1, keep).tolist()
+    return {KEPT: kept}
 
 
 def _importance(job: WidthJob, workers: Workers, progress: Progress) -> dict[str, Tensor]:
-    """Of every block, by its number: the importance of its neurons (neurons,) and of its query heads (heads,)."""
+    """Of every linear that neurons or query heads feed, by name: their importance (neurons,) or (heads,)."""
     assert job.calibration is not None
     tokens = job.calibration.tokens
     tokens = tokens[: max(1, TOKENS // tokens.shape[1])]
@@ -58,10 +57,10 @@ def _importance(job: WidthJob, workers: Workers, progress: Progress) -> dict[str
     gradient = _at_the_end(job, tokens, hidden.pop())
     kept: dict[str, Tensor] = {}
     for block in reversed(range(blocks)):
-        gradient, neurons, heads = _through(job, block, entering.calls, hidden.pop(), gradient)
-        if not (torch.isfinite(neurons).all() and torch.isfinite(heads).all()):
+        gradient, found = _through(job, block, entering.calls, hidden.pop(), gradient)
+        if not all(torch.isfinite(each).all() for each in found.values()):
             raise WorkError(f"the gradients of block {block} are not finite", "check the model with `compress eval`")
-        kept |= {f"{NEURONS_KEPT}.{block}": neurons, f"{HEADS_KEPT}.{block}": heads}
+        kept |= found
         progress.advance(f"block {block}: backward")
     progress.end()
     return kept
@@ -88,30 +87,33 @@ def _at_the_end(job: WidthJob, tokens: Tensor, leaving: list[Tensor]) -> list[Te
 
 def _through(
     job: WidthJob, block: int, calls: list[Any], hidden: list[Tensor], gradient: list[Tensor]
-) -> tuple[list[Tensor], Tensor, Tensor]:
-    """The gradient by what enters the block, and the importance of its neurons (neurons,) and query heads (heads,)."""
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """The gradient by what enters the block, and the importance of neurons and heads, as `_importance` gives it."""
     skeleton = job.skeleton
     module = skeleton.materialise(block)
     live = skeleton.modules(block, module)
-    watched = [next(m for n, m in live.items() if n.endswith(end)) for end in (job.layout.down, job.layout.out)]
-    seen: dict[int, Tensor] = {}
+    specs = {spec.name: spec for spec in skeleton.linears(block) if job.consumes(spec)}
+    seen: dict[str, Tensor] = {}
     handles = [
-        m.register_forward_pre_hook(lambda _, given, at=at: seen.__setitem__(at, given[0]))
-        for at, m in enumerate(watched)
+        live[name].register_forward_pre_hook(lambda _, given, name=name: seen.__setitem__(name, given[0]))
+        for name in specs
     ]
-    neurons, heads = torch.zeros(job.cut.all_neurons), torch.zeros(job.cut.all_heads * job.cut.all_kv_heads)
+    sums: dict[str, Tensor] = {}
     below = []
     try:
         for place, (entering, above) in enumerate(zip(hidden, gradient, strict=True)):
+            seen.clear()
             state = entering.clone().requires_grad_()
             with torch.enable_grad():
                 leaving = skeleton.run_block(module, state, calls[place][block])
-                by = torch.autograd.grad(leaving, [state, seen[0], seen[1]], above)
-            below.append(by[0])
-            neurons += (seen[0].detach() * by[1]).float().abs().flatten(0, -2).sum(0)
-            of_heads = (seen[1].detach() * by[2]).float().flatten(0, -2)
-            heads += of_heads.reshape(len(of_heads), -1, job.cut.head_dim).sum(2).abs().sum(0)
+                by, *others = torch.autograd.grad(leaving, [state, *seen.values()], above)
+            below.append(by)
+            for (name, values), slope in zip(seen.items(), others, strict=True):
+                _, _, size = job.groups(specs[name])
+                shares = (values.detach() * slope).float().flatten(0, -2)
+                units = shares.reshape(len(shares), -1, size).sum(2).abs().sum(0)
+                sums[name] = sums[name] + units if name in sums else units
     finally:
         for handle in handles:
             handle.remove()
-    return below, neurons, heads
+    return below, sums

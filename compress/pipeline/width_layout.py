@@ -6,12 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Axis = Literal["hidden", "neurons", "gate_up", "heads", "kv", "qkv"]
-"""gate_up: gate and up stacked; kv: all key heads, or all value heads; qkv: query, key and value heads stacked."""
+Axis = Literal["hidden", "neurons", "gate_up", "dense", "shared", "heads", "kv", "qkv", "mla_q", "mla_kv"]
+"""gate_up: gate and up stacked; kv: all key heads, or all value heads; qkv: query, key and value heads stacked.
+
+Of a mixture, neurons are those of each routed expert, shared those of the experts that every token goes through, dense
+those of blocks without experts. Of latent attention (MLA), mla_q are query heads, mla_kv keys and values of each head
+next to each other; heads are then what attention puts out.
+"""
 Axes = tuple[Axis | None, ...]
 
-OF_NEURONS: tuple[Axis, ...] = ("neurons", "gate_up")
-OF_HEADS: tuple[Axis, ...] = ("heads", "kv", "qkv")
+OF_NEURONS: tuple[Axis, ...] = ("neurons", "gate_up", "dense", "shared")
+OF_HEADS: tuple[Axis, ...] = ("heads", "kv", "qkv", "mla_q", "mla_kv")
 NORM: Axes = ("hidden",)
 
 
@@ -20,7 +25,8 @@ class Layout:
     """down, out: the linears that neurons and heads feed, by the end of their names. axes: by the end of a module's
     name what (out, in) of its weight are; a bias has the first.
 
-    size: what config.json calls the number of neurons. turned: two-dimensional weights are stored (in, out).
+    size: what config.json calls the number of neurons; dense_size: of dense blocks in a mixture, where it has some.
+    turned: two-dimensional weights are stored (in, out). latent: attention is multi-head latent.
     behind: by the end of the name of `down` or `out`, that of the norm between it and the stream, where there is one.
     heads_stay, stream_stays: why query heads, or channels, cannot go; None where they can. scaled: the embedding is
     multiplied by the root of the width of the stream.
@@ -30,7 +36,9 @@ class Layout:
     out: str
     axes: Mapping[str, Axes]
     size: str = "intermediate_size"
+    dense_size: str | None = None
     turned: bool = False
+    latent: bool = False
     heads_stay: str | None = None
     stream_stays: str | None = None
     scaled: bool = False
@@ -71,6 +79,31 @@ _APART: dict[str, Axes] = {
 _GEMMA: dict[str, Axes] = {**_APART, "pre_feedforward_layernorm": NORM, "post_feedforward_layernorm": NORM}
 _FUSED: dict[str, Axes] = {**_AROUND, "qkv_proj": ("qkv", "hidden"), "gate_up_proj": ("gate_up", "hidden")}
 
+_ROUTED: dict[str, Axes] = {"gate": _READS}
+_MIXTURE: dict[str, Axes] = {  # before the names of single experts, which end alike
+    **{f"mlp.{part}_proj": ("dense", "hidden") for part in ("gate", "up")},
+    "mlp.down_proj": ("hidden", "dense"),
+    **{f"shared_experts.{part}_proj": ("shared", "hidden") for part in ("gate", "up")},
+    "shared_experts.down_proj": ("hidden", "shared"),
+    **_APART,
+    **_ROUTED,
+}
+_LATENT: dict[str, Axes] = {
+    **_MIXTURE,
+    "q_proj": ("mla_q", "hidden"),
+    "q_a_proj": _READS,
+    "q_a_layernorm": (None,),
+    "q_b_proj": ("mla_q", None),
+    "kv_a_proj_with_mqa": _READS,
+    "kv_a_layernorm": (None,),
+    "kv_b_proj": ("mla_kv", None),
+}
+_NAMED_BY_NUMBER: dict[str, Axes] = {
+    "w1": ("neurons", "hidden"),
+    "w3": ("neurons", "hidden"),
+    "w2": ("hidden", "neurons"),
+}
+
 _LLAMA = Layout("mlp.down_proj", "self_attn.o_proj", _APART)
 _WITH_NORMS_BEHIND = Layout(
     "mlp.down_proj",
@@ -90,6 +123,18 @@ LAYOUTS: dict[str, Layout] = {
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
     "phi3": Layout("mlp.down_proj", "self_attn.o_proj", _FUSED),
+    "mixtral": Layout(".w2", "self_attn.o_proj", {**_APART, **_ROUTED, **_NAMED_BY_NUMBER}),
+    "qwen3_moe": Layout(
+        ".down_proj", "self_attn.o_proj", _MIXTURE, size="moe_intermediate_size", dense_size="intermediate_size"
+    ),
+    "deepseek_v3": Layout(
+        ".down_proj",
+        "self_attn.o_proj",
+        _LATENT,
+        size="moe_intermediate_size",
+        dense_size="intermediate_size",
+        latent=True,
+    ),
     "gpt2": Layout(
         "mlp.c_proj",
         "attn.c_proj",
@@ -115,4 +160,4 @@ LAYOUTS: dict[str, Layout] = {
         stream_stays=_STREAM_STAYS,
     ),
 }
-"""By model type; the others are mixtures, whose neurons are those of experts."""
+"""By model type: every family."""

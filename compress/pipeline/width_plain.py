@@ -14,7 +14,7 @@ from compress.pipeline.inputs import Activations
 from compress.pipeline.linears import put_dense
 from compress.pipeline.source import read_weight
 from compress.pipeline.width_job import WidthJob
-from compress.pipeline.width_repair import bias_of, put_live_bias, written
+from compress.pipeline.width_repair import bias_of, put_live_bias
 from compress.pruning import depth
 
 
@@ -34,7 +34,7 @@ def through_block(
         width_norms.narrow_norms(job, skeleton.block_tensors(block), live)
     for name, inputs in kept.items():
         spec = specs[name]
-        weight, rows = read_weight(job.checkpoint, spec), written(job, spec)
+        weight, rows = read_weight(job.checkpoint, spec), job.written(spec)
         whole = torch.zeros_like(weight)
         whole[rows[:, None], inputs] = weight[rows[:, None], inputs]
         put_dense(live[name], whole)

@@ -12,6 +12,7 @@ from compress.pipeline.duration import on_all_threads, product_rate
 from compress.pipeline.inputs import CHUNK_TOKENS, compared_tokens
 from compress.pipeline.memory import largest_block, largest_linear, streaming, widest_input
 from compress.pipeline.prune_plan import moments_operations
+from compress.pipeline.routing import experts_per_token
 from compress.pipeline.width_job import WidthJob
 from compress.pipeline.width_shape import WidthCut
 from compress.pipeline.work import Problem
@@ -95,9 +96,11 @@ def _operations(job: WidthJob) -> float:
     tokens = wanted.samples * wanted.seq_len
     compared = compared_tokens(tokens)
     specs = job.skeleton.linears()
-    forward = 2.0 * sum(spec.in_features * spec.out_features for spec in specs)
-    consumers = [spec for spec in specs if spec.name.endswith((job.layout.out, job.layout.down))]
-    squares = sum(float(spec.in_features) ** 2 for spec in consumers)
+    among = experts_per_token(job) or (1, 1)
+    passed = {spec.name: 1.0 if spec.expert is None else among[0] / among[1] for spec in specs}
+    forward = 2.0 * sum(passed[spec.name] * spec.in_features * spec.out_features for spec in specs)
+    consumers = [spec for spec in specs if job.consumes(spec)]
+    squares = sum(passed[spec.name] * float(spec.in_features) ** 2 for spec in consumers)
     cubes = sum(float(spec.in_features) ** 2 * (2 * spec.in_features + spec.out_features) for spec in consumers)
     choosing = 0.0
     if job.cut.narrows:
@@ -109,4 +112,5 @@ def _operations(job: WidthJob) -> float:
     if job.moments is not None:
         measuring = 0.0 if mask_moments.there(job) else moments_operations(job, tokens)
         return measuring + (2 + job.follows_plain) * min(tokens, CHUNK_TOKENS) * forward + 2 * (ROUNDS + 3) * cubes
-    return choosing + (tokens + compared) * forward + (tokens + 3 * compared) * squares + 2 * (ROUNDS + 3) * cubes
+    forwards = tokens + compared * (1 if among == (1, 1) else 2)  # neurons of experts are chosen in a pass of their own
+    return choosing + forwards * forward + (tokens + 3 * compared) * squares + 2 * (ROUNDS + 3) * cubes

@@ -18,7 +18,7 @@ from compress.pipeline.linears import errors
 from compress.pipeline.mask_moments import of_linear
 from compress.pipeline.source import read_finite, read_weight
 from compress.pipeline.twin import Pair
-from compress.pipeline.width_job import HEADS_KEPT, NEURONS_KEPT, WidthJob
+from compress.pipeline.width_job import KEPT, WidthJob
 from compress.pruning import sparsegpt, width
 from compress.pruning.masks import zero_mask
 from compress.quantization.gptq import Preconditioner
@@ -38,11 +38,11 @@ class Affine:
         return inputs @ self.weight.T if self.bias is None else torch.addmm(self.bias, inputs, self.weight.T)
 
     def errors(
-        self, after: Affine, rows: Tensor, sample: Tensor, reference: Tensor | None
+        self, after: Affine, rows: Tensor, sample: Tensor | None, reference: Tensor | None
     ) -> tuple[float | None, float | None]:
         """As `linears.errors`, of the outputs `rows`; a bias counts as the weight of an input that is always one."""
         _, sqnr = errors(self.weight[rows], after.weight[rows], None, None)
-        if self.bias is None or after.bias is None:
+        if sample is None or self.bias is None or after.bias is None:
             return errors(self.weight[rows], after.weight[rows], sample, reference)[0], sqnr
         wide = [
             torch.cat([each.weight, each.bias[:, None]], 1)[rows] for each in (self, after) if each.bias is not None
@@ -55,31 +55,34 @@ class Affine:
 class Shared:
     """What stays of one input, and the repair of the linears that read it. kept: (kept,) int64 sorted.
 
-    known: what the linears of the block read in the whole model before it was cut, where that alone decides. centred:
-    whether these linears have biases, which then take up the mean of what they lose.
+    pair: None of an expert that the live model does not reach. known: what the linears of the block read in the whole
+    model before it was cut, where that alone decides. centred: whether these linears have biases, which then take up
+    the mean of what they lose. kept: what stays, where that is known.
     """
 
     def __init__(
         self,
         job: WidthJob,
         spec: LinearSpec,
-        pair: Pair,
+        pair: Pair | None,
         known: Mapping[str, Tensor] | None,
         centred: bool,
         workers: Workers,
+        kept: Tensor | None,
     ) -> None:
         self._job, self._spec, self._pool = job, spec, workers.pool
         self._preconditioner: Preconditioner | None = None
         self._means: Means | None = None
         self.centred = centred
-        self.kept = self._chosen(pair, known)
-        if not job.method.repair:
+        self.kept = self._chosen(pair, known) if kept is None else kept
+        if not job.method.repair or (known is None and pair is None):
             return
         if known is not None:
             stats, mean = of_linear(known, spec)
             if centred:
                 stats, self._means = statistics.about(stats, mean)
         else:
+            assert pair is not None
             stats = collect(pair.stage.inputs, pair.originals, workers.pool)
             if centred:
                 stats, self._means = statistics.centred(stats, pair.stage.inputs, pair.originals)
@@ -87,9 +90,9 @@ class Shared:
         if self._preconditioner.factored is None:
             raise _unusable(spec)
 
-    def _chosen(self, pair: Pair, known: Mapping[str, Tensor] | None) -> Tensor:
+    def _chosen(self, pair: Pair | None, known: Mapping[str, Tensor] | None) -> Tensor:
         job, spec = self._job, self._spec
-        if not consumes(job, spec):
+        if not job.consumes(spec):
             assert job.channels is not None
             return job.channels
         by_mean = self.centred and job.method.importance == "repair"
@@ -97,11 +100,12 @@ class Shared:
             wanted, mean = of_linear(known, spec)
             wanted = statistics.about(wanted, mean)[0] if by_mean else wanted
         else:
+            assert pair is not None
             originals = list(pair.originals.values())
             wanted = collect(originals, {}, self._pool)
             wanted = statistics.centred(wanted, originals, {})[0] if by_mean else wanted
-        weight = read_weight(job.checkpoint, spec)[written(job, spec)]
-        return _chosen(job, spec, weight, wanted)
+        weight = read_weight(job.checkpoint, spec)[job.written(spec)]
+        return chosen(job, spec, weight, wanted)
 
     def narrowed(self, weight: Tensor) -> Tensor:
         """The weight (out, kept) float32, from (out, in)."""
@@ -136,35 +140,25 @@ class Shared:
         return kept
 
 
-def _chosen(job: WidthJob, spec: LinearSpec, weight: Tensor, wanted: LinearStats) -> Tensor:
-    """The inputs that stay, (kept,) int64 sorted."""
-    cut, neurons = job.cut, spec.name.endswith(job.layout.down)
-    (sections, keep), size = ((1, cut.neurons), 1) if neurons else (cut.sections, cut.head_dim)
-    if (listed := job.decided.get(NEURONS_KEPT if neurons else HEADS_KEPT)) is not None:
-        groups = torch.tensor(listed[str(spec.block)])
+def chosen(job: WidthJob, spec: LinearSpec, weight: Tensor, wanted: LinearStats) -> Tensor:
+    """The inputs that stay of a linear that neurons or heads feed, (kept,) int64 sorted.
+
+    weight: (out, in) float32, the outputs that stay. wanted: of what the original model feeds it.
+    """
+    sections, keep, size = job.groups(spec)
+    if (listed := job.decided.get(KEPT, {}).get(spec.name)) is not None:
+        groups = torch.tensor(listed)
     else:
         factored = cholesky(wanted.hessian, job.method.damp_frac)
         if factored is None:
             raise _unusable(spec)
-        if job.method.importance == "repair":
-            hessian = damped(wanted.hessian, factored.damp_frac)
-            groups = width.survivors(weight, hessian, sections, size, keep)
-        else:
+        if job.method.importance in ("activation", "feature"):
             score = width.activation if job.method.importance == "activation" else width.feature
             groups = width.highest(score(weight, wanted.hessian), sections, size, keep)
+        else:
+            hessian = damped(wanted.hessian, factored.damp_frac)
+            groups = width.survivors(weight, hessian, sections, size, keep)
     return (groups.unsqueeze(1) * size + torch.arange(size)).reshape(-1)
-
-
-def consumes(job: WidthJob, spec: LinearSpec) -> bool:
-    """Whether neurons or heads feed this linear."""
-    return spec.name.endswith((job.layout.out, job.layout.down))
-
-
-def written(job: WidthJob, spec: LinearSpec) -> Tensor:
-    """The outputs that stay, as far as they are channels of the stream: (rows,) int64 sorted."""
-    if job.channels is not None and consumes(job, spec):
-        return job.channels
-    return torch.arange(spec.out_features)
 
 
 def bias_of(job: WidthJob, spec: LinearSpec) -> Tensor | None:

@@ -20,6 +20,10 @@ class WidthCut(Cut):
 
     kv_heads: fewer than all_kv_heads only where every query head has keys of its own, which go with it.
     parameters: what the whole model then has, of all_parameters; embeddings counted, tied copies not.
+
+    Of a mixture, neurons are those of every routed expert; experts for all tokens have `shared` times as many, and its
+    dense blocks keep `dense` of all_dense. Latent attention has queries of query_dim, and keys and values of value_dim
+    together for each head.
     """
 
     neurons: int
@@ -33,6 +37,11 @@ class WidthCut(Cut):
     all_hidden: int
     parameters: int
     all_parameters: int
+    dense: int = 0
+    all_dense: int = 0
+    shared: int = 0
+    query_dim: int = 0
+    value_dim: int = 0
 
     @property
     def narrows(self) -> bool:
@@ -51,9 +60,13 @@ class WidthCut(Cut):
             "hidden": self.hidden,
             "neurons": self.neurons,
             "gate_up": 2 * self.neurons,
+            "dense": self.dense,
+            "shared": self.shared * self.neurons,
             "heads": queries,
             "kv": keys,
             "qkv": queries + 2 * keys,
+            "mla_q": self.kv_heads * self.query_dim,
+            "mla_kv": self.kv_heads * self.value_dim,
         }
         return sizes[axis]
 
@@ -61,8 +74,12 @@ class WidthCut(Cut):
         """The rows (rows,) of an axis that feed what stays of neurons or of heads, `kept` (kept,) int64 sorted."""
         if axis == "gate_up":
             return torch.cat([kept, kept + self.all_neurons])
-        if axis in ("neurons", "heads"):
+        if axis in ("neurons", "dense", "shared", "heads"):
             return kept
+        if axis in ("mla_q", "mla_kv"):
+            size = self.query_dim if axis == "mla_q" else self.value_dim
+            heads = kept[:: self.head_dim] // self.head_dim
+            return (heads.unsqueeze(1) * size + torch.arange(size)).reshape(-1)
         all_keys = self.all_kv_heads * self.head_dim
         keys = kept if self.kv_heads < self.all_kv_heads else torch.arange(all_keys)
         if axis == "kv":

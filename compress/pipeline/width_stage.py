@@ -71,7 +71,7 @@ class WidthKind(CutKind[WidthJob]):
         fate: Fate = {name: ("repaired" if name in narrow.repaired else "pruned", [name]) for name in narrow.tensors}
         rest = [name for name in names if name not in fate]
         tensors, fate = output.keep(job, rest, narrow.tensors, fate)
-        return Written(tensors, fate, layers=narrow.layers, activations=narrow.activations, attachments=attachments)
+        return Written(tensors, fate, narrow.layers, narrow.fallbacks, narrow.activations, attachments)
 
     def config(self, job: WidthJob) -> dict[str, Any]:
         return config_of(job)
