@@ -4,7 +4,8 @@
 
 Makes what is missing (artifacts of both tools for every model, scheme, method and calibration seed of cases.py), scores
 everything on the same held-out windows, and prints the table as Markdown. `--json FILE` keeps all numbers with the
-hashes of the models they were measured on. `--tool peer` makes and scores only llm-compressor's side.
+hashes of the models they were measured on; rows that a run with fewer models, variants or tools does not make again
+stay there, each with its date. `--tool peer` makes and scores only llm-compressor's side.
 """
 
 from __future__ import annotations
@@ -14,13 +15,12 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks import cases, machine
-from benchmarks.quality_table import Measured, render, rows
+from benchmarks.quality_table import Measured, Row, merged, render, rows
 from benchmarks.scored import scores
 from benchmarks.scoring import BlockSums
 from benchmarks.workspace import Run, Workspace
@@ -70,6 +70,24 @@ def stored_bits(artifact: Path) -> float:
     return stored / weights
 
 
+def recorded(path: Path, facts: Row, models: dict[str, str], table: list[Row]) -> Row:
+    """The record in `path` with these rows in place of its own of the same name, every row with its date.
+
+    Raises:
+        SystemExit: the record is of other weights, or of other tokens, than `facts` and `models` say.
+    """
+    earlier: Row = json.loads(path.read_text()) if path.exists() else {"models": {}, "rows": []}
+    same = ("eval_tokens", "calibration")
+    other = [name for name in same if earlier["rows"] and earlier[name] != facts[name]]
+    other += [name for name in models if earlier["models"].get(name, models[name]) != models[name]]
+    if other:
+        raise SystemExit(f"error: {path} has other {', '.join(other)}\nhint: write another file, or measure all of it")
+    for row in earlier["rows"]:
+        row.setdefault("date", earlier["machine"]["date"])
+    table = [{**row, "date": facts["machine"]["date"]} for row in table]
+    return {**facts, "models": earlier["models"] | models, "rows": merged(earlier["rows"], table)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shared", type=Path, default=Path("../shared"), help="directory with data/ and models/")
@@ -110,18 +128,19 @@ def main() -> None:
     scored = score_runs(workspace, runs, arguments.eval_tokens)
     measured = {run: Measured(sums, stored_bits(workspace.artifact(run))) for run, sums in scored.items()}
     table = rows(measured)
-    print(render(table))
     if arguments.json:
-        record: dict[str, Any] = {
+        facts: Row = {
             "machine": machine.facts(),
             "versions": machine.versions("compress", "torch", "transformers", "compressed-tensors"),
             "eval_tokens": arguments.eval_tokens,
             "calibration": {"samples": cases.SAMPLES, "seq_len": cases.SEQ_LEN, "seeds": arguments.seeds},
-            "models": {name: workspace.digest(workspace.model_dir(name)) for name in arguments.models},
-            "rows": table,
         }
+        models = {name: workspace.digest(workspace.model_dir(name)) for name in arguments.models}
+        record = recorded(arguments.json, facts, models, table)
+        table = record["rows"]
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+    print(render(table))
 
 
 if __name__ == "__main__":

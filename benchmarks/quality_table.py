@@ -66,6 +66,20 @@ def rows(measured: Mapping[Run, Measured]) -> list[Row]:
         if rtn is not None and plain is not None and variant != "rtn":
             row["outlier_recovery"] = _plain(outlier_recovery(mine, rtn, plain))
         table.append(row)
+    return _ordered(table)
+
+
+def merged(earlier: list[Row], table: list[Row]) -> list[Row]:
+    """The rows of an earlier record that were not measured again, and those that were."""
+    again = {_identity(row) for row in table}
+    return _ordered([*(row for row in earlier if _identity(row) not in again), *table])
+
+
+def _identity(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("model", "bits", "group", "method", "tool"))
+
+
+def _ordered(table: list[Row]) -> list[Row]:
     return sorted(table, key=lambda r: (r["model"], -r["bits"], r["method"] != "rtn", r["method"], r["tool"]))
 
 

@@ -157,3 +157,18 @@ def test_what_both_tools_lost_is_compared_block_by_block(load, monkeypatch: pyte
     assert row["ratio"] == pytest.approx({"value": 0.5, "low": 0.5, "high": 0.5})
     assert row["compress"]["value"] == pytest.approx(0.5 * hard.sum() / tokens.sum())
     assert row["seeds"] == [0, 1]
+
+
+def test_a_record_keeps_the_rows_that_were_not_made_again_and_refuses_other_weights(load, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    def row(method: str, kl: float) -> dict[str, object]:
+        return {"model": "m", "bits": 4, "group": 128, "method": method, "tool": "compress", "kl": kl}
+
+    tool, record = load("quality"), tmp_path / "quality.json"
+    facts = {"machine": {"date": "then"}, "eval_tokens": 8192, "calibration": {"seeds": [0]}}
+    record.write_text(json.dumps({**facts, "models": {"m": "a"}, "rows": [row("rtn", 0.3), row("gptq", 0.2)]}))
+    later = {**facts, "machine": {"date": "now"}}
+    found = tool.recorded(record, later, {"m": "a"}, [row("gptq", 0.1)])
+    assert [(r["method"], r["kl"], r["date"]) for r in found["rows"]] == [("rtn", 0.3, "then"), ("gptq", 0.1, "now")]
+    for facts_of_another, models in ((later, {"m": "b"}), ({**later, "eval_tokens": 1}, {"m": "a"})):
+        with pytest.raises(SystemExit, match="has other"):
+            tool.recorded(record, facts_of_another, models, [row("gptq", 0.1)])
