@@ -75,10 +75,10 @@ class DistillJob(Work):
         return self.checkpoint.recorded() if isinstance(self.checkpoint, Packed) else {}
 
     @cached_property
-    def may_be_sparse(self) -> set[str]:
-        """Linears whose zeros stay where they have many."""
+    def may_be_sparse(self) -> frozenset[str] | set[str]:
+        """Linears whose zeros stay where they have many, or are on record; codes of few bits have many of others."""
         if isinstance(self.checkpoint, Packed):
-            return self.checkpoint.pruned()
+            return self.sparse
         return {spec.name for spec in self.skeleton.linears()}
 
     @property

@@ -124,7 +124,7 @@ def _whole(job: DistillJob, model: Any) -> Student:
             parameter.data = master
         parameter.requires_grad_(True)
         student.parameters[name], student.masters[name] = parameter, master
-        if name in sparse and (kept := _kept(stored)) is not None:
+        if name in sparse and (kept := _kept(job, name, stored)) is not None:
             student.kept[name] = kept
     return student
 
@@ -141,7 +141,8 @@ def _adapted(job: DistillJob, model: Any) -> Student:
     for name, layer in adapters.layers(model).items():
         disk = live[name]
         student.linears[disk] = layer
-        kept = _kept(job.checkpoint.read(wanted[disk].weight)) if disk in job.may_be_sparse else None
+        weight = wanted[disk].weight
+        kept = _kept(job, weight, job.checkpoint.read(weight)) if disk in job.may_be_sparse else None
         if kept is not None:
             student.kept[f"{disk}.weight"] = kept
             adapters.mask(layer, kept)
@@ -156,9 +157,9 @@ def _adapted(job: DistillJob, model: Any) -> Student:
     return student
 
 
-def _kept(weight: Tensor) -> Tensor | None:
+def _kept(job: DistillJob, name: str, weight: Tensor) -> Tensor | None:
     """Where a pruned weight is not zero; None where it was not pruned."""
-    zeros = zero_mask(weight)
+    zeros = zero_mask(weight, name.removesuffix(".weight") in job.sparse)
     return None if zeros is None else ~zeros
 
 

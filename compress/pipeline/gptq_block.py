@@ -106,7 +106,7 @@ def through_block(
                 shared = gptq.Preconditioner(stats, method, workers.pool)
             assert shared is not None
             weight = reading.result()
-            pruned = pruned_before(method, weight, shared, workers.pool, lost)
+            pruned = pruned_before(method, weight, shared, workers.pool, lost, spec.name in job.sparse)
             linear = _Linear(spec, weight, pruned, lost, together.get(spec.name), highest.get(spec.name))
             quantized = _quantized(job, method, linear, shared, workers.pool)
             put(live[spec.name], quantized)

@@ -36,13 +36,18 @@ class Pruned:
 
 
 def pruned_before(
-    method: GptqConfig, weight: Tensor, shared: Preconditioner, pool: Executor, missed: Tensor | None = None
+    method: GptqConfig,
+    weight: Tensor,
+    shared: Preconditioner,
+    pool: Executor,
+    missed: Tensor | None = None,
+    recorded: bool = False,
 ) -> Pruned | None:
     """The zeros that weight (out, in) has, with those that the method is asked to make; None where there are none.
 
-    missed: as `Preconditioner.corrected` takes it.
+    missed: as `Preconditioner.corrected` takes it. recorded: as `zero_mask` takes it.
     """
-    sparsity, before = method.to_sparsity(), zero_mask(weight)
+    sparsity, before = method.to_sparsity(), zero_mask(weight, recorded)
     if sparsity is None:
         return None if before is None else Pruned(weight, before, corrected=False)
     target, corrected = weight, False

@@ -137,7 +137,7 @@ def finished(
     why).
     """
     scheme = job.schemes[spec.name]
-    zeros = zero_mask(weight) if pruned is None else pruned
+    zeros = zero_mask(weight, spec.name in job.sparse) if pruned is None else pruned
     if zeros is not None:
         quantized, moved = held(spec.name, quantized, zeros)
         count = int(zeros.sum())

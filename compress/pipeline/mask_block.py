@@ -58,7 +58,7 @@ def through_block(
                 pruner = _Pruner(method, job.sparsity_of(spec), _statistics(method, pair, pool), pool)
             weight = read_weight(job.checkpoint, spec)
             sample, reference = pair.samples()
-            pruned = pruner.pruned(weight)
+            pruned = pruner.pruned(weight, zero_mask(weight, spec.name in job.sparse))
             details: Details = {"tokens": sum(chunk.shape[0] for chunk in stage.inputs), **pruner.details}
             linear = finished(job, spec, weight, pruned, sample, reference, pruner.fallback, details)
             if not at_once:
@@ -84,7 +84,7 @@ def by_moments(
         details: Details = {"tokens": stats.tokens, **pruner.details}
         for spec in members:
             weight = read_weight(job.checkpoint, spec)
-            pruned = pruner.pruned(weight)
+            pruned = pruner.pruned(weight, zero_mask(weight, spec.name in job.sparse))
             linears.append(finished(job, spec, weight, pruned, fallback=pruner.fallback, details=details))
     return linears + [_by_magnitude(job, spec, UNSEEN) for spec in unseen]
 
@@ -118,18 +118,17 @@ class _Pruner:
             self.fallback = ("damping raised", f"the Hessian needed damping {damp_frac:g}")
         self.details |= {"damp_frac": damp_frac, "corrected": shared.correction is not None}
 
-    def pruned(self, weight: Tensor) -> Tensor:
-        """The weight (out, in) float32 with its zeros."""
+    def pruned(self, weight: Tensor, gone: Tensor | None) -> Tensor:
+        """The weight (out, in) float32 with its zeros; gone: (out, in) bool, those of an earlier pruning."""
         if isinstance(self._method, RiaConfig):
             return weight.masked_fill(ria.mask(weight, self._squares, self._sparsity, self._method), 0.0)
         if isinstance(self._method, SparseGptConfig) and self._shared is not None:
-            return self._updated(self._method, self._shared, weight)
+            return self._updated(self._method, self._shared, weight, gone)
         config = self._method if isinstance(self._method, WandaConfig) else WandaConfig()
         return weight.masked_fill(wanda.mask(weight, self._squares, self._sparsity, config), 0.0)
 
-    def _updated(self, method: SparseGptConfig, shared: Preconditioner, weight: Tensor) -> Tensor:
+    def _updated(self, method: SparseGptConfig, shared: Preconditioner, weight: Tensor, gone: Tensor | None) -> Tensor:
         assert shared.factored is not None
-        gone = zero_mask(weight)
         if shared.correction is not None:
             if weight.shape[0] >= weight.shape[1]:
                 shared.correction.expand(self._pool)

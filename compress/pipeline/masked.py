@@ -49,7 +49,7 @@ def finished(
     stored = weight.to(dtype)
     error, sqnr = errors(original, stored.float(), sample, reference)
     zeros = int((stored == 0).sum())
-    if (earlier := zero_mask(original)) is not None:
+    if (earlier := zero_mask(original, spec.name in job.sparse)) is not None:
         if bool(((stored != 0) & earlier).any()):
             raise WorkError(
                 f"{spec.name}: zeros of an earlier pruning did not stay zero", "nothing was published; report this"

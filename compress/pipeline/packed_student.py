@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from compress.artifact.canonical import sha256_json
-from compress.artifact.reader import Artifact
 from compress.errors import UserError
 from compress.formats import bitmask, registry
 from compress.formats.compressed_tensors import is_for_own_reader
@@ -101,11 +100,6 @@ class Packed(Checkpoint):
     def stored(self, linear: str) -> dict[str, Tensor]:
         """All that a packed linear is stored as, by full name."""
         return {name: self.source.read(name) for name in (f"{linear}.{part}" for part in self.parts[linear])}
-
-    def pruned(self) -> set[str]:
-        """The linears whose zeros were made by pruning, which codes of few bits have many of besides."""
-        layers = Artifact.open(self.path).layers() if self.is_artifact else []
-        return {layer["name"] for layer in layers if "zeros" in (layer.get("details") or {})}
 
     def _quantized(self, linear: str) -> QuantizedTensor:
         stored = {part: self.source.read(f"{linear}.{part}") for part in self.parts[linear]}

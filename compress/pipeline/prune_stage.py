@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from compress.artifact.reader import Artifact
+from compress.errors import CompressError, WorkError
 from compress.formats import bitmask
 from compress.formats.compressed_tensors import for_own_reader
+from compress.models.checkpoint import Checkpoint
+from compress.models.skeleton import Skeleton
 from compress.pipeline import allocation, mask_block, mask_moments, output
 from compress.pipeline.block import Workers
 from compress.pipeline.inputs import Activations
@@ -55,6 +60,25 @@ class PruneKind(Kind[PruneJob]):
         if job.stage.format == bitmask.FORMAT:
             config["quantization_config"] = for_own_reader({"format": bitmask.FORMAT, "config_groups": {}})
         return config
+
+    def check(self, job: PruneJob, directory: Path, leaving: Activations | None) -> None:
+        """Refuses a directory in which transformers would not find each tensor in its place, or in which a linear has
+        other zeros than its report says; one tensor is in memory at a time. What is packed our reader alone can open.
+
+        Raises WorkError.
+        """
+        if job.stage.format != "dense":
+            return
+        written = Checkpoint.open(directory)
+        hint = "nothing was published; report this model's config.json"
+        try:
+            Skeleton(written, job.skeleton.dtype)
+        except CompressError as error:
+            raise WorkError(f"transformers would not load the pruned model: {error.message}", hint) from error
+        for layer in Artifact.open(directory).layers():
+            zeros = layer["details"].get("zeros")
+            if zeros is not None and int((written.read(f"{layer['name']}.weight") == 0).sum()) != zeros:
+                raise WorkError(f"{layer['name']} was written with other zeros than it was given", hint)
 
 
 def _written(job: PruneJob, block: int, linears: list[PrunedLinear], leaving: Activations | None) -> Written:

@@ -19,6 +19,7 @@ from compress.models.checkpoint import Checkpoint
 from compress.models.safetensors_header import TensorInfo
 from compress.models.skeleton import LinearSpec, Skeleton
 from compress.pipeline.work import Problem
+from compress.pipeline.zeros import recorded_as_pruned
 from compress.pruning.masks import zero_mask
 from compress.quantization.configs import HadamardConfig
 from compress.quantization.hadamard import Rotation, Rows, Turn, order
@@ -56,7 +57,7 @@ class Rotated(Checkpoint):
         self.source = source
         self._turns, self._filled, self._untied = turns, filled, untied
         self._exact = set(index) if exact is None else set(exact)
-        self._linears = set(linears)
+        self._linears, self._sparse = set(linears), recorded_as_pruned(source)
 
     @property
     def nbytes(self) -> int:
@@ -96,7 +97,8 @@ class Rotated(Checkpoint):
 
     def _turned(self, name: str, stored: Tensor) -> Tensor:
         turn = self._turns[name.rpartition(".")[0]]
-        if name in self._linears and zero_mask(stored) is not None:
+        recorded = name.removesuffix(".weight") in self._sparse
+        if name in self._linears and zero_mask(stored, recorded) is not None:
             raise UserError(
                 f"{name} was pruned, and a rotation would fill its zeros",
                 "use a method that keeps them, such as gptq, or the model that it was pruned from",

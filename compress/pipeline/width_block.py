@@ -187,7 +187,7 @@ def _report(
         "source_shape": shape,
         "removed": lost,
     }
-    if now is not None and zero_mask(read_finite(job.checkpoint, spec.weight)) is not None:
+    if now is not None and zero_mask(read_finite(job.checkpoint, spec.weight), spec.name in job.sparse) is not None:
         zeros = int((now == 0).sum())
         details |= {"sparsity": zeros / now.numel(), "zeros": zeros, "weights": now.numel()}
     return LayerRecord(

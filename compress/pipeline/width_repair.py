@@ -117,7 +117,7 @@ class Shared:
             shared.correction.expand(self._pool)
             wanted = shared.correction.corrected(weight)
         found = width.repaired(wanted, shared.hessian, self.kept)
-        zeros = zero_mask(weight)
+        zeros = zero_mask(weight, self._spec.name in self._job.sparse)
         if zeros is None:
             return found
         # Zeros of an earlier pruning stay: the least-squares values of the others make up for them.

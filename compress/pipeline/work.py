@@ -27,6 +27,7 @@ from compress.errors import UserError
 from compress.models.checkpoint import Checkpoint
 from compress.models.skeleton import LinearSpec, Skeleton
 from compress.pipeline.inputs import compared_tokens
+from compress.pipeline.zeros import recorded_as_pruned
 from compress.recipe import Recipe
 from compress.stages import Stage
 
@@ -70,6 +71,11 @@ class Work(ABC):
     """Of the last of several stages: what its artifact tells of and is known by."""
     learnt_from: CalibrationSet | None = None
     """What a run learns from where that is more than the recipe's text; None: that text."""
+
+    @cached_property
+    def sparse(self) -> frozenset[str]:
+        """The linears that the source, one of our artifacts, records as pruned, however few zeros they have."""
+        return recorded_as_pruned(self.checkpoint)
 
     @property
     @abstractmethod

@@ -1,6 +1,7 @@
 """The zeros of a pruned model as invariants: where they are, and that what is made of it keeps every one.
 
-Any model counts as pruned whose weights hold many exact zeros, whoever made them.
+Any model counts as pruned whose weights hold many exact zeros, whoever made them; of our own artifacts, any linear
+whose zeros `layers.json` counts, however few they are.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from compress.artifact.reader import Artifact
 from compress.errors import WorkError
 from compress.models.checkpoint import Checkpoint
 from compress.models.skeleton import LinearSpec
@@ -24,10 +26,17 @@ def sparsity_masks(checkpoint: Checkpoint, specs: Sequence[LinearSpec]) -> Itera
 
     One at a time, so that no more than one is in memory. WorkError where a weight is not finite.
     """
+    recorded = recorded_as_pruned(checkpoint)
     for spec in specs:
-        mask = zero_mask(read_finite(checkpoint, spec.weight))
+        mask = zero_mask(read_finite(checkpoint, spec.weight), spec.name in recorded)
         if mask is not None:
             yield spec.weight, mask
+
+
+def recorded_as_pruned(checkpoint: Checkpoint) -> frozenset[str]:
+    """The linears of one of our artifacts whose zeros were made by pruning, as its layers.json has it; else none."""
+    layers = Artifact.open(checkpoint.path).layers() if checkpoint.is_artifact else []
+    return frozenset(layer["name"] for layer in layers if "zeros" in (layer.get("details") or {}))
 
 
 def held(name: str, quantized: QuantizedTensor, zeros: Tensor) -> tuple[QuantizedTensor, int]:

@@ -41,7 +41,10 @@ def least(scores: Tensor, count: int) -> Tensor:
     return below | (equal & (equal.cumsum(1) <= missing))
 
 
-def zero_mask(weight: Tensor) -> Tensor | None:
-    """Where a pruned weight is exactly zero, bool of its shape; None of a weight that was not pruned."""
+def zero_mask(weight: Tensor, recorded: bool = False) -> Tensor | None:
+    """Where a pruned weight is exactly zero, bool of its shape; None of a weight that was not pruned.
+
+    recorded: whether it is known to be pruned; then every zero counts, however few.
+    """
     zeros = weight == 0
-    return zeros if int(zeros.sum()) >= SPARSE * weight.numel() else None
+    return zeros if int(zeros.sum()) >= (1 if recorded else SPARSE * weight.numel()) else None

@@ -22,7 +22,7 @@ from compress.recipe_checks import GateCheck
 from compress.recipe_search import Search
 from compress.workflows.checks import attached_record, carry_out, refuse_unknown
 from compress.workflows.quantize import QuantizeResult, quantize, score
-from compress.workflows.stages import make_all
+from compress.workflows.stages import make_all, refuse_problems
 
 if TYPE_CHECKING:
     from compress.artifact.reader import Artifact
@@ -72,7 +72,7 @@ def find(
     restart: bool = False,
     progress: Progress | None = None,
 ) -> Found:
-    """Makes, scores and ranks all candidates; what is there already is not made again.
+    """Makes, scores and ranks all candidates, once all of them are planned; what is there already is not made again.
 
     The candidates lie in `OUTPUT.search/NAME-HASH`, or in a directory of their own under `artifacts/`.
 
@@ -87,6 +87,8 @@ def find(
     _refuse_full(output, restart)
     root = local_directory(model or search.model or content.default_model())
     suite = _suite(search)
+    for name, recipe in search.candidates.items():
+        refuse_problems(recipe, root, device, name)
     made: dict[str, Artifact] = {}
     for name, recipe in search.candidates.items():
         place = candidate_folder(search, name, root, output)

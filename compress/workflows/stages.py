@@ -88,7 +88,7 @@ def run(
     verdicts: tuple[Verdict, ...] = ()
     last = len(recipe.stages)
     if not place_of(earlier, 1, alone_of(recipe, recipe.stages[0], root)).exists():
-        _refuse_later_problems(recipe, root, device)
+        refuse_problems(recipe, root, device)
     for number, stage in enumerate(recipe.stages, start=1):
         alone, wanted = alone_of(recipe, stage, root), checks_behind(recipe, number)
         if number < last:
@@ -114,14 +114,19 @@ def run(
     return StagesResult(run, verdicts, None, checked=_scoring(wanted))
 
 
-def _refuse_later_problems(recipe: Recipe, root: Path, device: str) -> None:
-    """Raises UserError where a plan knows before the first stage that a later one cannot work on what it will get."""
+def refuse_problems(recipe: Recipe, root: Path, device: str, candidate: str | None = None) -> None:
+    """Raises UserError where a plan knows before the first stage that one of them cannot work on what it will get.
+
+    candidate: its name in a search.
+    """
     from compress.workflows import staged_plan
 
     planned = staged_plan.plan(recipe, model=root, output=None, device=device, restart=False, scored=False)
-    for stage in planned[1:]:
+    for stage in planned:
         if stage.plan is not None and stage.plan.problems:
-            raise UserError(f"stage {stage.number} ({stage.stage.kind}): {stage.plan.problems[0]}", stage.plan.hint)
+            where = "" if candidate is None else f"candidate {candidate}, "
+            said = f"{where}stage {stage.number} ({stage.stage.kind}): {stage.plan.problems[0]}"
+            raise UserError(said, stage.plan.hint)
 
 
 def make_all(

@@ -14,7 +14,7 @@ from compress.artifact.output import staging_path
 from compress.artifact.reader import Artifact
 from compress.artifact.verify import verify
 from compress.errors import UserError, WorkError
-from compress.pipeline import PrunePlan
+from compress.pipeline import PrunePlan, prune_stage
 from compress.pipeline.masked import finished
 from compress.progress import NullProgress
 from compress.pruning.configs import PRUNING
@@ -185,3 +185,21 @@ def test_a_pruned_artifact_can_be_quantised(tiny: Callable[..., Path], text: Pat
     quantised = pipeline.run(harness.recipe("rtn"), model=pruned.path, output=tmp_path / "both").artifact
     assert isinstance(quantised, Artifact)
     assert verify(quantised.path).ok
+
+
+def test_what_is_not_the_pruned_model_is_not_published(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = tiny("llama"), tmp_path / "out"
+    wanted = build_prune_recipe(PruneSettings(method="magnitude", sparsity=0.5))[0]
+    right, stored = prune_stage.PruneKind.config, prune_stage._stored
+    with monkeypatch.context() as patched:
+        patched.setattr(prune_stage.PruneKind, "config", lambda kind, job: {**right(kind, job), "hidden_size": 48})
+        with pytest.raises(WorkError, match="would not load the pruned model"):
+            pipeline.run(wanted, model=source, output=out)
+    filled = lambda job, linear: {name: t + 1e-3 for name, t in stored(job, linear).items()}  # noqa: E731
+    with monkeypatch.context() as patched:
+        patched.setattr(prune_stage, "_stored", filled)
+        with pytest.raises(WorkError, match="other zeros than it was given"):
+            pipeline.run(wanted, model=source, output=out, restart=True)
+    assert not out.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -71,6 +72,28 @@ def test_every_zero_stays_through_every_method(
     card = (artifact.path / "README.md").read_text()
     assert "checked to be exactly zero after quantisation" in card
     assert verify(artifact.path).ok
+
+
+def test_few_zeros_stay_where_they_are_on_record(tiny: Callable[..., Path], text: Path, tmp_path: Path) -> None:
+    wanted = build_prune_recipe(PruneSettings(method="magnitude", sparsity=0.02))[0]
+    pruned = pipeline.run(wanted, model=tiny("llama"), output=tmp_path / "pruned").artifact.path
+    before = harness.tensors(pruned)
+    rounded = recipe("gptq", text, {"bits": 8, "group_size": 32, "symmetric": False})
+    for place, count in ((pruned, lambda zeros: int(zeros.sum())), (unrecorded(pruned, tmp_path), None)):
+        artifact = pipeline.run(rounded, model=place, output=tmp_path / f"{place.name}-out").artifact
+        after = harness.decoded(artifact)
+        for layer in artifact.layers():
+            zeros = before[f"{layer['name']}.weight"] == 0
+            assert 0 < int(zeros.sum()) < 0.05 * zeros.numel()
+            kept = not after[f"{layer['name']}.weight"][zeros].any()
+            assert (layer["details"].get("zeros"), kept) == ((None, False) if count is None else (count(zeros), True))
+
+
+def unrecorded(artifact: Path, tmp_path: Path) -> Path:
+    """The same model as someone else's, who recorded nothing."""
+    place = tmp_path / "unrecorded"
+    shutil.copytree(artifact, place, ignore=shutil.ignore_patterns("compress_*", "layers.json", "recipe.yaml"))
+    return place
 
 
 def test_gptq_makes_up_for_the_zeros_that_it_keeps() -> None:

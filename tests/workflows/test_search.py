@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,19 @@ def loaded(path: Path) -> Search:
     search = load_search(path)
     assert search is not None
     return search
+
+
+def test_the_last_candidate_s_problem_is_told_before_the_first_is_made(
+    recipe: Callable[..., Path], tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    search = loaded(recipe())
+    candidates = search.candidates
+    (cut, *others) = candidates["bare"].stages
+    hopeless = candidates["bare"].model_copy(update={"stages": [cut.model_copy(update={"keep": 0.01}), *others]})
+    search = replace(search, candidates={**candidates, "hopeless": hopeless})
+    with pytest.raises(UserError, match=r"candidate hopeless, stage 1 .*would leave no neuron"):
+        work.find(search, model=tiny("llama"), output=tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_the_best_of_the_small_ones_wins_and_its_recipe_tells_of_all(
