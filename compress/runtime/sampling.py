@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from compress.errors import WorkError
+from compress.kernels import dispatch
 from compress.runtime.protocol import SamplingParams, TokenLogprob
 
 
@@ -30,20 +31,20 @@ class Sampler:
     def choose(self, logits: Tensor) -> int:
         """One token id from finite logits (vocab,); greedy takes the lowest id among equals.
 
-        Sampling is done in float64 on the CPU, so that a seed means the same draw on every device.
+        Tokens are drawn on the CPU, so that a seed means the same draw on every device.
         """
         judged = self._judged(logits)
         if self.params.temperature == 0.0:
             return self._taken(logits, int(judged.argmax()))
-        return self._taken(logits, self._drawn(self._probabilities(judged)))
+        return self._taken(logits, self._drawn(*kept(judged, self.params)))
 
     def draft(self, logits: Tensor) -> tuple[int, Tensor | None]:
         """A token that a draft with these logits (vocab,) proposes, and the probabilities (vocab,) float64 it was drawn
         from; None where it is the likeliest. Penalties are left to the target."""
         if self.params.temperature == 0.0:
             return int(logits.argmax()), None
-        probabilities = self._probabilities(logits)
-        return self._drawn(probabilities), probabilities
+        ids, probabilities = kept(logits, self.params)
+        return self._drawn(ids, probabilities), _dense(ids, probabilities, logits.numel())
 
     def judge(self, logits: Tensor, proposed: int, drawn_from: Tensor | None) -> tuple[int, bool]:
         """The next token, given the target's logits (vocab,) and what a draft proposed; whether that is it.
@@ -56,22 +57,22 @@ class Sampler:
         if self.params.temperature == 0.0:
             token = int(judged.argmax())
             return self._taken(logits, token), token == proposed
-        p = self._probabilities(judged)
+        p = distribution(judged, self.params)
         q = torch.zeros_like(p).index_fill_(0, torch.tensor(proposed), 1.0) if drawn_from is None else drawn_from
         chance = torch.rand((), generator=self._generator, dtype=torch.float64)
         if bool(chance * q[proposed] < p[proposed]):
             return self._taken(logits, proposed), True
         more = (p - q).clamp_(min=0.0)
-        return self._taken(logits, self._drawn(more / more.sum())), False
+        return self._taken(logits, self._drawn(torch.arange(more.numel()), more / more.sum())), False
 
     def _judged(self, logits: Tensor) -> Tensor:
         return self._with_penalties(logits.double().cpu()) if self._penalised else logits
 
-    def _probabilities(self, logits: Tensor) -> Tensor:
-        return filtered(logits.double().cpu() / self.params.temperature, self.params)
-
-    def _drawn(self, probabilities: Tensor) -> int:
-        return int(torch.multinomial(probabilities, 1, generator=self._generator))
+    def _drawn(self, ids: Tensor, probabilities: Tensor) -> int:
+        """One of the ids: the first up to which the probabilities reach a number drawn evenly from [0, 1)."""
+        reached = probabilities.cumsum(0)
+        even = torch.rand((), generator=self._generator, dtype=torch.float64)
+        return int(ids[torch.searchsorted(reached[:-1], even * reached[-1], right=True)])
 
     def _taken(self, logits: Tensor, token: int) -> int:
         """Notes the token that was chosen."""
@@ -117,21 +118,24 @@ def seeded(params: SamplingParams, index: int) -> torch.Generator:
     return generator
 
 
-def filtered(logits: Tensor, params: SamplingParams) -> Tensor:
-    """Probabilities (vocab,) after top-k, top-p (the smallest set of likeliest tokens that holds it) and min-p."""
-    if 0 < params.top_k < logits.numel():
-        kept = torch.full_like(logits, float("-inf"))
-        values, indices = logits.topk(params.top_k)
-        logits = kept.scatter(0, indices, values)
-    probabilities = logits.softmax(0)
-    if params.top_p < 1.0:
-        ordered, indices = probabilities.sort(descending=True, stable=True)
-        before = ordered.cumsum(0) - ordered
-        ordered = ordered.masked_fill(before >= params.top_p, 0.0)
-        probabilities = torch.zeros_like(probabilities).scatter(0, indices, ordered)
-    if params.min_p > 0.0:
-        probabilities = probabilities.masked_fill(probabilities < params.min_p * probabilities.max(), 0.0)
-    return probabilities / probabilities.sum()
+def kept(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
+    """What a token is drawn from: ids (n,) ascending and probabilities (n,) float64 of what the filters leave.
+
+    logits: (vocab,) of any float dtype, without NaN, at a temperature above 0.
+    """
+    ids, probabilities = dispatch.native().keep_tokens(
+        logits.float().cpu().contiguous(), params.temperature, params.top_k, params.top_p, params.min_p
+    )
+    return ids, probabilities
+
+
+def distribution(logits: Tensor, params: SamplingParams) -> Tensor:
+    """The same over the whole vocabulary: probabilities (vocab,) float64, zeros where a filter took a token out."""
+    return _dense(*kept(logits, params), logits.numel())
+
+
+def _dense(ids: Tensor, probabilities: Tensor, vocab: int) -> Tensor:
+    return torch.zeros(vocab, dtype=torch.float64).index_copy_(0, ids, probabilities)
 
 
 def _log_probability(logits: Tensor, token: int, count: int) -> TokenLogprob:

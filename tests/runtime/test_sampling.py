@@ -6,10 +6,43 @@ import pytest
 import torch
 
 from compress.errors import UserError, WorkError
+from compress.kernels import dispatch
 from compress.runtime.protocol import SamplingParams
-from compress.runtime.sampling import Sampler, choose_all, filtered
+from compress.runtime.sampling import Sampler, choose_all, distribution
 
 LOGITS = torch.tensor([0.3, 2.0, -1.0, 1.9, 0.0, -4.0])
+
+
+def defined(logits: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+    """The same by sorting everything, in float64."""
+    order = logits.sort(descending=True, stable=True).indices
+    left = (logits.double() / params.temperature)[order]
+    if params.top_k:
+        left[params.top_k :] = float("-inf")
+    probabilities = left.softmax(0)
+    if params.top_p < 1.0:
+        probabilities[probabilities.cumsum(0) - probabilities >= params.top_p] = 0.0
+    probabilities[probabilities < params.min_p * probabilities.max()] = 0.0
+    return torch.zeros_like(probabilities).index_copy(0, order, probabilities / probabilities.sum())
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.3, 3.0, 40.0])
+@pytest.mark.parametrize("vocab", [1, 7, 64, 5000])
+def test_filters_are_those_of_a_full_sort(vocab: int, spread: float) -> None:
+    generator = torch.Generator().manual_seed(vocab)
+    logits = spread * torch.randn(vocab, generator=generator)
+    logits[::3] = logits[0]  # ties, of which the lower ids stay
+    for top_k in (0, 1, 5, 700):
+        for top_p in (1.0, 0.9707, 0.3103):  # no whole number of equal tokens
+            for min_p in (0.0, 0.05):
+                params = SamplingParams(temperature=0.8, top_k=top_k, top_p=top_p, min_p=min_p)
+                torch.testing.assert_close(distribution(logits, params), defined(logits, params), atol=1e-7, rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_row_without_a_finite_best_is_refused_by_the_kernel(value: float) -> None:
+    with pytest.raises(ValueError, match="logits must be"):
+        dispatch.native().keep_tokens(torch.full((3,), value), 1.0, 0, 1.0, 0.0)
 
 
 def draws(params: SamplingParams, count: int = 4000) -> torch.Tensor:
@@ -32,14 +65,16 @@ def test_draws_follow_the_softmax(temperature: float) -> None:
 
 
 def test_top_k_keeps_the_k_likeliest() -> None:
-    probabilities = filtered(LOGITS.double(), SamplingParams(temperature=1.0, top_k=2))
+    probabilities = distribution(LOGITS, SamplingParams(temperature=1.0, top_k=2))
     expected = LOGITS[[1, 3]].double().softmax(0)
     assert torch.equal(probabilities.nonzero().flatten(), torch.tensor([1, 3]))
     torch.testing.assert_close(probabilities[[1, 3]], expected)
 
 
 def test_top_k_beyond_the_vocabulary_changes_nothing() -> None:
-    torch.testing.assert_close(filtered(LOGITS, SamplingParams(temperature=1.0, top_k=99)), LOGITS.softmax(0))
+    torch.testing.assert_close(
+        distribution(LOGITS, SamplingParams(temperature=1.0, top_k=99)), LOGITS.double().softmax(0)
+    )
 
 
 def test_top_p_keeps_the_smallest_set_that_reaches_p() -> None:
@@ -47,7 +82,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p() -> None:
     ordered = probabilities.sort(descending=True).values
     for count in range(1, len(LOGITS) + 1):
         share = float(ordered[:count].sum()) - 1e-4
-        kept = filtered(LOGITS, SamplingParams(temperature=1.0, top_p=share))
+        kept = distribution(LOGITS, SamplingParams(temperature=1.0, top_p=share))
         assert int((kept > 0).sum()) == count
         assert float(kept.sum()) == pytest.approx(1.0)
         assert set(kept.nonzero().flatten().tolist()) == set(probabilities.topk(count).indices.tolist())
@@ -81,8 +116,8 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.95, 1.0])
 def test_min_p_keeps_tokens_close_to_the_likeliest(share: float) -> None:
-    probabilities = LOGITS.softmax(0)
-    kept = filtered(LOGITS, SamplingParams(temperature=1.0, min_p=share))
+    probabilities = LOGITS.double().softmax(0)
+    kept = distribution(LOGITS, SamplingParams(temperature=1.0, min_p=share))
     expected = probabilities * (probabilities >= share * probabilities.max())
     torch.testing.assert_close(kept, expected / expected.sum())
 

@@ -18,7 +18,7 @@ from compress.runtime.drafting.draft_model import DraftModel, Proposal, fitted
 from compress.runtime.drafting.speculate import Speculator
 from compress.runtime.loading import load as load_runtime
 from compress.runtime.protocol import SamplingParams
-from compress.runtime.sampling import Sampler, filtered
+from compress.runtime.sampling import Sampler, distribution
 from compress.runtime.text_model import TextModel
 from tests.tiny_models import tiny_model
 
@@ -86,7 +86,7 @@ def test_what_is_drawn_with_a_draft_has_the_distribution_of_the_target() -> None
     generator = torch.Generator().manual_seed(5)
     target, drafted = torch.randn(2, 8, generator=generator) * 1.5
     sampler, count = Sampler(params, 0, []), 6_000
-    expected = filtered(target.double() / 0.8, params)
+    expected = distribution(target, params)
     seen: Counter[int] = Counter()
     for _ in range(count):
         token, q = sampler.draft(drafted)
@@ -97,7 +97,7 @@ def test_what_is_drawn_with_a_draft_has_the_distribution_of_the_target() -> None
     possible = expected > 0
     statistic = float(((drawn - count * expected)[possible] ** 2 / (count * expected)[possible]).sum())
     assert statistic < 18.5, "chi-square with 4 degrees of freedom: one in a thousand is larger than 18.47"
-    agreed = float(torch.minimum(expected, filtered(drafted.double() / 0.8, params)).sum())
+    agreed = float(torch.minimum(expected, distribution(drafted, params)).sum())
     accepted = sum(sampler.judge(target, *sampler.draft(drafted))[1] for _ in range(2000)) / 2000
     assert abs(accepted - agreed) < 0.04, "accepted as often as the two distributions overlap"
 
@@ -107,10 +107,10 @@ def test_drawn_pairs_of_tokens_have_the_distribution_of_the_target(tmp_path: Pat
     draft = load(tiny_model("llama", tmp_path / "draft", seed=9, num_hidden_layers=1))
     params = SamplingParams(max_tokens=2, temperature=1.0, top_k=2, n=600, ignore_end=True)
     prompt = [5, 3, 7]
-    first = filtered(target.score(torch.tensor([prompt]))[0, -1].double(), params)
+    first = distribution(target.score(torch.tensor([prompt]))[0, -1], params)
     expected = {}
     for a in first.nonzero()[:, 0].tolist():
-        second = filtered(target.score(torch.tensor([[*prompt, a]]))[0, -1].double(), params)
+        second = distribution(target.score(torch.tensor([[*prompt, a]]))[0, -1], params)
         expected |= {(a, b): float(first[a] * second[b]) for b in second.nonzero()[:, 0].tolist()}
     found = Speculator(target, DraftModel(draft, target), 3).generate([prompt], params)
     seen = Counter(tuple(each.token_ids) for each in found)
@@ -133,7 +133,7 @@ def test_families_contexts_and_vocabularies(family: str, tmp_path: Path) -> None
 def test_rows_of_another_vocabulary() -> None:
     logits = torch.tensor([1.0, 2.0, 3.0])
     assert fitted(logits, 2).tolist() == [1.0, 2.0]
-    assert filtered(fitted(logits, 5).double(), SamplingParams()).tolist()[3:] == [0.0, 0.0]
+    assert distribution(fitted(logits, 5), SamplingParams(temperature=1.0)).tolist()[3:] == [0.0, 0.0]
 
 
 def test_what_cannot_draft_is_refused(tiny: Callable[..., Path]) -> None:

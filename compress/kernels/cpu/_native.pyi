@@ -14,6 +14,14 @@ def set_isa(name: str) -> None:
 def available_isas() -> list[str]:
     """What this processor runs, best last."""
 
+def keep_tokens(logits: Any, temperature: float, top_k: int, top_p: float, min_p: float) -> tuple[Any, Any]:
+    """What top-k, then top-p (the smallest set of likeliest tokens that holds it), then min-p leave of one row.
+
+    logits float32 (vocab,), divided by the temperature; of equals the lower id counts as likelier. Tensors of ids
+    int64 (n,), ascending, and of their probabilities float64 (n,). 0, 1 and 0 switch the filters off.
+    ValueError: NaN among the logits, or none that is finite at their largest.
+    """
+
 def gemv_int4(packed: Any, scale: Any, zero_point: Any, x: Any, out: Any, group_size: int, threads: int) -> None:
     """out (tokens, out) = x (tokens, in) times the dequantised weight, transposed.
 

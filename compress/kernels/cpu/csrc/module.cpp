@@ -277,6 +277,7 @@ std::vector<std::string> available_isas() {
 NB_MODULE(_native, m) {
     using namespace compress;
     bind_runtime(m);
+    bind_sampling(m);
     m.def("isa", [] { return std::string(active_kernels().name); });
     m.def("set_isa", [](const std::string& name) { active_slot().store(&kernels_named(name)); }, nb::arg("name"));
     m.def("available_isas", &available_isas);
