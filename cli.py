@@ -20,6 +20,7 @@ from compress.commands._command import Outcome
 from compress.commands._output import one_line
 from compress.commands._registry import register_all
 from compress.commands._usage import Group, usage_problem
+from compress.distillation import processes
 from compress.errors import CompressError, IntegrityError, UserError, WorkError
 
 EXIT_CODES: dict[type[CompressError], int] = {UserError: 2, WorkError: 4, IntegrityError: 5}
@@ -92,14 +93,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def script() -> None:
     """The console script: runs `main` and ends the process without the interpreter's tear-down, which takes torch a
-    quarter of a second. Everything that has to be finished is finished when `main` returns."""
-    code = main()
+    quarter of a second. Everything that has to be finished is finished when `main` returns.
+
+    Of several processes that `accelerate launch` or `torchrun` started, one runs `main`, and the others help it."""
+    code = main() if processes.launched() == 1 else _launched()
     try:
         sys.stdout.flush()
         sys.stderr.flush()
     except OSError:
         code = code or PIPE_CLOSED
     os._exit(code)
+
+
+def _launched() -> int:
+    """The exit code of one of several processes."""
+    if processes.rank() > 0:
+        from compress.pipeline import helper
+
+        return helper.main()
+    from compress.pipeline import helpers
+
+    return helpers.dismissed(main)
 
 
 def _invoke(argv: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""Several processes share the chunks of a training: this one, and helpers that it starts on the same machine.
+"""Several processes share the chunks of a training: this one, and helpers that it starts or that were launched with it.
 
 Data-parallel over torch.distributed (gloo). The sum of gradients goes from process to process in the order of chunks,
 and each adds its own to what came, so the bytes are those of one process, whatever the number; a run that was killed
@@ -7,14 +7,9 @@ goes on with any other. Helpers hold no state: weights come from here, and only 
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -22,6 +17,8 @@ from torch import Tensor
 
 from compress.distillation import processes
 from compress.errors import IntegrityError, WorkError
+from compress.pipeline import helpers
+from compress.pipeline.helpers import Helpers
 from compress.pipeline.work import Problem
 from compress.stages import DistillStage
 
@@ -30,9 +27,6 @@ if TYPE_CHECKING:
     from compress.pipeline.distill_loop import Loop
 
 GRADIENTS, HELD_OUT, END = range(3)
-WAITS = timedelta(days=7)
-"""How long a process waits for another one that lives; one that died is noticed at once."""
-HELPER = "compress.pipeline.helper"
 
 
 def problems(stage: DistillStage, chunks_per_step: int) -> list[Problem]:
@@ -56,7 +50,9 @@ def started(job: DistillJob, loop: Loop) -> Iterator[None]:
     if processes.wanted() == 1:
         yield
         return
-    team = Team(job, loop, processes.wanted())
+    count = processes.wanted()
+    others = helpers.launched() if processes.are_launched() else helpers.started(count - 1)
+    team = Team(job, loop, others, count)
     try:
         team.join()
         loop.team = team
@@ -70,31 +66,34 @@ def started(job: DistillJob, loop: Loop) -> Iterator[None]:
 class Team:
     """This process, of rank 0, and its helpers."""
 
-    def __init__(self, job: DistillJob, loop: Loop, count: int) -> None:
-        self._job, self._loop, self._count = job, loop, count
+    def __init__(self, job: DistillJob, loop: Loop, others: Helpers, count: int) -> None:
+        self._job, self._loop, self._helpers, self._count = job, loop, others, count
         self._sent: int | None = None
-        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=WAITS)
-        order = {
-            "port": self._store.port,
-            "count": count,
-            "threads": loop.workers.count,
-            "recipe": job.recipe.model_dump(mode="json"),
-            "model": str(job.checkpoint.path.resolve()),
-            "answers": None if job.answers is None else str(job.answers.resolve()),
-        }
-        self._helpers = [_start({**order, "rank": rank}) for rank in range(1, count)]
+        self._store = others.call(
+            {
+                "threads": loop.workers.count,
+                "recipe": job.recipe.model_dump(mode="json"),
+                "model": str(job.checkpoint.path.resolve()),
+                "answers": None if job.answers is None else str(job.answers.resolve()),
+            }
+        )
 
     def join(self) -> None:
         """Waits until all have read the same models and text."""
-        for rank, helper in enumerate(self._helpers, start=1):
-            while not self._store.check([ready_key(rank)]):
-                if helper.poll() is not None:
-                    raise self._lost(helper)
-                time.sleep(0.05)
-            if self._store.get(ready_key(rank)).decode() != self._job.calibration.sha256:
+        for rank in range(1, self._count):
+            if self._read(rank) != self._job.calibration.sha256:
                 raise IntegrityError("a helper process read another text", "a file was changed meanwhile: run it again")
         with self._noticing():
-            dist.init_process_group("gloo", store=self._store, rank=0, world_size=self._count, timeout=WAITS)
+            dist.init_process_group("gloo", store=self._store, rank=0, world_size=self._count, timeout=helpers.WAITS)
+
+    def _read(self, rank: int) -> str:
+        """The digest of the text that a helper read."""
+
+        def refuse_lost() -> None:
+            if (said := self._helpers.lost()) is not None:
+                raise _lost(said)
+
+        return helpers.awaited(self._store, ready_key(rank), refuse_lost).decode()
 
     def gradients(self, batch: list[int]) -> tuple[list[Tensor], float]:
         """As `Loop.gradients`, bit for bit."""
@@ -112,17 +111,10 @@ class Team:
         """Lets the helpers go."""
         with self._noticing():
             dist.broadcast(torch.tensor([END, 0, 0]), 0)
-        for helper in self._helpers:
-            helper.wait()
 
     def close(self) -> None:
         """Clears away what is left of the group, whatever happened."""
-        for helper in self._helpers:
-            if helper.poll() is None:
-                helper.kill()
-            helper.wait()
-            assert helper.stdout is not None
-            helper.stdout.close()
+        self._helpers.release()
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -141,16 +133,14 @@ class Team:
         try:
             yield
         except RuntimeError as error:
-            ended = next((helper for helper in self._helpers if _ended(helper)), None)
-            if ended is None:
+            if (said := self._helpers.lost(helpers.LOSS_SECONDS)) is None:
                 raise
-            raise self._lost(ended) from error
+            raise _lost(said) from error
 
-    def _lost(self, helper: subprocess.Popen[bytes]) -> WorkError:
-        assert helper.stdout is not None
-        said = helper.stdout.read().decode(errors="replace").strip() or f"exit code {helper.wait()}"
-        hint = "run the same command again: it resumes; fewer --processes need less memory"
-        return WorkError(f"a helper process of the training ended: {said}", hint)
+
+def _lost(said: str) -> WorkError:
+    hint = "run the same command again: it resumes; fewer processes need less memory"
+    return WorkError(f"a helper process of the training ended: {said}", hint)
 
 
 def ready_key(rank: int) -> str:
@@ -201,20 +191,3 @@ def _receive(loop: Loop, source: int) -> tuple[list[Tensor], float]:
     dist.recv(vector, source)
     dist.recv(loss, source)
     return unflat(vector, like), float(loss)
-
-
-def _start(order: dict[str, Any]) -> subprocess.Popen[bytes]:
-    helper = subprocess.Popen([sys.executable, "-m", HELPER], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert helper.stdin is not None
-    helper.stdin.write(json.dumps(order).encode())
-    helper.stdin.close()
-    return helper
-
-
-def _ended(helper: subprocess.Popen[bytes]) -> bool:
-    """Whether it ended; a connection may break a moment before the process is gone."""
-    try:
-        helper.wait(timeout=5.0)
-    except subprocess.TimeoutExpired:
-        return False
-    return True

@@ -14,7 +14,7 @@ from compress.artifact import durable
 from compress.cli import main
 from compress.distillation.processes import refuse_launched, shared_by, wanted
 from compress.errors import UserError, WorkError
-from compress.pipeline import distill_stage, team
+from compress.pipeline import distill_stage, helpers
 from compress.recipe import Recipe
 from compress.recipe_distill import DistillSettings, build_distill_recipe
 from tests.pipeline import harness
@@ -64,13 +64,13 @@ def test_a_helper_that_dies_ends_the_run_and_the_next_one_resumes(
 ) -> None:
     wanted_recipe, output = recipe(tiny("llama"), text, full=True), tmp_path / "out"
     monkeypatch.setattr(distill_stage, "CHECKPOINT_SECONDS", 0.0)
-    helpers: list[Any] = []
-    start = team._start
-    monkeypatch.setattr(team, "_start", lambda order: helpers.append(start(order)) or helpers[-1])
+    running: list[Any] = []
+    start = helpers._start
+    monkeypatch.setattr(helpers, "_start", lambda meeting: running.append(start(meeting)) or running[-1])
 
     def kill(label: str) -> None:
         if label == "before write step-000002.safetensors":
-            helpers[0].kill()
+            running[0].kill()
 
     monkeypatch.setattr(durable, "step", kill)
     with shared_by(2), pytest.raises(WorkError, match="a helper process of the training ended: exit code -9"):
@@ -105,7 +105,7 @@ def test_what_cannot_be_shared_is_refused_before_any_work(
 
 
 @pytest.mark.parametrize("command", ["distill", "quantize"])
-def test_a_launcher_of_several_is_refused_and_told_what_shares_a_training(
+def test_several_that_cannot_meet_are_refused_and_told_what_shares_a_training(
     command: str, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = ["--student", str(student), "--steps", "2"] if command == "distill" else [str(student), "--bits", "4"]
