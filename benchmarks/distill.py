@@ -16,48 +16,17 @@ import resource
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks import cases
+from benchmarks.distill_ways import DISTILLED, LOSSES, WAYS, Way
 from benchmarks.intervals import Estimate, mean_per_token, ratio
 from benchmarks.scored import scores
 from benchmarks.scoring import BlockSums
 from benchmarks.workspace import Workspace
 
 KEEP = 0.75
-SCRATCH_RATE = 1.5e-3
-GENTLE_RATE = 1e-4
-DISTILLED = "repaired, distilled, all weights"
-
-
-@dataclass(frozen=True)
-class Way:
-    """One row: what it starts from, and settings of the distillation; None where nothing is trained."""
-
-    name: str
-    start: str
-    options: dict[str, object] | None = None
-
-
-WAYS = (
-    Way("cut", "cut"),
-    Way("cut, repaired", "repaired"),
-    Way("repaired, plain cross-entropy, all weights", "repaired", {"method": "ce", "lora_rank": 0}),
-    Way("the same shape from scratch, distilled", "scratch", {"lora_rank": 0, "learning_rate": SCRATCH_RATE}),
-    Way("repaired, distilled, LoRA of rank 16", "repaired", {}),
-    Way(DISTILLED, "repaired", {"lora_rank": 0}),
-    Way(
-        "repaired, plain cross-entropy, a tenth of the learning rate",
-        "repaired",
-        {"method": "ce", "lora_rank": 0, "learning_rate": GENTLE_RATE},
-    ),
-    Way(
-        "the same shape from scratch, plain cross-entropy",
-        "scratch",
-        {"method": "ce", "lora_rank": 0, "learning_rate": SCRATCH_RATE},
-    ),
-)
 
 
 def _command(*words: object) -> float:
@@ -95,7 +64,7 @@ def _made(way: Way, parent: Path, work: Path, steps: int) -> tuple[Path, dict[st
     start = _start(way.start, parent, work)
     if way.options is None:
         return start, {}
-    folder = work / way.name.replace(", ", "-").replace(" ", "-")
+    folder = work / "".join(mark for mark in way.name.replace(" ", "-") if mark not in ",`':")
     notes = folder / "took.json"
     if not notes.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -118,7 +87,7 @@ def _ratios(sums: dict[str, BlockSums]) -> dict[str, Estimate]:
     """What distillation of all weights leaves over what each other way leaves, by the other's name."""
     if DISTILLED not in sums:
         return {}
-    others = [way.name for way in WAYS if way.name in sums and way.name != DISTILLED]
+    others = [name for name in sums if name not in ("base", DISTILLED)]
     return {name: ratio(sums[DISTILLED].kl, sums[name].kl) for name in others}
 
 
@@ -129,16 +98,14 @@ def _table(sums: dict[str, BlockSums], took: dict[str, dict[str, float]]) -> str
     ]
     lines.append(f"| the parent | 0 | | {sums['base'].perplexity:.2f} | | | |")
     ratios = _ratios(sums)
-    for way in WAYS:
-        if way.name not in sums:
-            continue
-        each, cost = sums[way.name], took[way.name]
+    for name, cost in took.items():
+        each = sums[name]
         effort = " | | "
         if cost:
             held = ", ".join(f"{cost[f'held_out_kl_{when}']:.4f}" for when in ("start", "kept", "last"))
             effort = f"{cost['tokens']:,.0f} | {cost['processor_minutes']:.1f} | {held}"
-        against = ratios[way.name].text(3) if way.name in ratios else ""
-        lines.append(f"| {way.name} | {_kl(each).text(4)} | {against} | {each.perplexity:.2f} | {effort} |")
+        against = ratios[name].text(3) if name in ratios else ""
+        lines.append(f"| {name} | {_kl(each).text(4)} | {against} | {each.perplexity:.2f} | {effort} |")
     return "\n".join(lines)
 
 
@@ -154,6 +121,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path("../shared"), help="directory with data/ and models/")
     parser.add_argument("--work", type=Path, default=Path("build/benchmarks"), help="artifacts and tokens")
     parser.add_argument("--model", choices=tuple(cases.MODELS), default="packaged")
+    parser.add_argument("--losses", action="store_true", help="rows of every loss in place of the ways to learn")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--eval-tokens", type=int, default=cases.EVAL_TOKENS)
     parser.add_argument("--make", type=int, nargs="*", help="only make these rows, counted from 0, and score nothing")
@@ -164,9 +132,9 @@ def main() -> None:
     parent = workspace.model_dir(arguments.model)
     work = arguments.work / "distill" / f"{arguments.model}-{arguments.steps}"
     work.mkdir(parents=True, exist_ok=True)
-    rows = WAYS if arguments.make is None else [WAYS[number] for number in arguments.make]
-    if arguments.rows is not None:
-        rows = [WAYS[number] for number in arguments.rows]
+    every = LOSSES if arguments.losses else WAYS
+    chosen = arguments.rows if arguments.make is None else arguments.make
+    rows = every if chosen is None else [every[number] for number in chosen]
     made = {way.name: _made(way, parent, work, arguments.steps) for way in rows}
     if arguments.make is not None:
         return
