@@ -84,14 +84,19 @@ def plan(
     scored_tokens: int,
     hidden: int,
     tree_depth: int | None,
+    apart: int | None = None,
 ) -> list[Batch]:
     """Every request in exactly one batch.
 
     batch_tokens, scored_tokens: most tokens, padding counted, and most rows of logits of a batch; a single row may
     exceed both. hidden: the model's width, which sets what attention costs against all else. tree_depth: the longest
-    sequence that may share a row's beginning with others; None: no sharing but of whole sequences.
+    sequence that may share a row's beginning with others; None: no sharing but of whole sequences. apart: longer
+    sequences than this are in no row with others.
     """
-    rows = list(_rows(requests, batch_tokens, hidden, tree_depth))
+    rows: list[Row] = []
+    for long in (False, True):
+        kept = [i for i, one in enumerate(requests) if (apart is not None and len(one.token_ids) - 1 > apart) == long]
+        rows += _rows(requests, kept, batch_tokens, hidden, tree_depth)
     batches: list[Batch] = []
     for branches in (False, True):
         batches += _batches([row for row in rows if row.branches is branches], batch_tokens, scored_tokens)
@@ -138,9 +143,11 @@ class _Tree:
         return Row(tuple(self.tokens), tuple(self.depths), tuple(self.ends), tuple(self.reads))
 
 
-def _rows(requests: Sequence[Continuation], batch_tokens: int, hidden: int, tree_depth: int | None) -> Iterator[Row]:
+def _rows(
+    requests: Sequence[Continuation], kept: Sequence[int], batch_tokens: int, hidden: int, tree_depth: int | None
+) -> Iterator[Row]:
     tree: _Tree | None = None
-    order = sorted(range(len(requests)), key=lambda i: (requests[i].token_ids[:-1], requests[i].token_ids[-1:], i))
+    order = sorted(kept, key=lambda i: (requests[i].token_ids[:-1], requests[i].token_ids[-1:], i))
     for index in order:
         request = requests[index]
         inputs = request.token_ids[:-1]

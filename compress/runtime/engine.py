@@ -40,8 +40,8 @@ class Engine:
         """Whether a request is unfinished."""
         return bool(self._answers)
 
-    def add(self, answer: Answer, *, priority: int = 0, leader: Request | None = None) -> Request:
-        """Takes a request on. Lower `priority` goes first; `leader`: a request with the same prompt.
+    def add(self, answer: Answer, *, priority: int = 0, leader: Request | None = None, long: bool = False) -> Request:
+        """Takes a request on. Lower `priority` goes first; `leader`: a request with the same prompt; `long`: of chunks.
 
         Raises:
             UserError: the cache cannot hold the prompt and its longest answer.
@@ -53,7 +53,7 @@ class Engine:
                 f"{capacity} tokens",
                 "shorten the prompt, ask for fewer tokens, or give a larger cache",
             )
-        request = Request(list(answer.prompt), priority, leader=leader)
+        request = Request(list(answer.prompt), priority, leader=leader, long=long)
         self._answers[request] = answer
         self._scheduler.add(request)
         return request
@@ -76,6 +76,7 @@ class Engine:
                 request.computed,
                 request.pages,
                 [count - 1] if count == request.left else [],
+                request.long,
             )
             for request, count in work
         ]

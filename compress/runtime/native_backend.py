@@ -37,6 +37,7 @@ class NativeRuntime(TextModel):
     device = "cpu"
     dtype = "float32"
     batched_generate = True
+    deterministic = True
 
     def __init__(
         self,
@@ -108,6 +109,7 @@ class NativeRuntime(TextModel):
             scored_tokens=BATCH_TOKENS["cpu"],
             hidden=self.model.shape.hidden,
             tree_depth=_ANY_DEPTH,
+            apart=self.model.first_context,
         )
 
     def score_continuations(self, batch: Batch) -> list[Likelihood]:
@@ -138,8 +140,9 @@ class NativeRuntime(TextModel):
         a chain is computed like the end of a plain sequence and overwrites the branch before it.
         """
         found = []
-        with self.model.pages.lend(max(row.depths) + 1) as pages:
-            sequence = NativeSequence(self.model, pages)
+        length = max(row.depths) + 1
+        with self.model.pages.lend(length) as pages:
+            sequence = NativeSequence(self.model, pages, length)
             for start, end in _chains(row.depths):
                 sequence.rewind(row.depths[start])
                 inside = [node - start for node in nodes if start <= node < end]
@@ -169,7 +172,8 @@ class NativeRuntime(TextModel):
             for i, answer in enumerate(answers):
                 if i == 0 or answer.prompt is not answers[i - 1].prompt:  # answers to one prompt are side by side
                     leader = None
-                requests.append(self.engine.add(answer, priority=answer.params.priority, leader=leader))
+                long = self.model.long(len(answer.prompt) + answer.limit)
+                requests.append(self.engine.add(answer, priority=answer.params.priority, leader=leader, long=long))
                 leader = leader or requests[-1]
             yield
         finally:

@@ -19,7 +19,8 @@ class NativeFamily:
     attention and the feed-forward part give is normed before it is added. scaled: embeddings are multiplied by the
     root of their length and scores divided by that of `query_pre_attn_scalar`. fused: q, k, v and gate, up are stored
     as one matrix each. one_window: `sliding_window` holds for every layer, else where `layer_types` says so.
-    rope_by_type: each layer type has its own rotation. experts: the config's names for the number of experts and
+    rope_by_type: each layer type has its own rotation. partial_rotary: the config may have only the beginning of each
+    head turned. experts: the config's names for the number of experts and
     their width; None: no mixture.
     """
 
@@ -31,6 +32,7 @@ class NativeFamily:
     fused: bool = False
     one_window: bool = False
     rope_by_type: bool = False
+    partial_rotary: bool = False
     experts: tuple[str, str] | None = None
 
     @property
@@ -57,7 +59,7 @@ NATIVE_FAMILIES: dict[str, NativeFamily] = {
         NativeFamily("qwen3", head_norms=True),
         NativeFamily("gemma2", offset_norms=True, out_norms=True, scaled=True),
         NativeFamily("gemma3_text", head_norms=True, offset_norms=True, out_norms=True, scaled=True, rope_by_type=True),
-        NativeFamily("phi3", fused=True, one_window=True),
+        NativeFamily("phi3", fused=True, one_window=True, partial_rotary=True),
         NativeFamily("mixtral", one_window=True, experts=("num_local_experts", "intermediate_size")),
         NativeFamily("qwen3_moe", head_norms=True, one_window=True, experts=("num_experts", "moe_intermediate_size")),
     )

@@ -25,12 +25,16 @@ _LEAST_CACHE_TOKENS, _MOST_CACHE_TOKENS = 16_384, 32_768
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens of one sequence at consecutive positions, and the indices among them whose logits are wanted."""
+    """Tokens of one sequence at consecutive positions, and the indices among them whose logits are wanted.
+
+    long: the sequence is turned as those are that grow longer than the model's first context (`NativeModel.long`).
+    """
 
     tokens: Sequence[int]
     position: int
     pages: Sequence[int]
     rows: Sequence[int]
+    long: bool = False
 
 
 class NativeModel:
@@ -62,6 +66,10 @@ class NativeModel:
             cache_tokens = max(_LEAST_CACHE_TOKENS, min(context, _MOST_CACHE_TOKENS))
         self.pages = PagePool(-(-cache_tokens // native_module.PAGE_TOKENS) + 1, native_module.PAGE_TOKENS)
         rotations = _rotations(shape)
+        rope = shape.config.rope_parameters or {}
+        self.first_context: int | None = (
+            rope["original_max_position_embeddings"] if rope.get("rope_type") == "longrope" else None
+        )
         self._embedding: Tensor | None = None
         packed = None
         if EMBEDDING in shape.schemes:
@@ -79,6 +87,7 @@ class NativeModel:
             factors=torch.tensor([factor for _, factor in rotations.values()]),
             heads=shape.heads,
             kv_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
             epsilon=config.rms_norm_eps,
             embedding_scale=shape.hidden**0.5 if scaled else 1.0,
             attention_scale=(config.query_pre_attn_scalar if scaled else shape.head_dim) ** -0.5,
@@ -107,11 +116,16 @@ class NativeModel:
         """Bytes that each sequence's last page takes besides, until it is full; 0 without int2."""
         return int(self._decoder.open_page_bytes)
 
+    def long(self, length: int) -> bool:
+        """Whether a sequence that grows so long is turned by the long factors of LongRoPE, from its first token on."""
+        return self.first_context is not None and length > self.first_context
+
     def step(self, chunks: Sequence[Chunk]) -> Tensor:
         """Logits (wanted rows, vocabulary) float32 of the chunks, which are computed together, in order."""
         count = sum(len(chunk.tokens) for chunk in chunks)
         tokens, positions, sequences = torch.empty(3, count, dtype=torch.int32).unbind(0)
         tables = torch.zeros(len(chunks), max(len(chunk.pages) for chunk in chunks), dtype=torch.int32)
+        contexts = torch.tensor([chunk.long for chunk in chunks], dtype=torch.int32)
         rows: list[int] = []
         start = 0
         for number, chunk in enumerate(chunks):
@@ -125,17 +139,28 @@ class NativeModel:
         logits = torch.empty(len(rows), self.shape.vocabulary)
         wanted = torch.tensor(rows, dtype=torch.int32)
         self._decoder.step(
-            tokens, positions, sequences, tables, wanted, logits, self.eight_bit, torch.get_num_threads()
+            tokens, positions, sequences, tables, contexts, wanted, logits, self.eight_bit, torch.get_num_threads()
         )
         return logits
 
-    def sequence(self, tokens: Sequence[int], position: int, pages: Sequence[int], rows: Sequence[int]) -> Tensor:
-        """Logits (rows, vocabulary) of one sequence's next tokens, in steps of STEP_TOKENS; rows in ascending order."""
+    def sequence(
+        self,
+        tokens: Sequence[int],
+        position: int,
+        pages: Sequence[int],
+        rows: Sequence[int],
+        length: int | None = None,
+    ) -> Tensor:
+        """Logits (rows, vocabulary) of one sequence's next tokens, in steps of STEP_TOKENS; rows in ascending order.
+
+        length: of the whole sequence in the end; with these tokens if None.
+        """
+        long = self.long(position + len(tokens) if length is None else length)
         found = []
         for start in range(0, len(tokens), STEP_TOKENS):
             part = tokens[start : start + STEP_TOKENS]
             inside = [row - start for row in rows if start <= row < start + len(part)]
-            found.append(self.step([Chunk(part, position + start, pages, inside)]))
+            found.append(self.step([Chunk(part, position + start, pages, inside, long)]))
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def layers(self, kernel: str) -> list[LayerUse]:
@@ -225,7 +250,10 @@ def _rows(tensor: Tensor | None, rows: slice) -> Tensor | None:
 
 
 def _rotations(shape: Shape) -> dict[str, tuple[Tensor, float]]:
-    """By layer type: frequencies (head_dim / 2) float32, and the factor of cosines and sines, as in transformers."""
+    """By layer type: frequencies (turned numbers of a head / 2) float32, and the factor of cosines and sines.
+
+    As transformers computes them. LongRoPE has those of long contexts behind the others.
+    """
     if shape.family.rope_by_type:
         from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
 
@@ -234,7 +262,14 @@ def _rotations(shape: Shape) -> dict[str, tuple[Tensor, float]]:
             kind: (getattr(typed, f"{kind}_inv_freq").float(), float(getattr(typed, f"{kind}_attention_scaling")))
             for kind in typed.layer_types
         }
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+    from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
-    rotary: Any = LlamaRotaryEmbedding(shape.config)
-    return {"": (rotary.inv_freq.float(), float(rotary.attention_scaling))}
+    rotary: Any = (Phi3RotaryEmbedding if shape.family.partial_rotary else LlamaRotaryEmbedding)(shape.config)
+    found = {"": (rotary.inv_freq.float(), float(rotary.attention_scaling))}
+    if rotary.rope_type == "longrope":
+        beyond = shape.config.rope_parameters["original_max_position_embeddings"] + 1
+        frequencies, factor = ROPE_INIT_FUNCTIONS["longrope"](shape.config, seq_len=beyond)
+        found["long"] = (frequencies.float(), float(factor))
+    return found

@@ -12,10 +12,10 @@ from compress.runtime.native_model import NativeModel
 class NativeSequence:
     """What is taken back is overwritten; a page of int2 that was full is computed again from its first token on."""
 
-    def __init__(self, model: NativeModel, pages: Sequence[int]) -> None:
-        """pages: room for all tokens that there will be at a time."""
+    def __init__(self, model: NativeModel, pages: Sequence[int], length: int) -> None:
+        """pages: room for all tokens that there will be at a time. length: of the longest sequence in the end."""
         self.ids: list[int] = []
-        self._model, self._pages = model, pages
+        self._model, self._pages, self._length = model, pages, length
         self._filled = 0  # every page that ends before is full
 
     def extend(self, tokens: Sequence[int], rows: Sequence[int] | None = None) -> Tensor:
@@ -24,7 +24,8 @@ class NativeSequence:
         begin = self._writable(start)
         self.ids += tokens
         wanted = range(len(tokens)) if rows is None else rows
-        logits = self._model.sequence(self.ids[begin:], begin, self._pages, [start - begin + row for row in wanted])
+        rows_behind = [start - begin + row for row in wanted]
+        logits = self._model.sequence(self.ids[begin:], begin, self._pages, rows_behind, self._length)
         self._filled = len(self.ids)
         return logits
 

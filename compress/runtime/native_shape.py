@@ -23,7 +23,7 @@ from compress.runtime.native_weights import DENSE, free_parts, input_scale
 from compress.runtime.native_weights import expected as stored
 from compress.types import InputScheme, Scheme
 
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+ROPE_TYPES = ("default", "linear", "llama3", "yarn", "longrope")
 EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens", "model.norm", "lm_head"
 _ALL = 2**31 - 1
 
@@ -208,9 +208,10 @@ def shape_of(checkpoint: Checkpoint, config: Any) -> Shape:
 def _check_rope(family: NativeFamily, config: Any) -> None:
     rope = config.rope_parameters or {}
     for one in rope.values() if family.rope_by_type else (rope,):
-        if one.get("rope_type", "default") not in ROPE_TYPES:
-            raise Unsupported(f"its rotary embedding is of type {one.get('rope_type')}")
-        if one.get("partial_rotary_factor", 1.0) != 1.0:
+        kind = one.get("rope_type", "default")
+        if kind not in ROPE_TYPES or (kind == "longrope" and family.rope_by_type):
+            raise Unsupported(f"its rotary embedding is of type {kind}")
+        if one.get("partial_rotary_factor", 1.0) != 1.0 and not family.partial_rotary:
             raise Unsupported("its rotary embedding turns a part of each head")
 
 

@@ -18,13 +18,15 @@ class Request:
     """A prompt being answered. `ids`: prompt and answer so far; `computed` of them are in `pages`.
 
     Lower `priority` goes first, then lower `arrival`. A request with a `leader` begins when the leader's prompt is
-    computed, because it shares its pages. `shared_tokens`: found in the cache when it last began.
+    computed, because it shares its pages. What is `long` shares none with what is not. `shared_tokens`: found in the
+    cache when it last began.
     """
 
     ids: list[int]
     priority: int = 0
     arrival: int = 0
     leader: Request | None = None
+    long: bool = False
     pages: list[int] = field(default_factory=list)
     computed: int = 0
     shared_tokens: int = 0
@@ -50,7 +52,7 @@ class Request:
     def digests(self, tokens: int, count: int) -> list[bytes]:
         """Of its first `count` pages of `tokens` tokens."""
         for page in range(len(self._digests), count):
-            before = self._digests[-1] if self._digests else b""
+            before = self._digests[-1] if self._digests else b"long" * self.long
             self._digests.append(chained_digest(before, self.ids[page * tokens : (page + 1) * tokens]))
         return self._digests[:count]
 

@@ -181,9 +181,9 @@ def test_families_of_several_schemes_do_not_depend_on_company(
 
 
 def test_what_a_family_does_not_offer_stays_with_transformers(tiny: Callable[..., Path]) -> None:
-    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     for path, reason in (
-        (tiny("phi3", rope_parameters=rope, original_max_position_embeddings=32), "longrope"),
+        (tiny("llama", rope_parameters=rope), "dynamic"),
         (tiny("gemma2", hidden_activation="gelu"), "activation"),
     ):
         decision = loading.decide(Checkpoint.open(path), "cpu")
@@ -445,6 +445,7 @@ def test_steps_that_do_not_fit_are_refused(tales: NativeRuntime) -> None:
         "positions": ints(0, 1),
         "sequences": ints(0, 0),
         "tables": ints(0).reshape(1, 1),
+        "contexts": ints(0),
         "rows": ints(1),
         "logits": torch.empty(1, tales.vocab_size),
         "eight_bit": False,
@@ -461,6 +462,9 @@ def test_steps_that_do_not_fit_are_refused(tales: NativeRuntime) -> None:
         ("sequences", ints(0, 1)),
         ("tables", ints(10**6).reshape(1, 1)),
         ("tables", ints(-1).reshape(1, 1)),
+        ("contexts", ints(1)),
+        ("contexts", ints(-1)),
+        ("contexts", ints(0, 0)),
         ("rows", ints(2)),
         ("logits", torch.empty(2, tales.vocab_size)),
         ("threads", 0),

@@ -138,7 +138,7 @@ def test_what_is_taken_back_is_computed_again(packaged_model: Path) -> None:
     model = native(packaged_model).model
     first, second = tiny_tokens(2, 90).tolist()
     with model.pages.lend(90) as pages, model.pages.lend(90) as others:
-        sequence = NativeSequence(model, pages)
+        sequence = NativeSequence(model, pages, 90)
         sequence.extend(first)
         for length in (70, 64, 45, 45, 3):  # in the open page, at its beginning, in full ones
             sequence.rewind(length)

@@ -61,7 +61,7 @@ def opened(runtime: TextModel, room: int) -> Iterator[Growing]:
     """An empty sequence of a model, of at most `room` tokens."""
     if isinstance(runtime, NativeRuntime):
         with runtime.model.pages.lend(room) as pages:
-            yield NativeSequence(runtime.model, pages)
+            yield NativeSequence(runtime.model, pages, room)
     else:
         assert isinstance(runtime, TransformersRuntime)
         yield DenseSequence(runtime)

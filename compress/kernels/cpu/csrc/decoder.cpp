@@ -19,7 +19,7 @@ void Decoder::add(DecoderLayer layer) {
 }
 
 void Decoder::embed(Work& w, int64_t token) const {
-    const int64_t n = config.hidden, row = w.step.tokens[token] * n, half = config.dim / 2;
+    const int64_t n = config.hidden, row = w.step.tokens[token] * n, half = config.rotary / 2;
     float* out = w.hidden + token * n;
     if (embedding_.packed)
         embedding_.packed->decode_row(w.step.tokens[token], out);
@@ -46,11 +46,12 @@ void Decoder::attend(Work& w, const DecoderLayer& layer) {
     const Step& step = w.step;
     const int64_t dim = config.dim, q_width = config.heads * dim, kv_width = config.kv_heads * dim;
     const Cache cache = cache_of(layer);
-    const int64_t turned = layer.rotation * step.count * dim / 2;
+    const int64_t half = config.rotary / 2;
     for_tokens(step.count, step.threads, [&](int64_t t) {
+        const int64_t turned = ((layer.rotation + step.contexts[step.sequences[t]]) * step.count + t) * half;
         const auto turn = [&](float* head, const std::vector<float>& norm) {
             if (!norm.empty()) w.kernels.rms_norm(head, norm.data(), dim, config.epsilon, head);
-            w.kernels.rotate(head, w.cosine + turned + t * dim / 2, w.sine + turned + t * dim / 2, dim);
+            w.kernels.rotate(head, w.cosine + turned, w.sine + turned, config.rotary);
         };
         for (int64_t h = 0; h < config.heads; ++h) turn(w.q + t * q_width + h * dim, layer.q_norm);
         for (int64_t h = 0; h < config.kv_heads; ++h) turn(w.k + t * kv_width + h * dim, layer.k_norm);
@@ -76,10 +77,16 @@ void Decoder::attend(Work& w, const DecoderLayer& layer) {
     });
 }
 
+int64_t Decoder::contexts() const {
+    int64_t last = 0;
+    for (const DecoderLayer& layer : layers_) last = std::max(last, layer.rotation);
+    return rotations - last;
+}
+
 void Decoder::step(const Step& step) {
     std::lock_guard<std::mutex> lock(busy_);
     const int64_t n = step.count, hidden = config.hidden, q_width = config.heads * config.dim;
-    const int64_t kv_width = config.kv_heads * config.dim, half = config.dim / 2;
+    const int64_t kv_width = config.kv_heads * config.dim, half = config.rotary / 2;
     int64_t ffn = 0, inner = 0, routed = 0, experts = 0;  // inner: of all rows of one feed-forward part together
     bool branches = false;
     for (const DecoderLayer& layer : layers_) {

@@ -15,6 +15,7 @@ namespace compress {
 
 struct DecoderConfig {
     int64_t vocabulary, hidden, heads, kv_heads, dim;
+    int64_t rotary;  // numbers at the beginning of a head that are turned, even, at most dim
     float epsilon, embedding_scale, attention_scale;
     float attention_cap, logit_cap;  // 0: none
     bool gelu;                       // the gate's activation is GELU in its form with a tanh, else SiLU
@@ -32,7 +33,7 @@ struct Embedding {
 };
 
 struct Rotation {
-    std::vector<float> frequencies;  // (dim / 2)
+    std::vector<float> frequencies;  // (rotary / 2)
     float factor;                    // what cosines and sines are multiplied by
 };
 
@@ -49,7 +50,7 @@ struct DecoderLayer {
     std::vector<float> attention_norm, mlp_norm;          // (hidden)
     std::vector<float> q_norm, k_norm;                    // (dim), or empty
     std::vector<float> attention_out_norm, mlp_out_norm;  // (hidden), or empty; not over a router
-    int64_t window, rotation;                             // rotation: which one
+    int64_t window, rotation;                             // rotation: the one of context 0
     CacheType cache;
     float key_scale, value_scale;  // of fp8; else 1
     int64_t open_at;               // of int2: where the layer begins in a place for an open page
@@ -62,6 +63,7 @@ struct Step {
     int64_t count;
     const int32_t* tables;  // (sequences, table_width): each sequence's pages in order
     int64_t table_width;
+    const int32_t* contexts;  // (sequences): how many rotations behind its layer's each takes, 0 mostly
     const int32_t* rows;  // (row_count): the tokens whose logits are wanted
     int64_t row_count;
     float* logits;  // (row_count, vocabulary), written
@@ -80,6 +82,8 @@ public:
     // Another cache for a layer; what it held is lost, and what int2 held of open pages in any layer.
     void keep(int64_t layer, CacheType type, float key_scale, float value_scale);
     int64_t layers() const { return int64_t(layers_.size()); }
+    // What every layer has a rotation for.
+    int64_t contexts() const;
     // Throws std::invalid_argument for a token within a page of int2 that was full, or was not begun: such a page has to
     // be computed again from its first token on.
     void step(const Step&);

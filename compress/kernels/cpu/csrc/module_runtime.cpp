@@ -38,8 +38,8 @@ void check_shape(const Weight& weight, const char* name, int64_t rows, int64_t c
 
 void make_decoder(BoundDecoder* self, const std::optional<Input>& embedding, const Weight& packed_embedding,
                   const Input& final_norm, const Weight& head, const Input& frequencies, const Input& factors,
-                  int64_t heads, int64_t kv_heads, float epsilon, float embedding_scale, float attention_scale,
-                  float attention_cap, float logit_cap, bool gelu, int64_t pages) {
+                  int64_t heads, int64_t kv_heads, int64_t head_dim, float epsilon, float embedding_scale,
+                  float attention_scale, float attention_cap, float logit_cap, bool gelu, int64_t pages) {
     if (!head) bad_type("head", "a PackedLinear");
     if (bool(embedding) == bool(packed_embedding)) bad_value("embedding", "given once, as it is or packed");
     const int64_t vocabulary = head->view.rows, hidden = head->view.columns;
@@ -55,14 +55,15 @@ void make_decoder(BoundDecoder* self, const std::optional<Input>& embedding, con
     if (pages < 1 || pages > 1 << 24) bad_value("pages", "at least 1");
     if (!(attention_cap >= 0) || !(logit_cap >= 0)) bad_value("caps", "at least 0");
     const auto [count, half] = extents(frequencies, "frequencies");
-    if (half > 4096) bad_value("frequencies", "of at most 4096 columns");
+    if (head_dim < 2 || head_dim > 8192 || head_dim % 2 != 0) bad_value("head_dim", "even, from 2 to 8192");
+    if (half > head_dim / 2) bad_value("frequencies", "of at most head_dim / 2 columns");
     const float* turns = input<float>(frequencies, "frequencies", {count, half});
     const float* factor = input<float>(factors, "factors", {count});
     std::vector<Rotation> rotations;
     for (int64_t r = 0; r < count; ++r)
         rotations.push_back({std::vector<float>(turns + r * half, turns + (r + 1) * half), factor[r]});
-    const DecoderConfig config{vocabulary, hidden, heads, kv_heads, 2 * half, epsilon, embedding_scale, attention_scale,
-                               attention_cap, logit_cap, gelu, pages};
+    const DecoderConfig config{vocabulary, hidden, heads, kv_heads, head_dim, 2 * half, epsilon, embedding_scale,
+                               attention_scale, attention_cap, logit_cap, gelu, pages};
     new (self) BoundDecoder{embedding, Decoder(config, std::move(table), std::move(rotations),
                                                vector_of(final_norm, "final_norm", hidden), head)};
 }
@@ -140,7 +141,7 @@ void add_layer(BoundDecoder& self, const Weights& attention, const Weights& gate
 }
 
 void step(BoundDecoder& self, const Input& tokens, const Input& positions, const Input& sequences, const Input& tables,
-          const Input& rows, const Output& logits, bool eight_bit, int threads) {
+          const Input& contexts, const Input& rows, const Output& logits, bool eight_bit, int threads) {
     const DecoderConfig& c = self.decoder.config;
     if (tokens.ndim() != 1 || tokens.shape(0) == 0) bad_value("tokens", "a vector of at least one token");
     if (rows.ndim() != 1) bad_value("rows", "a vector");
@@ -149,11 +150,13 @@ void step(BoundDecoder& self, const Input& tokens, const Input& positions, const
     const Step s{input<int32_t>(tokens, "tokens", {count}), input<int32_t>(positions, "positions", {count}),
                  input<int32_t>(sequences, "sequences", {count}), count,
                  input<int32_t>(tables, "tables", {sequence_count, width}), width,
+                 input<int32_t>(contexts, "contexts", {sequence_count}),
                  input<int32_t>(rows, "rows", {row_count}), row_count,
                  output<float>(logits, "logits", {row_count, c.vocabulary}), positive("threads", threads), eight_bit};
     const auto within = [](const char* name, int64_t value, int64_t end) {
         if (value < 0 || value >= end) bad_value(name, "within [0, " + std::to_string(end) + ")");
     };
+    for (int64_t i = 0; i < sequence_count; ++i) within("contexts", s.contexts[i], self.decoder.contexts());
     for (int64_t r = 0; r < row_count; ++r) within("rows", s.rows[r], count);
     for (int64_t t = 0; t < count; ++t) {
         within("tokens", s.tokens[t], c.vocabulary);
@@ -174,9 +177,9 @@ void bind_runtime(nb::module_& m) {
     nb::class_<BoundDecoder>(m, "Decoder")
         .def("__init__", &make_decoder, nb::arg("embedding").noconvert().none(), nb::arg("packed_embedding").none(),
              nb::arg("final_norm").noconvert(), nb::arg("head"), nb::arg("frequencies").noconvert(),
-             nb::arg("factors").noconvert(), nb::arg("heads"), nb::arg("kv_heads"), nb::arg("epsilon"),
-             nb::arg("embedding_scale"), nb::arg("attention_scale"), nb::arg("attention_cap"), nb::arg("logit_cap"),
-             nb::arg("gelu"), nb::arg("pages"))
+             nb::arg("factors").noconvert(), nb::arg("heads"), nb::arg("kv_heads"), nb::arg("head_dim"),
+             nb::arg("epsilon"), nb::arg("embedding_scale"), nb::arg("attention_scale"), nb::arg("attention_cap"),
+             nb::arg("logit_cap"), nb::arg("gelu"), nb::arg("pages"))
         .def_prop_ro("cache_bytes", [](const BoundDecoder& self) { return self.decoder.cache_bytes(); })
         .def_prop_ro("open_page_bytes", [](const BoundDecoder& self) { return self.decoder.open_page_bytes(); })
         .def("add_layer", &add_layer, nb::arg("attention"), nb::arg("gates"), nb::arg("ups"), nb::arg("downs"),
@@ -186,7 +189,8 @@ void bind_runtime(nb::module_& m) {
              nb::arg("mlp_out_norm").noconvert().none(), nb::arg("window"), nb::arg("rotation"))
         .def("keep", &keep, nb::arg("layer"), nb::arg("cache"), nb::arg("key_scale"), nb::arg("value_scale"))
         .def("step", &step, nb::arg("tokens").noconvert(), nb::arg("positions").noconvert(),
-             nb::arg("sequences").noconvert(), nb::arg("tables").noconvert(), nb::arg("rows").noconvert(),
+             nb::arg("sequences").noconvert(), nb::arg("tables").noconvert(), nb::arg("contexts").noconvert(),
+             nb::arg("rows").noconvert(),
              nb::arg("logits").noconvert(), nb::arg("eight_bit"), nb::arg("threads"));
 }
 
