@@ -163,7 +163,8 @@ class Runtime(Protocol):
 
     `context_length` is the number of positions the model was trained for (None: it has no such limit), `prefix_id` the
     token put before every text (BOS, or EOS where the tokenizer has no BOS; None: neither), `dtype` the compute dtype,
-    `kernel` what multiplies the linears, `batched_generate` whether `generate` decodes several prompts in one step.
+    `kernel` what multiplies the linears, `batched_generate` whether `generate` decodes several prompts in one step,
+    `deterministic` whether no bit of a result depends on what else is computed, in chunks or from a found prefix.
     """
 
     name: str
@@ -175,6 +176,7 @@ class Runtime(Protocol):
     vocab_size: int
     prefix_id: int | None
     batched_generate: bool
+    deterministic: bool
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, no special tokens added."""

@@ -56,6 +56,7 @@ class TransformersRuntime(TextModel):
     name = "transformers"
     kernel = "dense"
     batched_generate = False
+    deterministic = False
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(checkpoint)

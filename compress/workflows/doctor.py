@@ -84,6 +84,7 @@ def _kernels() -> Iterator[Check]:
                 yield Check(f"kernel {operation} on {device}", f"{choice.name}: {choice.reason}")
         yield _parity()
         yield _product_parity()
+        yield _same_bits()
         yield from cpu_products()
         yield from gpu_products()
     except CompressError as error:
@@ -120,6 +121,25 @@ def _product_parity() -> Check:
     if errors[0] <= TOLERANCE and errors[1] <= EIGHT_BIT_TOLERANCE:
         return Check("product parity", detail)
     return Check("product parity", detail, "work", "set COMPRESS_ISA=portable, and report this machine's processor")
+
+
+def _same_bits() -> Check:
+    """Whether a token's product has the same bits alone, among others, and with any number of threads."""
+    generator = torch.Generator().manual_seed(0)
+    scheme = IntScheme(4, 64)
+    codes = torch.randint(scheme.qmin, scheme.qmax + 1, (67, 256), dtype=torch.int8, generator=generator)
+    scale = torch.rand(67, 4, generator=generator) + 0.01
+    linear = packed_linear.pack_codes(pack_bits(codes, scheme.bits), scale, None, 256, scheme)
+    x = torch.randn(40, 256, generator=generator)
+    for eight_bit in (False, True):
+        whole = packed_linear.multiply(linear, x, eight_bit, threads=2)
+        parts = [
+            packed_linear.multiply(linear, x[i : i + n], eight_bit, threads=1) for i, n in ((0, 1), (1, 4), (5, 35))
+        ]
+        if not torch.equal(whole, torch.cat(parts)):
+            hint = "answers may depend on their neighbours: set COMPRESS_ISA=portable, and report this machine"
+            return Check("deterministic", "a product depends on what else is computed", "work", hint)
+    return Check("deterministic", "always, at no cost: every sum has one order, alone, batched, in chunks or threads")
 
 
 def cpu_products() -> Iterator[Check]:

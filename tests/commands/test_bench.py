@@ -83,6 +83,7 @@ def test_bench_against_transformers_with_a_small_cache_and_a_picture(run: Callab
     cost, other = document["cost"], document["cost_baseline"]
     assert (cost["workload"]["runtime"], other["workload"]["runtime"]) == ("native", "transformers")
     assert (cost["workload"]["kv_cache"], other["workload"]["kv_cache"]) == ("int8", None)
+    assert (cost["workload"]["deterministic"], other["workload"]["deterministic"]) == (True, False)
     assert (other["kernel"], other["workload"]["dtype"], cost["dense_fallback"]) == ("dense", "bfloat16", False)
     read = cost["read_bytes_per_token"] + cost["cache_read_bytes_per_token"]
     rate = cost["decode_tokens_per_second"]["median"]

@@ -307,6 +307,7 @@ def test_doctor_finds_this_installation_sound_and_a_broken_one_not(
         "torch",
         "kernel parity",
         "product parity",
+        "deterministic",
         "scheme NVFP4 on cpu",
         "its back end",
         "calibration text tales",

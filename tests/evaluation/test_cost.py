@@ -49,6 +49,7 @@ class Scripted:
     def __init__(self, real: TransformersRuntime, clock: Clock, speed: float = 1.0, together: bool = False) -> None:
         self.path, self.context_length, self.vocab_size = real.path, real.context_length, real.vocab_size
         self.prefix_id, self.batched_generate = real.prefix_id, together
+        self.deterministic = real.deterministic
         self.encode, self.decode, self.parameters = real.encode, real.decode, real.parameters
         self.tokenizer_digest = real.tokenizer_digest
         self.layers = real.layers

@@ -108,6 +108,7 @@ def cost_record(
             threads=torch.get_num_threads(),
             others_busy_cores=moment.others,
             kv_cache=cache[0] if cache else None,
+            deterministic=runtime.deterministic,
         ),
         load_seconds=measured(fresh.load_seconds) if fresh.load_seconds else None,
         memory_kind=fresh.memory_kind,

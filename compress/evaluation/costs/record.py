@@ -170,7 +170,8 @@ class Workload(_Record):
     """What was run: prompt and new tokens (begin token counted), repeats per model, and on what.
 
     others_busy_cores: cores that other processes kept busy meanwhile, on average; None where the system does not say.
-    kv_cache: how keys and values are kept; None where the runtime does not say.
+    kv_cache: how keys and values are kept; None where the runtime does not say. deterministic: whether no bit of a
+    result depends on what else is computed; None in records that did not ask.
     """
 
     prompt_tokens: Positive
@@ -184,6 +185,7 @@ class Workload(_Record):
     threads: Positive
     others_busy_cores: Amount | None
     kv_cache: str | None = None
+    deterministic: bool | None = None
 
 
 class CostRecord(_Record):
