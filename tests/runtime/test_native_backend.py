@@ -105,14 +105,9 @@ def test_layers_of_several_schemes(tiny: Callable[..., Path], tmp_path: Path) ->
     assert torch.isfinite(native(packed, "cpu-int8").score(tokens)).all()
 
 
-def test_the_packaged_model_in_both_ways(four_bits: tuple[Path, Path]) -> None:
+def test_answers_of_the_packaged_model(four_bits: tuple[Path, Path]) -> None:
     packed, dense = four_bits
-    theirs = transformers_backend.load(dense, device="cpu")
-    exact, eight = native(packed), native(packed, "cpu-int8")
-    tokens = windows(exact)
-    expected = theirs.score(tokens)
-    assert divergence(exact.score(tokens), expected) < 1e-8
-    assert 1e-8 < divergence(eight.score(tokens), expected) < 2e-3
+    theirs, exact = transformers_backend.load(dense, device="cpu"), native(packed)
     prompts = ["Once upon a time there was a king", "The dragon said", "In a forest"]
     ours = [answer.text for answer in exact.generate(prompts, SamplingParams(max_tokens=48))]
     assert ours == [answer.text for answer in theirs.generate(prompts, SamplingParams(max_tokens=48))]
