@@ -11,16 +11,27 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 
-def read_tokens(path: Path, tokenizer_dir: Path, limit: int | None = None) -> Tensor:
-    """Token ids (n,) int64 of a UTF-8 text, plain or .xz, without special tokens; `limit` characters at most."""
+def read_pieces(path: Path, limit: int | None = None) -> list[str]:
+    """The texts of a UTF-8 file, plain or .xz, between empty lines; `limit` characters of the file at most."""
     opener = lzma.open if path.suffix == ".xz" else open
     with opener(path, "rt", encoding="utf-8") as handle:
         text = handle.read(limit) if limit else handle.read()
+    return [piece + "\n\n" for piece in text.split("\n\n") if piece]
+
+
+def encoded(pieces: list[str], tokenizer_dir: Path) -> Tensor:
+    """Token ids (n,) int64 of texts one after the other, without special tokens.
+
+    Piece by piece, because one string of 50 MB would take gigabytes in the tokenizer.
+    """
     tokenizer = Tokenizer.from_file(str(tokenizer_dir / "tokenizer.json"))
-    # Piece by piece, at the empty lines between texts: one string of 50 MB would take gigabytes in the tokenizer.
-    pieces = [piece + "\n\n" for piece in text.split("\n\n") if piece]
-    encoded = tokenizer.encode_batch(pieces, add_special_tokens=False)
-    return torch.from_numpy(np.concatenate([np.asarray(e.ids, dtype=np.int64) for e in encoded]))
+    found = tokenizer.encode_batch(pieces, add_special_tokens=False)
+    return torch.from_numpy(np.concatenate([np.asarray(e.ids, dtype=np.int64) for e in found]))
+
+
+def read_tokens(path: Path, tokenizer_dir: Path, limit: int | None = None) -> Tensor:
+    """Token ids (n,) int64 of a UTF-8 text, plain or .xz, without special tokens; `limit` characters at most."""
+    return encoded(read_pieces(path, limit), tokenizer_dir)
 
 
 class Windows:
