@@ -2,6 +2,7 @@
 and channels wherever the stream is read.
 
 Each linear that lost inputs is repaired for it, and its bias takes up the mean of what they gave, where it has one.
+What adds to the stream makes up for what earlier blocks have lost of it too, as far as its inputs tell (`stream.py`).
 
 The live block keeps its width, with zero columns where inputs went: it computes what the narrow one will, so one pass
 serves choosing, repairing and going on. What stays is chosen by what the original model feeds the linear, so that a
@@ -29,9 +30,9 @@ from compress.pipeline.inputs import Activations
 from compress.pipeline.linears import put_dense
 from compress.pipeline.routing import Routing
 from compress.pipeline.source import read_finite, read_weight
-from compress.pipeline.twin import Pair, pairs, twin_of
+from compress.pipeline.twin import Pair, pairs, streams_of, twin_of
 from compress.pipeline.width_job import WidthJob
-from compress.pipeline.width_repair import Affine, Shared, bias_dtype, bias_of, put_live_bias
+from compress.pipeline.width_repair import Affine, Lost, Shared, bias_dtype, bias_of, put_live_bias
 from compress.pruning.masks import zero_mask
 from compress.recipe_sections import CalibrationConfig
 
@@ -61,9 +62,11 @@ def through_block(job: WidthJob, block: int, entering: Activations, workers: Wor
         result.tensors |= width_norms.narrow_norms(job, skeleton.block_tensors(block), live)
     watched = [spec for spec in specs.values() if job.consumes(spec) or (channels is not None and job.reads(spec))]
     routing = Routing.of(job.stage.calibration, module) if known is None else Routing(CalibrationConfig(), None)
-    places = {**routing.watched, **{spec.name: live[spec.name] for spec in watched}}
+    streams = streams_of(job, entering, block) if job.method.repair and known is None else None
+    places = {**routing.watched, **({} if streams is None else streams[0].watched(live))}
+    places |= {spec.name: live[spec.name] for spec in watched}
     forward = StagedForward(entering.runs(skeleton, module), places, workers.count)
-    twin = twin_of(job, entering, watched, block, workers)
+    twin = twin_of(job, entering, watched, block, workers, streams)
     assert twin is not None
     found: dict[str, tuple[float | None, float | None]] = {}
     kept_of: dict[str, Tensor] = {}
@@ -81,11 +84,12 @@ def through_block(job: WidthJob, block: int, entering: Activations, workers: Wor
             shared = Shared(job, spec, pair, told, bias is not None, workers, kept)
         weight, rows = read_weight(job.checkpoint, spec), job.written(spec)
         kept_of[spec.name] = shared.kept
-        narrow = shared.narrowed(weight)[rows].to(job.checkpoint.index[spec.weight].dtype)
+        lost = None if pair is None else Lost.of(pair, bias is not None, workers.pool)
+        narrow = shared.narrowed(weight, lost)[rows].to(job.checkpoint.index[spec.weight].dtype)
         whole = torch.zeros_like(weight)
         whole[rows[:, None], shared.kept] = narrow.float()
         put_dense(live[spec.name], whole)
-        before, after = Affine(weight, bias), Affine(whole, shared.bias(bias, weight, whole, rows))
+        before, after = Affine(weight, bias), Affine(whole, shared.bias(bias, weight, whole, rows, lost))
         _put_bias(job, result, spec, rows, after.bias, live[spec.name])
         found[spec.name] = before.errors(after, rows, *((None, None) if pair is None else pair.samples()))
         if job.method.repair and not width_experts.unseen(spec, known, pair):
@@ -98,7 +102,7 @@ def through_block(job: WidthJob, block: int, entering: Activations, workers: Wor
         if len(shared.kept) < spec.in_features and job.consumes(spec):
             _keep_producers(job, result, spec, specs.values(), shared.kept)
 
-    with closing(pairs(forward, twin, entering, watched, routing=routing)) as reached:
+    with closing(pairs(forward, twin, entering, watched, routing=routing, streams=streams)) as reached:
         for pair in reached:
             cut(specs[pair.stage.name], pair)
     for spec in watched:

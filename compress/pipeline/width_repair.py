@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import cast
 
@@ -17,6 +18,7 @@ from compress.pipeline.block import Workers
 from compress.pipeline.linears import errors
 from compress.pipeline.mask_moments import of_linear
 from compress.pipeline.source import read_finite, read_weight
+from compress.pipeline.stream import missed
 from compress.pipeline.twin import Pair
 from compress.pipeline.width_job import KEPT, WidthJob
 from compress.pruning import sparsegpt, width
@@ -50,6 +52,29 @@ class Affine:
         ones = torch.ones(len(sample), 1)
         known = None if reference is None else torch.cat([reference, ones], 1)
         return errors(wide[0], wide[1], torch.cat([sample, ones], 1), known)[0], sqnr
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Lost:
+    """What the residual stream has lost of the original's where a linear adds to it: its mean (hidden,), and moments
+    (hidden, in), the mean of it times the linear's input, about the means where it has a bias; both float32."""
+
+    moments: Tensor
+    mean: Tensor
+
+    @classmethod
+    def of(cls, pair: Pair, centred: bool, pool: Executor) -> Lost | None:
+        """None of a linear that does not add to the stream, or where the two models are not compared."""
+        now, then = pair.before
+        if not then:
+            return None
+        inputs = dict(zip(pair.originals, pair.inputs, strict=True))
+        places = sorted(then)
+        mean = statistics.mean_of([then[place].float() - now[place].float() for place in places])
+        moments = missed(now, then, inputs, pool)
+        if centred:
+            moments -= torch.outer(mean, statistics.mean_of([inputs[place] for place in places]))
+        return cls(moments, mean)
 
 
 class Shared:
@@ -107,15 +132,15 @@ class Shared:
         weight = read_weight(job.checkpoint, spec)[job.written(spec)]
         return chosen(job, spec, weight, wanted)
 
-    def narrowed(self, weight: Tensor) -> Tensor:
-        """The weight (out, kept) float32, from (out, in)."""
+    def narrowed(self, weight: Tensor, lost: Lost | None = None) -> Tensor:
+        """The weight (out, kept) float32, from (out, in); lost: what its outputs are to make up for besides."""
         shared = self._preconditioner
         if shared is None:
             return weight[:, self.kept].contiguous()
         wanted = weight
         if shared.correction is not None:
             shared.correction.expand(self._pool)
-            wanted = shared.correction.corrected(weight)
+            wanted = shared.correction.corrected(weight, None if lost is None else lost.moments)
         found = width.repaired(wanted, shared.hessian, self.kept)
         zeros = zero_mask(weight, self._spec.name in self._job.sparse)
         if zeros is None:
@@ -124,17 +149,22 @@ class Shared:
         start = weight[:, self.kept]
         return sparsegpt.refit(found, start, shared.hessian[self.kept][:, self.kept], REFIT_STEPS, self._pool)
 
-    def bias(self, bias: Tensor | None, weight: Tensor, whole: Tensor, rows: Tensor) -> Tensor | None:
+    def bias(
+        self, bias: Tensor | None, weight: Tensor, whole: Tensor, rows: Tensor, lost: Lost | None = None
+    ) -> Tensor | None:
         """The bias (out,) float32 for the narrow weight, as it is stored, with zeros for outputs that go; None of None.
 
-        weight, whole: (out, in), as it was and with zeros where inputs and outputs went.
+        weight, whole: (out, in), as it was and with zeros where inputs and outputs went. lost: as `narrowed` takes it.
         """
         if bias is None:
             return None
         if self._means is not None:
             moved = self._means.wanted - self._means.now
             goal = self._means.now + self._job.method.correction * moved
-            bias = (bias + weight @ goal - whole @ self._means.now).to(bias_dtype(self._job, self._spec)).float()
+            wanted = bias + weight @ goal
+            if lost is not None:
+                wanted = wanted + self._job.method.correction * lost.mean
+            bias = (wanted - whole @ self._means.now).to(bias_dtype(self._job, self._spec)).float()
         kept = torch.zeros_like(bias)
         kept[rows] = bias[rows]
         return kept

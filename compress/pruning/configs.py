@@ -113,7 +113,11 @@ class WidthConfig(_Config):
     multiple: int = Field(8, ge=1, le=1024, description="the neurons and channels that stay are a multiple of it")
     damp_frac: float = Field(0.01, ge=0.0, lt=1.0, description="ridge as a share of the mean Hessian diagonal")
     correction: float = Field(
-        1.0, ge=0.0, le=1.0, description="share of the error of earlier layers that a repair is asked to undo"
+        1.0,
+        ge=0.0,
+        le=1.0,
+        description="share of the error of earlier layers that a repair is asked to undo: of what a linear reads, and "
+        "of the stream that it adds to",
     )
     measured: Literal["block", "model"] = Field(
         default="block",

@@ -120,6 +120,31 @@ def test_biases_take_up_the_mean_of_what_went(
     assert float((means[False] - wanted).norm()) > 0.02 * float(wanted.norm())
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_what_the_stream_has_lost_is_nothing_that_a_repaired_linear_s_inputs_tell(
+    family: str, tiny: Callable[..., Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compress.quantization.gptq.SHRINKAGE", 0.0)
+    source, wanted = tiny(family), recipe(text, samples=64, damp_frac=0.0)
+    made = pipeline.run(wanted, model=source, output=tmp_path / "out").artifact
+    job = resolve(wanted, model=source, output=None, device="auto")
+    assert job.calibration is not None
+    found = []
+    for path in (source, made.path):
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        block, seen = model.model.layers[-1], []
+        block.mlp.down_proj.register_forward_hook(lambda _, given, out, seen=seen: seen.append(given[0].detach()))
+        block.register_forward_hook(lambda _, given, out, seen=seen: seen.append(out.detach()))
+        with torch.inference_mode():
+            model(job.calibration.tokens)
+        found.append([each.flatten(0, -2) for each in seen])
+    (_, original), (inputs, now) = found
+    lost = original - now
+    told = lost.T @ inputs
+    assert float(told.norm()) < 1e-3 * float(lost.norm() * inputs.norm())
+    assert float(lost.norm()) > 0.01 * float(original.norm())
+
+
 def mean_output(path: Path, end: str, tokens: torch.Tensor) -> torch.Tensor:
     """What the first linear of this name gives on average over the tokens, (out,) float32."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
