@@ -163,6 +163,12 @@ def quality(tools: Tools, wanted: list[Case], eval_tokens: int) -> list[dict[str
     return rows
 
 
+def together(earlier: list[dict[str, Any]], measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of an earlier record and those measured now, which replace the ones of their bits and group."""
+    rows = {(row["bits"], row["group"]): row for row in (*earlier, *measured)}
+    return [rows[case] for case in sorted(rows, reverse=True)]
+
+
 def _processor(result: dict[str, Any]) -> float:
     """Processor seconds of a run: of the process, or where a run was taken over, of its tuning alone, which is less."""
     return float(result.get("process_processor_seconds", result.get("processor_seconds")))
@@ -214,7 +220,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--time", type=int, metavar="N", help="time N alternating pairs of each case, score nothing")
     parser.add_argument("--patience", type=float, default=300.0, help="seconds to wait for a quiet machine")
-    parser.add_argument("--json", type=Path, help="write the record here; what another command wrote there stays")
+    parser.add_argument("--json", type=Path, help="write the record here; other cases and times there stay")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     workspace = Workspace(arguments.work.resolve(), arguments.shared.resolve(), None, arguments.threads)
@@ -229,6 +235,8 @@ def main() -> None:
         found = {"quality": quality(tools, wanted, arguments.eval_tokens)}
     if arguments.json:
         record = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
+        for kind, measured in found.items():
+            found[kind] = together(record.get(kind, []), measured)
         record |= {
             "model": workspace.digest(workspace.model_dir(MODEL)),
             "bars": BARS,

@@ -167,9 +167,11 @@ def measure(
     for point in points:
         for seed in seeds if point.text else seeds[:1]:
             try:
-                made.setdefault(point, []).append(make(workspace, point, model, seed))
+                folder = make(workspace, point, model, seed)
             except NotAvailable as absent:
                 print(f"seed {seed}: {absent}", file=sys.stderr)
+            else:
+                made.setdefault(point, []).append(folder)
     artifacts = {str(folder): folder / "artifact" for folders in made.values() for folder in folders}
     scored = scores(workspace, model, artifacts, eval_tokens, load)
     measured = []

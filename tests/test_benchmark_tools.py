@@ -157,6 +157,8 @@ def test_what_both_tools_lost_is_compared_block_by_block(load, monkeypatch: pyte
     assert row["ratio"] == pytest.approx({"value": 0.5, "low": 0.5, "high": 0.5})
     assert row["compress"]["value"] == pytest.approx(0.5 * hard.sum() / tokens.sum())
     assert row["seeds"] == [0, 1]
+    earlier = [{"bits": 4, "group": 128, "old": True}, {"bits": 2, "group": 64}]
+    assert tool.together(earlier, [row]) == [row, {"bits": 2, "group": 64}]
 
 
 def test_a_record_keeps_the_rows_that_were_not_made_again_and_refuses_other_weights(load, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -120,8 +120,20 @@ def test_points_are_those_of_the_model(load) -> None:  # type: ignore[no-untyped
             stage = parse_recipe(yaml.safe_load(point.recipe)).stages[0]
             assert (stage.method.kind, stage.embeddings is None) == (method, False)
     small = {point.label: point.arguments for point in points.peers("stories260K")}
-    assert small["AutoRound w4 channel"] == ("--bits", "4", "--group-size", "channel")
+    assert small["llm-compressor gptq w4 channel"][-4:] == ("--bits", "4", "--group-size", "channel")
+    assert not any(label.startswith("AutoRound") for label in small)
     assert "AutoRound w4 g128" in {point.label for point in points.peers("tales-6m")}
+
+
+def test_a_point_that_cannot_be_made_is_left_out(load, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    points = load("points")
+
+    def absent(*_: object) -> Path:
+        raise points.NotAvailable("not here")
+
+    monkeypatch.setattr(points, "make", absent)
+    monkeypatch.setattr(points, "scores", lambda *_: {})
+    assert points.measure(None, "tales-6m", [points.Point("HQQ", "w4 g64")], [0], 2048) == []
 
 
 def test_every_name_of_a_llama_has_its_place_in_gguf(load) -> None:  # type: ignore[no-untyped-def]
