@@ -88,7 +88,7 @@ class Skeleton:
     @property
     def head_weight(self) -> str:
         """Checkpoint name of the head's weight, whether it is stored or tied."""
-        return f"{self._head_name}.weight"
+        return self._head_weight
 
     @property
     def output_projection(self) -> StreamedHead:
@@ -286,6 +286,7 @@ class Skeleton:
         self._embedding.padding_idx = None  # `embed` looks tokens up in a table of just the rows in use
         self._embedding_name = self._names.stored(names[self._embedding] + ".weight")
         self._head_name = self._names.disk(names[self._model.get_output_embeddings()])
+        self._head_weight = self._names.disk(names[self._model.get_output_embeddings()] + ".weight")
         head = self._names.stored(names[self._model.get_output_embeddings()] + ".weight")
         self._model.set_output_embeddings(StreamedHead(self.checkpoint, head))
         self._fill(self._model, "", skip=(names[self._embedding] + ".", self.family.blocks + "."))

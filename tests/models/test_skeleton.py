@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from compress.errors import CompressError, IntegrityError, UserError
+from compress.models.tables import tables
 from tests.models.conftest import Rewrite
 from tests.models.streaming import open_skeleton, oracle_logits, streamed_logits
 from tests.tiny_models import EXPERTS, FAMILIES, tiny_tokens
@@ -135,6 +136,7 @@ def test_gpt_neox_with_the_older_name_of_its_head(
     skeleton = open_skeleton(rewritten(original, older))
     assert torch.equal(streamed_logits(skeleton, tokens), expected)
     assert "embed_out.weight" in skeleton.outer_tensors()
+    assert [table.weight for table in tables(skeleton)] == ["gpt_neox.embed_in.weight", "embed_out.weight"]
     assert "gpt_neox.layers.1.attention.masked_bias" in skeleton.block_tensors(1)
 
 
