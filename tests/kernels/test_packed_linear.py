@@ -94,12 +94,16 @@ def test_products_are_those_of_the_format(bits: int, group: int | None, symmetri
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("bits", [4, 5, 6, 7])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
 def test_weights_have_the_values_that_their_scales_dtype_gives(bits: int, dtype: torch.dtype, isa: str) -> None:
+    """One product per output, so that no sum rounds: columns together and one alone."""
     weight = quantized(21, 96, IntScheme(bits, 32, False), dtype)
     weight.scale[0] = torch.finfo(dtype).tiny / 4  # subnormal
-    picked = packed_linear.multiply(packed(weight), torch.eye(96), threads=1)  # one product per output: no sum rounds
-    assert torch.equal(picked, weight.dequantize().float().T)
+    weight.scale[1] = 2.0**8 if dtype is torch.float16 else 2.0**95
+    linear, eye, expected = packed(weight), torch.eye(96), weight.dequantize().float().T
+    assert torch.equal(packed_linear.multiply(linear, eye, threads=1), expected)
+    for column in range(96):
+        assert torch.equal(packed_linear.multiply(linear, eye[column : column + 1], threads=1)[0], expected[column])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

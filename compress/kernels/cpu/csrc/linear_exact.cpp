@@ -5,6 +5,7 @@ namespace compress {
 namespace ISA {
 namespace {
 
+constexpr int kUnrolled = LANES == 4 ? 4 : kChunk;  // columns: with four registers a strip the code grows with no gain
 constexpr int kRegisterTokens = LANES == 4 ? 2 : LANES == 8 ? 4 : 8;
 
 // One chunk's codes as values, [column][row].
@@ -152,7 +153,7 @@ __attribute__((noinline)) void Packed<Format>::one_token(const ProductArgs& a, i
     const int64_t block = Format::kLate ? late_block(w) : kExactBlock;
     const uint8_t* codes = w.codes + w.line_offset(first);
     vf totals[STRIPS][kVectors] = {}, sums[STRIPS][kVectors] = {};
-    typename Format::Grid grids[STRIPS][kVectors];
+    typename Format::Grid grids[STRIPS][kVectors] = {};
     for (int64_t k = 0, group = -1; k < w.columns; k += kChunk, codes += Format::kBits * line) {
 #pragma GCC unroll 2
         for (int part = 0; part < kChunk; part += Format::kSpan) {
@@ -162,7 +163,7 @@ __attribute__((noinline)) void Packed<Format>::one_token(const ProductArgs& a, i
                     for (int v = 0; v < kVectors; ++v)
                         grids[s][v] = format.grid(w, w.scale_index(first, group) + s * kStripRows + v * LANES);
             }
-#pragma GCC unroll 32
+#pragma GCC unroll kUnrolled
             for (int c = part; c < part + Format::kSpan; ++c)
 #pragma GCC unroll 4
                 for (int s = 0; s < STRIPS; ++s)

@@ -9,32 +9,57 @@ namespace {
 
 inline int64_t late_block(const Linear& w) { return w.group % kExactBlock == 0 ? kExactBlock : kChunk; }
 
+// What takes a float beyond the digits of a 16-bit type.
+constexpr float beyond(ScaleType type) { return type == ScaleType::bfloat16 ? 0x1p16f : 0x1p13f; }
+
+// To nearest, half to even, for |x| < 2^104: floats near 1.5 * beyond * x's octave are as far apart as the type's.
 template <ScaleType type>
 inline vf rounded(vf x) {
     if constexpr (type == ScaleType::float32) return x;
-    const vi bits = (vi)x;
-    if constexpr (type == ScaleType::bfloat16)
-        return as_floats((bits + 0x7fff + (bits >> 16 & 1)) & int32_t(0xffff0000));
-    const vf normal = as_floats((bits + 0xfff + (bits >> 13 & 1)) & int32_t(0xffffe000));
-    const vf magic = broadcast(0.75f);  // floats near it are 2^-24 apart, as float16's subnormals are
-    const vf magnitude = as_floats(bits & 0x7fffffff);
-    return magnitude < 0x1p-14f ? (x + magic) - magic : normal;
+    vf octave = as_floats((vi)x & 0x7f800000);
+    if constexpr (type == ScaleType::float16) octave = octave > 0x1p-14f ? octave : broadcast(0x1p-14f);  // subnormals
+    const vf near = octave * (1.5f * beyond(type));
+    return (x + near) - near;
 }
 
-// (code - zero) * scale.
+// x - a * b, rounded once. Left to the compiler, what it contracts could be the product that x is.
+#if defined(__AVX512F__)
+constexpr bool kFused = true;
+inline vf minus_product(vf x, vf a, vf b) { return (vf)_mm512_fnmadd_ps((__m512)a, (__m512)b, (__m512)x); }
+#elif defined(__FMA__)
+constexpr bool kFused = true;
+inline vf minus_product(vf x, vf a, vf b) { return (vf)_mm256_fnmadd_ps((__m256)a, (__m256)b, (__m256)x); }
+#else
+constexpr bool kFused = false;
+inline vf minus_product(vf x, vf a, vf b) { return x - a * b; }
+#endif
+
+// level * scale with level = code - zero. Where products are fused they are rounded by Veltkamp's splitting (Dekker,
+// Numer. Math. 18, 1971): level * (beyond + 1) * scale rounds itself, half to even, as it has at most 19 digits before
+// those beyond; less level * beyond * scale the value is left. A subnormal one is a multiple of the type's smallest.
 template <int BITS, ScaleType type>
 struct Integers {
-    static constexpr int kBits = BITS, kSpan = kChunk;
-    static constexpr bool kLate = false;
+    static constexpr int kBits = BITS, kSpan = kChunk, kStep = BITS == 3 ? 8 : BITS, kPlaces = 8 / kStep;
+    static constexpr bool kLate = false, kSplits = kFused && type != ScaleType::float32;
     struct Grid {
-        vf scale;
-        vi zero;
+        vf zero[kPlaces], scale, wide;
     };
     explicit Integers(const Linear&) {}
-    Grid grid(const Linear& w, int64_t at) const { return {load_scales(w, at), load_zeros(w, at)}; }
+    Grid grid(const Linear& w, int64_t at) const {
+        const vf zero = to_floats(load_zeros(w, at)), scale = load_scales(w, at), wide = scale * beyond(type);
+        Grid grid{{}, kSplits ? wide + scale : scale, wide};
+        for (int i = 0; i < kPlaces; ++i) grid.zero[i] = zero + float(1 << (15 - i * kStep));
+        return grid;
+    }
+    // A code `digit` bits up in a float whose last digit counts 2^-digit: 2^(23 - digit) + code.
     vf value(const uint8_t* chunk, int64_t line, int v, int column, const Grid& grid) const {
-        const vi code = quad_of<BITS>(chunk, line, v, column / 4) >> 8 * (column % 4) & 255;
-        return rounded<type>(to_floats(code - grid.zero) * grid.scale);
+        const int quad = column / 4, place = quad % kPlaces, shift = 8 * (column % 4) - 8, digit = 8 + place * kStep;
+        const auto* lines = reinterpret_cast<const int32_t*>(chunk + quad / kPlaces * line);
+        const vi word = BITS == 3 ? quad_of<3>(chunk, line, v, quad) : load_words(lines + v * LANES);
+        const vi placed = shift < 0 ? word << -shift : word >> shift;
+        const vi number = (placed & ((1 << BITS) - 1) << digit) | (150 - digit) << 23;
+        const vf level = as_floats(number) - grid.zero[place], product = level * grid.scale;
+        return kSplits ? minus_product(product, level, grid.wide) : rounded<type>(product);
     }
 };
 

@@ -1,0 +1,44 @@
+"""Whether `--kernel auto` rounds the inputs of integer weights to 8 bits: where that is measured to cost little.
+
+Products of integers are several times as fast as exact ones. What they cost is measured at load, on the beginning of
+the shipped calibration text, because outliers among inputs decide it, and a model does not say whether it has any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from compress.runtime.native_model import NativeModel
+
+TOKENS = 32
+MOST_LOST = 2e-3
+"""KL in nats per token up to which `auto` rounds."""
+
+
+def rounding_loss(model: NativeModel, sample: Callable[[], Sequence[int]]) -> float | None:
+    """KL in nats per token to the model itself with exact products. None where it is not measured: no weight takes inputs
+    in 8 bits, or none of the sample's tokens is in the vocabulary.
+
+    sample: tokens to measure on; asked for where something is measured.
+    """
+    if not any(part.takes_eight_bit for parts in model.linears.values() for part in parts):
+        return None
+    tokens = [token for token in sample() if token < model.shape.vocabulary][:TOKENS]
+    if not tokens:
+        return None
+    exact, rounded = (_predictions(model, tokens, eight_bit) for eight_bit in (False, True))
+    return float((exact.exp() * (exact - rounded)).sum(-1).mean())
+
+
+def _predictions(model: NativeModel, tokens: Sequence[int], eight_bit: bool) -> Tensor:
+    before, model.eight_bit = model.eight_bit, eight_bit
+    try:
+        with model.pages.lend(len(tokens)) as pages, torch.inference_mode():
+            return model.sequence(tokens, 0, pages, range(len(tokens))).double().log_softmax(-1)
+    finally:
+        model.eight_bit = before
