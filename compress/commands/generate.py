@@ -154,6 +154,7 @@ def generate(options: Generate, view: View) -> None:
         "device": runtime.device,
         "dtype": runtime.dtype,
         "speculation": answer.speculation,
+        "kl_of_rounded_inputs": getattr(runtime, "rounding_loss", None),
         "kv_cache": _cache(runtime),
         "answers": [_answer(each) for each in answers],
     }

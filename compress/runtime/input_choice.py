@@ -21,8 +21,9 @@ MOST_LOST = 2e-3
 
 
 def rounding_loss(model: NativeModel, sample: Callable[[], Sequence[int]]) -> float | None:
-    """KL in nats per token to the model itself with exact products. None where it is not measured: no weight takes inputs
-    in 8 bits, or none of the sample's tokens is in the vocabulary.
+    """KL in nats per token to the model itself with exact products.
+
+    None where it is not measured: no weight takes inputs in 8 bits, or no token of the sample is in the vocabulary.
 
     sample: tokens to measure on; asked for where something is measured.
     """

@@ -54,8 +54,9 @@ def load(
     the native engine takes `auto` and `float32`. kernel: `cpu`, the native engine with exact products, or transformers
     with packed linears in them where the engine does not define the model; `cpu-int8`, the same with inputs of packed
     integers, and the engine's head, in 8 bits; `triton`, transformers with packed linears in the GPU's kernels;
-    `reference`, dense arithmetic in transformers; `auto`, on a CPU `cpu` where there is one for the model, on a GPU
-    `triton` where it has quantised linears, and `reference` elsewhere. prefix_cache: the native engine keeps
+    `reference`, dense arithmetic in transformers; `auto`, on a CPU `cpu` where there is one for the model, the engine's
+    answers with inputs of integers in 8 bits where that costs little (`input_choice`), on a GPU `triton` where it has
+    quantised linears, and `reference` elsewhere. prefix_cache: the native engine keeps
     what it computed of prompts for later calls that begin the same (never for scores). cache_tokens: room of its
     key-value cache. kv_cache: how the native engine keeps keys and values: `float32`, `bfloat16`; `int8` and `int4`
     with a grid per token and head; `int2` with keys by channel; `nvfp4`; `fp8` with the artifact's calibrated scales,
@@ -88,7 +89,7 @@ def load(
         return NativeRuntime(
             checkpoint,
             decision.shape,
-            eight_bit=kernel == "cpu-int8",
+            eight_bit=None if kernel == "auto" else kernel == "cpu-int8",
             prefix_cache=prefix_cache,
             cache_tokens=cache_tokens,
             kv_cache=kv_cache,

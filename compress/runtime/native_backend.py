@@ -17,6 +17,7 @@ from compress.runtime.answer import Answer
 from compress.runtime.cache_choice import TOKENS, choose
 from compress.runtime.continuations import Batch, Continuation, Likelihood, Row, plan
 from compress.runtime.engine import Engine
+from compress.runtime.input_choice import MOST_LOST, rounding_loss
 from compress.runtime.kv_cache import Scales, stored_scales
 from compress.runtime.memory import guarded
 from compress.runtime.native_model import NativeModel
@@ -43,25 +44,32 @@ class NativeRuntime(TextModel):
         self,
         checkpoint: Checkpoint,
         shape: Shape,
-        eight_bit: bool,
+        eight_bit: bool | None,
         *,
         prefix_cache: bool = False,
         cache_tokens: int | None = None,
         kv_cache: str = "auto",
         kv_skip: str = "none",
     ) -> None:
-        """eight_bit, cache_tokens: as in `NativeModel`. kv_cache, kv_skip: as in `loading.load`.
+        """eight_bit, cache_tokens: as in `NativeModel`; eight_bit None: of answers the inputs alone, where that costs
+        little, as measured (`rounding_loss`), and of scores nothing. kv_cache, kv_skip: as in `loading.load`.
 
         prefix_cache: calls of `generate` share with earlier ones.
         """
         super().__init__(checkpoint)
-        self.kernel = f"cpu-{native().isa()}" + ("-int8" if eight_bit else "")
         with guarded("loading the model"):
-            self.model = NativeModel(checkpoint, shape, eight_bit, cache_tokens)
+            self.model = NativeModel(checkpoint, shape, bool(eight_bit), cache_tokens)
         self.engine = Engine(self.model.step, self.model.pages)
         self._prefix_cache = prefix_cache
         self.context_length = shape.config.max_position_embeddings
         self.vocab_size = shape.vocabulary
+        self.rounding_loss: float | None = None
+        self._scores_exactly = eight_bit is None
+        if eight_bit is None:
+            with guarded("measuring inputs in 8 bits"):
+                self.rounding_loss = rounding_loss(self.model, self._sample)
+            self.model.eight_bit = self.rounding_loss is not None and self.rounding_loss <= MOST_LOST
+        self.kernel = f"cpu-{native().isa()}" + ("-int8" if self.model.eight_bit else "")
         stored = stored_scales(checkpoint)
         scales = [(float(key), float(value)) for key, value in _by_layer(stored, shape.layers)] if stored else None
         if kv_cache == "auto":
@@ -70,7 +78,7 @@ class NativeRuntime(TextModel):
             self.cache = choose(self.model, kv_cache, kv_skip, scales, self._sample)
 
     def _sample(self) -> list[int]:
-        """Tokens to measure a cache on."""
+        """Tokens to measure inputs and caches on."""
         text = (calibration_dir() / "tales.txt").read_text(encoding="utf-8")[: 16 * TOKENS]
         begin = [] if self.prefix_id is None else [self.prefix_id]
         return (begin + self.encode(text))[: min(TOKENS, self.context_length or TOKENS)]
@@ -93,12 +101,21 @@ class NativeRuntime(TextModel):
     def score(self, token_ids: Tensor) -> Tensor:
         """Logits (batch, seq, vocab) float32 for token ids (batch, seq) int64, no padding."""
         self._check(token_ids)
-        with guarded("scoring"):
+        with guarded("scoring"), self._scoring():
             rows = []
             for sequence in token_ids.tolist():
                 with self.model.pages.lend(len(sequence)) as pages:
                     rows.append(self.model.sequence(sequence, 0, pages, range(len(sequence))))
             return torch.stack(rows)
+
+    @contextmanager
+    def _scoring(self) -> Iterator[None]:
+        before = self.model.eight_bit
+        self.model.eight_bit = before and not self._scores_exactly
+        try:
+            yield
+        finally:
+            self.model.eight_bit = before
 
     def plan_continuations(self, requests: Sequence[Continuation]) -> list[Batch]:
         """Batches that hold each request once, rows by what they share."""
@@ -116,7 +133,7 @@ class NativeRuntime(TextModel):
         """Log-likelihood of each request of a batch, in the order of `batch.requests`."""
         totals = dict.fromkeys(batch.requests, 0.0)
         greedy = dict.fromkeys(batch.requests, True)
-        with guarded("scoring"):
+        with guarded("scoring"), self._scoring():
             for row in batch.rows:
                 nodes = sorted({read.node for read in row.reads})
                 place = {node: at for at, node in enumerate(nodes)}

@@ -33,7 +33,7 @@ def test_bench_of_an_artifact_names_kernel_and_bytes_of_every_layer(run: Callabl
     assert cost.size.file_bytes == (copy / "model.safetensors").stat().st_size
     assert len(cost.layers) == 43
     assert all(layer.kernel.startswith("cpu-") and layer.stored_bytes for layer in cost.layers)
-    assert sum(layer.kernel.endswith("int4 x float32") for layer in cost.layers) == 42
+    assert sum(layer.kernel.endswith("int4 x int8") for layer in cost.layers) == 42
     assert not cost.dense_fallback
     dense = CostRecord.model_validate(run("bench", copy, *SHORT, "--kernel", "reference", "--json").json["cost"])
     assert sum(layer.dense_fallback for layer in dense.layers) == 42

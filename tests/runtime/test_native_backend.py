@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import compress
+from benchmarks.outlier_twin import make_twin
 from compress import pipeline
 from compress.errors import CompressError, IntegrityError, UserError, WorkError
 from compress.models.checkpoint import Checkpoint
@@ -22,6 +23,7 @@ from compress.models.skeleton import LinearSpec
 from compress.runtime import loading, transformers_backend
 from compress.runtime.continuations import Continuation
 from compress.runtime.engine import Engine
+from compress.runtime.input_choice import MOST_LOST
 from compress.runtime.native_backend import NativeRuntime
 from compress.runtime.native_families import NATIVE_FAMILIES
 from compress.runtime.native_model import Chunk
@@ -37,7 +39,7 @@ NATIVE = tuple(NATIVE_FAMILIES)
 GREEDY = SamplingParams(max_tokens=24, ignore_end=True)
 
 
-def native(path: Path, kernel: str = "auto") -> NativeRuntime:
+def native(path: Path, kernel: str = "cpu") -> NativeRuntime:
     runtime = loading.load(path, device="cpu", kernel=kernel)
     assert isinstance(runtime, NativeRuntime)
     return runtime
@@ -111,6 +113,28 @@ def test_answers_of_the_packaged_model(four_bits: tuple[Path, Path]) -> None:
     prompts = ["Once upon a time there was a king", "The dragon said", "In a forest"]
     ours = [answer.text for answer in exact.generate(prompts, SamplingParams(max_tokens=48))]
     assert ours == [answer.text for answer in theirs.generate(prompts, SamplingParams(max_tokens=48))]
+
+
+def test_inputs_are_rounded_by_default_only_where_that_costs_little(
+    four_bits: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Answers are then those of rounded inputs, scores of exact products."""
+    packed, dense = four_bits
+    auto, exact, plain = native(packed, "auto"), native(packed), native(dense, "auto")
+    assert 0 < (auto.rounding_loss or 0) < MOST_LOST
+    assert auto.kernel.endswith("-int8")
+    assert plain.rounding_loss is None
+    assert plain.kernel == exact.kernel
+    rows = windows(auto)
+    assert torch.equal(auto.score(rows), exact.score(rows))
+    probed = SamplingParams(max_tokens=2, logprobs=1)
+    (rounded,), (wanted,) = (model.generate(rows[:1].tolist(), probed) for model in (auto, exact))
+    assert rounded.logprobs != wanted.logprobs
+    twin = tmp_path / "twin"
+    make_twin(dense, twin)
+    bad = native(write_packed(twin, tmp_path / "packed", fitting(4, 128))[0], "auto")
+    assert (bad.rounding_loss or 0) > MOST_LOST
+    assert bad.kernel == exact.kernel
 
 
 @pytest.mark.parametrize("kernel", ["cpu", "cpu-int8"])
@@ -549,7 +573,7 @@ def test_smaller_caches_are_close_and_as_small_as_said(
     kv_cache: str, most: float, model_type: str, packaged_model: Path, tiny: Callable[..., Path]
 ) -> None:
     path = packaged_model if model_type == "llama" else tiny(model_type)
-    exact, small = native(path), loading.load(path, kv_cache=kv_cache)
+    exact, small = native(path), loading.load(path, kernel="cpu", kv_cache=kv_cache)
     assert isinstance(small, NativeRuntime)
     rows = windows(exact) if model_type == "llama" else tiny_tokens(2, 60)
     found = divergence(small.score(rows), exact.score(rows))
@@ -577,7 +601,7 @@ def test_grids_cover_what_they_keep(kv_cache: str, tiny: Callable[..., Path], tm
         if name.endswith("layers.0.self_attn.v_proj.weight"):
             tensors[name] = torch.zeros_like(tensors[name])
     save_file(tensors, path / "model.safetensors", {"format": "pt"})
-    exact, small = native(path), loading.load(path, kv_cache=kv_cache)
+    exact, small = native(path), loading.load(path, kernel="cpu", kv_cache=kv_cache)
     tokens = tiny_tokens(2, 50)
     assert divergence(small.score(tokens), exact.score(tokens)) < 1e-2
 
