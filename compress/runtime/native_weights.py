@@ -97,7 +97,7 @@ class Stored:
         """size: (out, in).
 
         Raises:
-            IntegrityError: what is stored contradicts the scheme or the size.
+            IntegrityError: what is stored contradicts the scheme or the size, or a scale is no number or 2^96 or more.
         """
         self._name, self._size, self._scheme = name, size, scheme
         self._input_scale = input_scale(checkpoint, format, name, scheme)
@@ -105,15 +105,17 @@ class Stored:
         self._floats: FloatWeight | None = None
         if isinstance(scheme, IntScheme):
             self._integers = _integers(checkpoint, format, name, size, scheme)
+            _refuse_scales(name, self._integers[1], "float32")
             return
         stored = stored_parts(checkpoint, name, format)
         if format.name == "modelopt" and isinstance(scheme, BlockFloatScheme):
             self._floats = _modelopt_blocks(stored, scheme)
-            return
-        quantized = format.unpack(stored, scheme)
-        if tuple(quantized.codes.shape) != size:
-            raise IntegrityError(f"{name} holds a weight of {tuple(quantized.codes.shape)}, not {size}", HINT)
-        self._floats = float_weight(quantized)
+        else:
+            quantized = format.unpack(stored, scheme)
+            if tuple(quantized.codes.shape) != size:
+                raise IntegrityError(f"{name} holds a weight of {tuple(quantized.codes.shape)}, not {size}", HINT)
+            self._floats = float_weight(quantized)
+        _refuse_scales(name, self._floats.scale, self._floats.scale_type)
 
     def pack(self, rows: slice, bias: Tensor | None) -> Any:
         """Some of its rows, and their part of the bias, repacked.
@@ -140,6 +142,18 @@ class Stored:
             return packed_linear.pack_floats(weight, self._scheme.inputs, part, input_scale=self._input_scale)
         except ValueError as error:
             raise IntegrityError(f"{self._name}: {error}", HINT) from error
+
+
+def _refuse_scales(name: str, scale: Tensor, scale_type: str) -> None:
+    """Of float32, and kinds of it, or the codes of `FloatWeight`. Larger scales overflow where products are rounded."""
+    if scale_type == "e8m0":
+        sound = scale < 127 + 96
+    elif scale_type == "e4m3":
+        sound = scale & 0x7F != 0x7F
+    else:
+        sound = scale.abs() < 2.0**96
+    if not bool(sound.all()):
+        raise IntegrityError(f"{name}.weight_scale holds NaN, infinity or a number of 2^96 or more", HINT)
 
 
 def _integers(checkpoint: Checkpoint, format: Format, name: str, size: tuple[int, int], scheme: IntScheme) -> IntWords:

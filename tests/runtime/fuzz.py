@@ -46,7 +46,7 @@ def damage(model: Path, seed: int) -> str:
         config = json.loads((model / "config.json").read_text())
         key = draw.choice([key for key, value in config.items() if isinstance(value, int)])
         config[key] = draw.choice((*HOSTILE, 8, 64, 96))
-        if draw.random() < 0.3:
+        if draw.random() < 0.3 and "config_groups" in config["quantization_config"]:
             group = next(iter(config["quantization_config"]["config_groups"].values()))["weights"]
             group[draw.choice(("num_bits", "group_size"))] = draw.choice((*HOSTILE, 2, 8, 32))
         (model / "config.json").write_text(json.dumps(config))

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from compress import pipeline
+from compress.schemes import FIXED_SCHEMES
+from tests.pipeline import harness
 from tests.runtime.packed import fitting, write_packed
 
 
@@ -36,3 +39,11 @@ def test_damaged_tables(packaged_model: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_many_damaged_checkpoints(packed: Path, tmp_path: Path) -> None:
     survived(packed, tmp_path, 12, 300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(FIXED_SCHEMES))
+def test_damaged_checkpoints_of_every_format(name: str, packaged_model: Path, tmp_path: Path) -> None:
+    method = "ternary" if name == "W2A8" else "rtn"
+    recipe = harness.recipe(method, harness.write_text(tmp_path / "text.txt"), scheme=name)
+    survived(pipeline.run(recipe, model=packaged_model, output=tmp_path / "base").artifact.path, tmp_path, 0, 40)

@@ -299,6 +299,22 @@ def test_schemes_that_a_name_says_all_of(name: str, tiny: Callable[..., Path], t
     assert answers[0] == answers[1]
 
 
+@pytest.mark.parametrize(
+    ("name", "damaged"),
+    [("W8A8", torch.nan), ("FP8_BLOCK", torch.inf), ("FP8_DYNAMIC", 2.0**96), ("NVFP4A16", 0xFF), ("MXFP4A16", 255)],
+)
+def test_scales_that_are_no_numbers_are_refused(
+    name: str, damaged: float, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = fixed(name, tiny, tmp_path)
+    tensors = load_file(path / "model.safetensors")
+    scale = tensors["model.layers.1.mlp.up_proj.weight_scale"]
+    (scale if scale.dtype.itemsize > 1 else scale.view(torch.uint8)).view(-1)[-1] = damaged
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(IntegrityError, match=r"1.mlp.up_proj.weight_scale holds NaN"):
+        loading.load(path, device="cpu", kernel="cpu")
+
+
 @pytest.mark.parametrize("name", ["FP8_STATIC", "FP8_DYNAMIC", "NVFP4A16"])
 def test_modelopt_checkpoints(name: str, tiny: Callable[..., Path], tmp_path: Path) -> None:
     path = fixed(name, tiny, tmp_path, format="modelopt")
