@@ -98,9 +98,14 @@ def _at_the_end(job: Job, number: int, leaving: Tensor) -> Tensor:
     with torch.enable_grad():
         logits = job.skeleton.differentiable_head(state)
     share = torch.softmax(logits.detach(), -1)
-    generator = torch.Generator().manual_seed((job.recipe.seed * 1_000_003 + number) % 2**63)
+    return torch.autograd.grad(logits, state, covariance_draw(share, job.recipe.seed, number))[0]
+
+
+def covariance_draw(share: Tensor, seed: int, number: int) -> Tensor:
+    """A random vector for every token whose covariance is the softmax's; share: the probabilities (..., vocabulary)."""
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
     drawn = torch.empty_like(share).bernoulli_(0.5, generator=generator).mul_(2).sub_(1).mul_(share.sqrt())
-    return torch.autograd.grad(logits, state, drawn - share * drawn.sum(-1, keepdim=True))[0]
+    return drawn - share * drawn.sum(-1, keepdim=True)
 
 
 def _through(

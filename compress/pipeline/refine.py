@@ -1,8 +1,8 @@
 """After the last block: scales and norms tuned end to end on the KL to the original model (EfficientQAT's second phase,
-arXiv:2407.11062, with the original's distributions in place of labels).
+arXiv:2407.11062, with the original's distributions in place of labels); then, if asked for, codes and zero points.
 
-Codes, zero points, shapes and dtypes stay, so the artifact has the same format and the same bytes. Some windows are
-held out: they choose the best state, the one before the first step included, and teach nothing.
+Shapes and dtypes stay, so the artifact has the same format and the same bytes. Some windows are held out: they choose
+the best state, the one before the first step included, and teach nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from compress.calibration.batches import batches, split
 from compress.errors import WorkError
 from compress.formats import layouts
 from compress.models.skeleton import LinearSpec
-from compress.pipeline import redrawn
+from compress.pipeline import moves, redrawn
 from compress.pipeline.block import Workers
 from compress.pipeline.job import Job
 from compress.pipeline.kinds import Fate, Written
@@ -58,12 +58,16 @@ def refine(
     learning = redrawn.learning(learning, samples, len(tokens))
     model = TunedModel(job, stored, tokens, workers)
     before = _finite(model.divergence(held))
+    began = {name: tuned.codes for name, tuned in model.tuned.items() if isinstance(tuned, TunedScales)}
     after = _tune(model, settings, learning, held, before, job.recipe.seed, progress)
+    if settings.code_rounds:
+        after = moves.move(job, model, settings.code_rounds, learning, held, after, progress)
     if not after < before:
         fallback = Fallback(name="refine", action="left as it was", reason="no state was better on held-out windows")
         return Written({}, {}, fallbacks=[fallback])
     tensors, fate = _written(job, model, stored)
-    return Written(tensors, fate, layers=list(_reports(job, model, layers, {"kl_before": before, "kl_after": after})))
+    divergence = {"kl_before": before, "kl_after": after}
+    return Written(tensors, fate, layers=list(_reports(job, model, layers, divergence, began)))
 
 
 def _tune(
@@ -128,16 +132,21 @@ def _written(job: Job, model: TunedModel, stored: Mapping[str, Tensor]) -> tuple
             tensors[name] = tuned.dense()
             fate[name] = ("trained", [name])
             continue
-        tensors[name + layouts.SCALE_SUFFIX] = tuned.quantized().scale
+        packed = {f"{name}.{part}": tensor for part, tensor in layouts.pack(tuned.quantized()).items()}
+        tensors |= {part: tensor for part, tensor in packed.items() if not torch.equal(tensor, stored[part])}
         into = [f"{name}.{part}" for part in layouts.PARTS if f"{name}.{part}" in stored]
         fate[f"{name}.weight"] = ("quantized", into)
     return tensors, fate
 
 
 def _reports(
-    job: Job, model: TunedModel, layers: Sequence[LayerRecord], divergence: Mapping[str, float]
+    job: Job,
+    model: TunedModel,
+    layers: Sequence[LayerRecord],
+    divergence: Mapping[str, float],
+    began: Mapping[str, Tensor],
 ) -> Iterator[LayerRecord]:
-    """The reports of the tuned linears, with their errors as they are now.
+    """The reports of the tuned linears, with their errors as they are now; began: their codes at the start.
 
     Where the method folded scales into linears, their weights and inputs are not those of the original any more, and
     there is nothing to measure them against.
@@ -152,7 +161,10 @@ def _reports(
         if not folded:
             error, sqnr = _errors(job, specs[layer.name], tuned, model, sampled)
         moved = float(tuned.change.detach().square().mean().sqrt())
-        details = {**layer.details, "refined": {**divergence, "scale_change_rms": moved}}
+        refined = {**divergence, "scale_change_rms": moved}
+        if job.stage.refine is not None and job.stage.refine.code_rounds:
+            refined["codes_moved"] = float((tuned.codes != began[layer.name]).float().mean())
+        details = {**layer.details, "refined": refined}
         yield layer.model_copy(update={"output_error": error, "weight_sqnr_db": sqnr, "details": details})
 
 

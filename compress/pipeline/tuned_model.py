@@ -21,6 +21,7 @@ from compress.formats.inputs import round_inputs
 from compress.models.skeleton import Call, Skeleton
 from compress.models.tables import is_tied
 from compress.pipeline.block import Workers
+from compress.pipeline.curvature import covariance_draw
 from compress.pipeline.job import Job
 from compress.pipeline.linears import sample_of
 from compress.pipeline.tables_stage import Rows, rows_of
@@ -94,15 +95,35 @@ class TunedModel:
 
     def learn(self, windows: Sequence[int]) -> float:
         """Sets the gradients of all tuned numbers; returns the mean KL over these windows."""
+        divergence, gradients = self._learnt(windows)
+        for place, gradient in zip(self._places, gradients, strict=True):
+            place.backward(gradient)
+        return divergence
+
+    def slopes(self, windows: Sequence[int]) -> dict[str, Tensor]:
+        """The gradient (out, in) float32 of the mean KL over these windows, by the dense weight of each linear."""
+        return self._by_linear(self._learnt(windows)[1])
+
+    def draws(self, windows: Sequence[int], seed: int) -> Iterator[tuple[dict[str, Tensor], int]]:
+        """Of each window: what a draw of the softmax's covariance for every token, carried back, gives at the dense
+        weight (out, in) float32 of each linear, and the number of tokens."""
+        self._know_calls(1)
+        for passed in self._workers.pool.map(lambda window: self._pass([window], True, (seed, window)), windows):
+            yield self._by_linear(passed.gradients), self._tokens.shape[1]
+
+    def _learnt(self, windows: Sequence[int]) -> tuple[float, list[Tensor]]:
+        """The mean KL over these windows, and its gradients in the order of the places."""
         total, sums = 0.0, [torch.zeros(place.parameter.shape) for place in self._places]
         for passed in self._passes(windows, learn=True):
             total += passed.divergence
             for summed, gradient in zip(sums, passed.gradients, strict=True):
                 summed += gradient
         tokens = len(windows) * self._tokens.shape[1]
-        for place, gradient in zip(self._places, sums, strict=True):
-            place.backward(gradient.div_(tokens))
-        return total / tokens
+        return total / tokens, [summed.div_(tokens) for summed in sums]
+
+    def _by_linear(self, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
+        found = zip(self.tuned, self._places, gradients, strict=True)
+        return {n: g.T if place.transposed else g for n, place, g in found if isinstance(place.tuned, TunedScales)}
 
     def sampled(self) -> dict[str, Tensor]:
         """Inputs of each linear now, for the same tokens as `samples`."""
@@ -206,7 +227,8 @@ class TunedModel:
             self._know_calls(len(part))
         yield from self._workers.pool.map(lambda part: self._pass(part, learn), parts)
 
-    def _pass(self, windows: Sequence[int], learn: bool) -> Passed:
+    def _pass(self, windows: Sequence[int], learn: bool, draw: tuple[int, int] | None = None) -> Passed:
+        """draw: seed and number of the draw that is carried back in place of the KL's gradient."""
         chosen = torch.tensor(list(windows))
         with torch.set_grad_enabled(learn), self._autocast():
             hidden, calls = self._entering[chosen], self._calls[len(windows)]
@@ -220,7 +242,7 @@ class TunedModel:
             found = torch.log_softmax(logits.detach(), -1)
             share = wanted.exp()
             divergence = float((share * (wanted - found)).sum(dtype=torch.float64))
-            pull = found.exp_().sub_(share)
+            pull = found.exp_().sub_(share) if draw is None else covariance_draw(found.exp_(), *draw)
         if not learn:
             return Passed(divergence)
         gradients = torch.autograd.grad(logits, [place.parameter for place in self._places], pull, allow_unused=True)

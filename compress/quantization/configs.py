@@ -264,6 +264,13 @@ class RefineConfig(BaseModel):
     norm_rate: float = Field(2e-3, ge=0.0, lt=1.0, description="first step size of norms, relative to their mean size")
     held_out: float = Field(0.125, gt=0.0, lt=1.0, description="share of the windows that only choose the best state")
     checks: int = Field(8, ge=1, description="how often the held-out windows are looked at")
+    code_rounds: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="how often codes and zero points are then moved by whole steps, where the KL's curvature wants it",
+        exclude_if=lambda count: count == 0,  # such a recipe keeps the hash that it always had
+    )
 
     summary: ClassVar[str] = "tunes scales and norms end to end on the KL to the original; same format, same bytes"
     paper: ClassVar[str] = "arXiv:2407.11062"

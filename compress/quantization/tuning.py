@@ -16,14 +16,14 @@ from compress.types import IntScheme, QuantizedTensor
 
 
 class TunedScales:
-    """The scales of one quantised weight; codes and zero points stay as they are.
+    """The scales of one quantised weight; codes and zero points stay as they are until `take` replaces them.
 
     `change` (out, groups) float32 is what an optimiser moves, relative to the scale at the start.
     """
 
     def __init__(self, quantized: QuantizedTensor) -> None:
         assert isinstance(quantized.scheme, IntScheme)
-        self._scheme, self._codes, self._zero = quantized.scheme, quantized.codes, quantized.zero_point
+        self.scheme, self.codes, self._zero = quantized.scheme, quantized.codes, quantized.zero_point
         self._start, self._dtype = quantized.scale.float(), quantized.scale.dtype
         self._reach = Grid(quantized.scale, quantized.zero_point, quantized.scheme).reach
         self.change = nn.Parameter(torch.zeros_like(self._start))
@@ -31,7 +31,11 @@ class TunedScales:
     def quantized(self) -> QuantizedTensor:
         """The weight as it would be stored now."""
         wanted = self._start * (1 + self.change.detach())
-        return QuantizedTensor(self._codes, stored_scale(wanted, self._dtype, self._reach), self._zero, self._scheme)
+        return QuantizedTensor(self.codes, stored_scale(wanted, self._dtype, self._reach), self._zero, self.scheme)
+
+    def take(self, codes: Tensor, zero_point: Tensor | None) -> None:
+        """Has other codes (out, in) and zero points (out, groups) from now on, both int8."""
+        self.codes, self._zero = codes, zero_point
 
     def dense(self) -> Tensor:
         """What that stands for: (out, in), see `QuantizedTensor.dequantize`."""
@@ -39,10 +43,10 @@ class TunedScales:
 
     def backward(self, gradient: Tensor) -> None:
         """Sets the gradient of `change` from that of the dense weight (out, in) float32."""
-        levels = grouped(self._codes.float(), self._scheme)
+        levels = grouped(self.codes.float(), self.scheme)
         if self._zero is not None:
             levels -= self._zero.float().unsqueeze(-1)
-        self.change.grad = (levels.mul_(grouped(gradient, self._scheme))).sum(-1).mul_(self._start)
+        self.change.grad = (levels.mul_(grouped(gradient, self.scheme))).sum(-1).mul_(self._start)
 
 
 class TunedVector:

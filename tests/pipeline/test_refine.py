@@ -120,6 +120,42 @@ def test_it_holds_on_other_text(make: Callable[..., Artifact], tiny: Callable[..
     assert divergence(source, refined, other) < divergence(source, plain, other)
 
 
+@pytest.mark.parametrize(("method", "options"), [("gptq", {}), ("autoround", {"steps": 8})])
+def test_codes_and_zero_points_move_where_that_helps_on_held_out_windows(
+    method: str, options: dict[str, Any], make: Callable[..., Artifact], tiny: Callable[..., Path], text: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    still = {**SETTINGS, "scale_rate": 0.0, "norm_rate": 0.0}
+    settings: dict[str, Any] = {"symmetric": False, "options": options}
+    plain = make(method, refined=None, **settings)
+    moved = make(method, refined={**still, "code_rounds": 3}, **settings)
+    before, after = harness.tensors(plain.path), harness.tensors(moved.path)
+    assert {n: (t.shape, t.dtype) for n, t in before.items()} == {n: (t.shape, t.dtype) for n, t in after.items()}
+    other = {name.rpartition(".")[2] for name in before if not torch.equal(before[name], after[name])}
+    assert "weight_packed" in other
+    assert other <= {"weight_packed", "weight_zero_point"}, "scales and norms were to stay"
+    assert verify(moved.path).ok
+    tokens = calibration_tokens(recipe(method, text, **settings), tiny("llama"), tmp_path / "none")[-HELD:]
+    refined = moved.layers()[0]["details"]["refined"]
+    found = divergence(tiny("llama"), moved, tokens), divergence(tiny("llama"), plain, tokens)
+    assert found[0] < found[1]
+    torch.testing.assert_close(found, (refined["kl_after"], refined["kl_before"]), rtol=1e-3, atol=1e-6)
+    assert 0 < max(layer["details"]["refined"]["codes_moved"] for layer in moved.layers()) < 0.2
+    probe = tiny_tokens(2, 12)
+    expected = harness.fake_quantized_logits(tiny("llama"), moved, probe)
+    torch.testing.assert_close(load(moved.path, device="cpu").score(probe), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_moved_codes_leave_pruned_weights_at_zero(make: Callable[..., Artifact]) -> None:
+    settings: dict[str, Any] = {"options": {"sparsity": "2:4"}}
+    plain = harness.decoded(make(refined=None, **settings))
+    moved = harness.decoded(make(refined={**SETTINGS, "code_rounds": 2}, **settings))
+    names = [name for name in plain if name.endswith("_proj.weight")]
+    assert any(not torch.equal(plain[name] == 0, moved[name] == 0) or not torch.equal(plain[name], moved[name])
+               for name in names)  # fmt: skip
+    assert all((moved[name][plain[name] == 0] == 0).all() for name in names)
+
+
 def test_reports_are_measured_on_what_was_refined(make: Callable[..., Artifact], tiny: Callable[..., Path]) -> None:
     refined, source = make(), harness.tensors(tiny("llama"))
     values = harness.decoded(refined)
@@ -136,7 +172,7 @@ def test_threads_and_repetition_change_no_byte(make: Callable[..., Artifact], mo
     monkeypatch.setattr("compress.pipeline.tuned_model.BATCH_TOKENS", 48)
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     torch.set_num_threads(1)
-    few = {**SETTINGS, "steps": 6, "checks": 2}
+    few = {**SETTINGS, "steps": 6, "checks": 2, "code_rounds": 1}
     first = make(refined=few)
     torch.set_num_threads(3)
     again = make(refined=few)
