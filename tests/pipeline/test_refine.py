@@ -147,7 +147,7 @@ def test_codes_and_zero_points_move_where_that_helps_on_held_out_windows(
 
 
 def test_moved_codes_leave_pruned_weights_at_zero(make: Callable[..., Artifact]) -> None:
-    settings: dict[str, Any] = {"options": {"sparsity": "2:4"}}
+    settings: dict[str, Any] = {"options": {"pattern": "2:4"}}
     plain = harness.decoded(make(refined=None, **settings))
     moved = harness.decoded(make(refined={**SETTINGS, "code_rounds": 2}, **settings))
     names = [name for name in plain if name.endswith("_proj.weight")]
