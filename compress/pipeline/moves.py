@@ -50,8 +50,9 @@ def move(
         promises: dict[str, tuple[Tensor, Tensor]] = {}
         for name, tuned in linears.items():
             now, slope = tuned.quantized(), slopes.pop(name)
-            codes = code_promise(now, slope, curvature[name].of_weights(), fixed.get(name))
-            promises[name] = codes, zero_point_promise(now, slope, curvature[name].of_groups())
+            still, bends = fixed.get(name), curvature[name]
+            codes = code_promise(now, slope, bends.of_weights(), still)
+            promises[name] = codes, zero_point_promise(now, slope, bends.of_groups(), still)
         found = _tried(model, linears, promises, shares, held, best)
         if found is None:
             break

@@ -55,16 +55,17 @@ def code_promise(quantized: QuantizedTensor, gradient: Tensor, curvature: Tensor
     return promise if fixed is None else promise.masked_fill_(fixed, 0.0)
 
 
-def zero_point_promise(quantized: QuantizedTensor, gradient: Tensor, curvature: Tensor) -> Tensor:
+def zero_point_promise(quantized: QuantizedTensor, gradient: Tensor, curvature: Tensor, fixed: Tensor | None) -> Tensor:
     """(out, groups) float32, signed as the zero point would move; 0 where it cannot, or all are without.
 
-    gradient: as above. curvature: (out, groups) float32.
+    gradient, fixed: as above; with one fixed weight the whole group stays. curvature: (out, groups) float32.
     """
     if quantized.zero_point is None:
         return torch.zeros_like(curvature)
     scheme = _integers(quantized)
     down = grouped(gradient, scheme).sum(-1).neg_()  # a higher zero point shifts its group down
-    return _promise(down, curvature, quantized.scale.float(), quantized.zero_point, scheme)
+    promise = _promise(down, curvature, quantized.scale.float(), quantized.zero_point, scheme)
+    return promise if fixed is None else promise.masked_fill_(grouped(fixed, scheme).any(-1), 0.0)
 
 
 def moved(quantized: QuantizedTensor, codes: Tensor, zero_points: Tensor, least: float) -> QuantizedTensor:

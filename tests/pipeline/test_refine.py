@@ -146,8 +146,9 @@ def test_codes_and_zero_points_move_where_that_helps_on_held_out_windows(
     torch.testing.assert_close(load(moved.path, device="cpu").score(probe), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_moved_codes_leave_pruned_weights_at_zero(make: Callable[..., Artifact]) -> None:
-    settings: dict[str, Any] = {"options": {"pattern": "2:4"}}
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_moved_codes_leave_pruned_weights_at_zero(symmetric: bool, make: Callable[..., Artifact]) -> None:
+    settings: dict[str, Any] = {"options": {"pattern": "2:4"}, "symmetric": symmetric}
     plain = harness.decoded(make(refined=None, **settings))
     moved = harness.decoded(make(refined={**SETTINGS, "code_rounds": 2}, **settings))
     names = [name for name in plain if name.endswith("_proj.weight")]

@@ -42,14 +42,18 @@ def test_a_promise_is_the_newton_step_in_codes_and_never_leaves_the_range(symmet
 
 def test_a_zero_point_moves_its_whole_group_against_the_gradient() -> None:
     start, gradient = weight(), torch.randn(6, 24, generator=torch.Generator().manual_seed(2))
-    promise = zero_point_promise(start, gradient, torch.ones(6, 3))
+    promise = zero_point_promise(start, gradient, torch.ones(6, 3), None)
     found = moved(start, torch.zeros(6, 24), promise, 0.5)
     assert found.zero_point is not None
     assert start.zero_point is not None
     assert torch.equal(found.zero_point != start.zero_point, promise.abs() >= 0.5)
     change = ((found.dequantize() - start.dequantize()) * gradient).unflatten(1, (3, 8)).sum(-1)
     assert (change[promise.abs() >= 0.5] < 0).all()
-    assert torch.equal(zero_point_promise(weight(symmetric=True), gradient, torch.ones(6, 3)), torch.zeros(6, 3))
+    assert torch.equal(zero_point_promise(weight(symmetric=True), gradient, torch.ones(6, 3), None), torch.zeros(6, 3))
+    fixed = torch.zeros(6, 24, dtype=torch.bool)
+    fixed[2, 9] = True
+    promise[2, 1] = 0.0
+    assert torch.equal(zero_point_promise(start, gradient, torch.ones(6, 3), fixed), promise)
 
 
 def test_the_curvature_is_that_of_a_quadratic_where_rows_and_columns_are_independent() -> None:
@@ -69,4 +73,4 @@ def test_what_no_draw_reached_stays() -> None:
     found = Curvature(torch.Size((6, 24)), IntScheme(3, 8, False))
     found.add(torch.zeros(6, 24), 10)
     assert not code_promise(start, torch.ones(6, 24), found.of_weights(), None).any()
-    assert not zero_point_promise(start, torch.ones(6, 24), found.of_groups()).any()
+    assert not zero_point_promise(start, torch.ones(6, 24), found.of_groups(), None).any()
