@@ -72,12 +72,14 @@ ROWS = (
     _quantised(3, "gptq", "routed"),
     _quantised(3, "gptq", "all"),
     Row("3 of 4 experts, `choose: saliency`", (_experts("saliency"),)),
+    Row("3 of 4 experts, `choose: error`", (_experts("error"),)),
     Row("3 of 4 experts, `choose: clusters`", (_experts("clusters"),)),
     Row("3 of 4 experts, most used", kept="most used"),
     *(Row(f"3 of 4 experts, at random ({seed})", kept=f"random {seed}") for seed in RANDOM_SEEDS),
     Row(f"sparsegpt, {SPARSITY:.0%} of all linears", (_zeros(SPARSITY),)),
     Row(f"3 of 4 experts by clusters, then sparsegpt, {INSIDE:.0%}", (_experts("clusters"), _zeros(INSIDE))),
     Row(f"3 of 4 experts by saliency, then sparsegpt, {INSIDE:.0%}", (_experts("saliency"), _zeros(INSIDE))),
+    Row(f"3 of 4 experts by error, then sparsegpt, {INSIDE:.0%}", (_experts("error"), _zeros(INSIDE))),
 )
 
 

@@ -111,9 +111,13 @@ def _set_statistics(stage: dict[str, Any], stats: str | None) -> list[str]:
     setting = next((name for name in ("norms", "moments", "measured") if name in _settings_of(method)), None)
     if stats is None or setting is None or setting in method or _keeps_already(method):
         return []
-    stage["method"] = {**method, setting: "model"}
+    added: dict[str, str] = {setting: "model"}
+    if method["kind"] == "experts" and "choose" not in method:
+        added["choose"] = "saliency"  # what is lost without an expert is another with every amount
+    stage["method"] = {**method, **added}
+    settings = ", ".join(f"{name}: {value}" for name, value in added.items())
     return [
-        f"--stats: {method['kind']} reads statistics of the model before any of it is pruned ({setting}: model), which "
+        f"--stats: {method['kind']} reads statistics of the model before any of it is pruned ({settings}), which "
         "other amounts share"
     ]
 

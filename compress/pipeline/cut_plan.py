@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compress.pipeline import depth_choice, stats_cache
+from compress.pipeline import depth_choice, experts_error, stats_cache
 from compress.pipeline.depth_choice import LOSS_TOKENS
 from compress.pipeline.depth_job import DepthJob
 from compress.pipeline.duration import on_all_threads, product_rate
@@ -92,7 +92,11 @@ def experts_plan(job: ExpertsJob, output: Path, problems: Sequence[Problem]) -> 
     if job.method.measured == "model":
         measured = 0 if stats_cache.there(job, EXPERTS, {}) else 2 * tokens
         passed = measured + job.stage.calibration.seq_len
-    chosen = int(job.skeleton.config.num_experts_per_tok) / cut.experts
+    per_round = int(job.skeleton.config.num_experts_per_tok)
+    chosen = per_round / cut.experts
+    if job.method.choose == "error":
+        rounds = min(experts_error.ROUNDS, (cut.experts - cut.kept) // cut.groups)
+        passed += rounds * (per_round + 2) * min(tokens, experts_error.TOKENS)
     per_token = sum(
         2.0 * spec.in_features * spec.out_features * (1.0 if spec.expert is None else chosen)
         for spec in job.skeleton.linears()

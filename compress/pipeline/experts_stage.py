@@ -1,4 +1,4 @@
-"""A cut in experts in the loop over blocks: saliency on the block as it is, then the block goes on without them."""
+"""A cut in experts in the loop over blocks: chosen on the block as it is, then the block goes on without them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from compress.artifact.layers import LayerRecord
 from compress.models.experts import Experts
 from compress.models.skeleton import LinearSpec
-from compress.pipeline import inputs, output, stats_cache
+from compress.pipeline import experts_error, inputs, output, stats_cache
 from compress.pipeline.block import Workers
 from compress.pipeline.cut_stage import CutKind
 from compress.pipeline.experts_job import EXPERTS, SALIENCY, ExpertsJob, config_of
@@ -43,15 +43,10 @@ class ExpertsKind(CutKind[ExpertsJob]):
         fate: Fate = {}
         layers = []
         if specs:
-            known = job.decided.get(SALIENCY)
-            if known is None:
-                saliency = _saliency(job, module, entering, workers)
-            else:
-                saliency = torch.tensor(known[str(block)], dtype=torch.float64)
-            kept = _chosen(job, module, saliency)
+            kept, worth = _chosen(job, block, module, entering, workers)
             _cut(job, module, kept)
             tensors, fate = _stored(job, block, specs, kept.tolist())
-            layers = [_report(job, specs, kept.tolist(), saliency.tolist())]
+            layers = [_report(job, specs, kept.tolist(), worth.tolist())]
         leaving = list(workers.pool.map(lambda run: run(), entering.runs(job.skeleton, module)))
         rest = [name for name in job.skeleton.block_tensors(block) if name not in fate]
         tensors, fate = output.keep(job, rest, tensors, fate)
@@ -105,13 +100,21 @@ def _saliency(job: ExpertsJob, module: nn.Module, entering: Activations, workers
     return sums / tokens.clamp(min=1)
 
 
-def _chosen(job: ExpertsJob, module: nn.Module, saliency: Tensor) -> Tensor:
-    """The experts that stay, sorted int64."""
+def _chosen(
+    job: ExpertsJob, block: int, module: nn.Module, entering: Activations, workers: Workers
+) -> tuple[Tensor, Tensor]:
+    """The experts that stay, sorted int64, and what each is worth: (experts,) float64."""
     cut = job.cut
+    if job.method.choose == "error":
+        return experts_error.staying(job, module, entering, workers)
+    if (known := job.decided.get(SALIENCY)) is None:
+        saliency = _saliency(job, module, entering, workers)
+    else:
+        saliency = torch.tensor(known[str(block)], dtype=torch.float64)
     if job.method.choose == "clusters":
         router = cast(Tensor, _mixture(job, module)[1].weight)
-        return experts.representatives(router.float(), cut.kept, cut.groups)
-    return experts.most_salient(saliency, cut.kept, cut.groups)
+        return experts.representatives(router.float(), cut.kept, cut.groups), saliency
+    return experts.most_salient(saliency, cut.kept, cut.groups), saliency
 
 
 def _cut(job: ExpertsJob, module: nn.Module, kept: Tensor) -> None:
@@ -146,8 +149,8 @@ def _stored(job: ExpertsJob, block: int, specs: list[LinearSpec], kept: list[int
     return tensors, fate
 
 
-def _report(job: ExpertsJob, specs: list[LinearSpec], kept: list[int], saliency: list[float]) -> LayerRecord:
-    """One record of the mixture: which experts stay, by their numbers in the source, and what each added."""
+def _report(job: ExpertsJob, specs: list[LinearSpec], kept: list[int], worth: list[float]) -> LayerRecord:
+    """One record of the mixture: which experts stay, by their numbers in the source, and what each was worth."""
     cut, first = job.cut, specs[0]
     mixtures = len({spec.block for spec in job.skeleton.linears() if spec.expert is not None})
     return LayerRecord(
@@ -158,6 +161,6 @@ def _report(job: ExpertsJob, specs: list[LinearSpec], kept: list[int], saliency:
         details={
             "removed": (cut.all_parameters - cut.parameters) // mixtures,
             "kept": list(kept),
-            "saliency": list(saliency),
+            "cost_alone" if job.method.choose == "error" else "saliency": list(worth),
         },
     )

@@ -171,9 +171,10 @@ class ExpertsConfig(_Config):
     """Whole experts go, as many from every mixture: those that add least, or those that others can stand in for."""
 
     kind: Literal["experts"] = "experts"
-    choose: Literal["saliency", "clusters"] = Field(
-        "saliency",
-        description="saliency: those go whose outputs, times router weight, are smallest on their tokens (REAP); "
+    choose: Literal["error", "saliency", "clusters"] = Field(
+        "error",
+        description="error: those go without which the output changes least, their tokens sent to the others; "
+        "saliency: those whose outputs, times router weight, are smallest on their tokens (REAP); "
         "clusters: experts with near router rows are clustered, and one of each cluster stays (STUN)",
     )
 
@@ -187,6 +188,14 @@ class ExpertsConfig(_Config):
     paper: ClassVar[str] = "arXiv:2510.13999, arXiv:2409.06211"
     calibrated: ClassVar[bool] = True
     structured: ClassVar[bool] = True
+
+    @model_validator(mode="after")
+    def _errors_are_of_what_is_cut(self) -> ExpertsConfig:
+        if self.measured == "model" and self.choose == "error":
+            raise ValueError(
+                "measured: model keeps what experts add, and choose: error goes by what is lost without them"
+            )
+        return self
 
 
 def from_model(method: _Config) -> bool:

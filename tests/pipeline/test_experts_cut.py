@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ def without(source: Path, kept: dict[int, list[int]], tokens: torch.Tensor) -> t
 
 
 @pytest.mark.parametrize(
-    ("family", "choose"), [*((family, "saliency") for family in MIXTURES), ("deepseek_v3", "clusters")]
+    ("family", "choose"),
+    [*((family, choose) for family in MIXTURES for choose in ("saliency", "error")), ("deepseek_v3", "clusters")],
 )
 def test_the_smaller_mixture_is_what_transformers_loads(
     family: str, choose: str, tiny: Callable[..., Path], text: Path, tmp_path: Path
@@ -82,7 +84,8 @@ def test_what_adds_least_goes_and_the_saliency_is_what_it_says(
         return {n: t * 1e-3 if ".1.w2" in n or ".6.w2" in n else t for n, t in tensors.items()}
 
     source = harness.copy_with(tiny("mixtral"), tmp_path / "quiet", quiet)
-    artifact = pipeline.run(recipe(text, 0.85), model=source, output=tmp_path / "out").artifact
+    wanted = recipe(text, 0.85, choose="saliency")
+    artifact = pipeline.run(wanted, model=source, output=tmp_path / "out").artifact
     for layer in artifact.layers():
         gone = set(range(EXPERTS)) - set(layer["details"]["kept"])
         assert gone <= {1, 6}
@@ -100,11 +103,39 @@ def test_what_adds_least_goes_and_the_saliency_is_what_it_says(
             sums[number] += (out.norm(dim=1, keepdim=True) * weights * chosen).sum()
 
     mixture.experts.register_forward_pre_hook(measure)
-    work = pipeline.resolve.resolve(recipe(text, 0.85), model=source, output=None, device="cpu")
+    work = pipeline.resolve.resolve(wanted, model=source, output=None, device="cpu")
     assert work.calibration is not None
     harness.logits(model, work.calibration.tokens)
     said = torch.tensor(artifact.layers()[0]["details"]["saliency"])
     torch.testing.assert_close(said, sums / counts, rtol=1e-4, atol=1e-6)
+
+
+def test_the_error_is_that_of_the_output_without_each_expert(
+    tiny: Callable[..., Path], text: Path, tmp_path: Path
+) -> None:
+    source, wanted = tiny("mixtral"), recipe(text, 0.85, choose="error")
+    layer = pipeline.run(wanted, model=source, output=tmp_path / "out").artifact.layers()[0]
+    work = pipeline.resolve.resolve(wanted, model=source, output=None, device="cpu")
+    assert work.calibration is not None
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    mixture, seen = model.model.layers[0].mlp, list[torch.Tensor]()
+    mixture.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    harness.logits(model, work.calibration.tokens)
+    mixture._forward_pre_hooks.clear()
+    with torch.no_grad():
+        exact = mixture(seen[0])
+        costs = []
+        for number in range(EXPERTS):
+            fewer, rest = copy.deepcopy(mixture), [each for each in range(EXPERTS) if each != number]
+            for part in (fewer.experts, fewer.gate):
+                part.num_experts = len(rest)
+                for _, parameter in part.named_parameters(recurse=False):
+                    parameter.data = parameter.data[rest]
+            costs.append((fewer(seen[0]) - exact).square().sum() / exact.square().sum())
+    said = torch.tensor(layer["details"]["cost_alone"])
+    torch.testing.assert_close(said, torch.stack(costs), rtol=1e-3, atol=1e-6)
+    assert int(said.argmin()) not in layer["details"]["kept"]
+    assert int(said.argmax()) in layer["details"]["kept"]
 
 
 def test_experts_first_then_zeros_inside(tiny: Callable[..., Path], text: Path, tmp_path: Path) -> None:

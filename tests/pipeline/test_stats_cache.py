@@ -90,7 +90,11 @@ def mask_recipe(text: Path, method: dict[str, Any], stats: Path | None, **amount
 def test_experts_of_another_amount_are_chosen_without_measuring(
     family: str, tiny: Callable[..., Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, stats, method = tiny(family), tmp_path / "stats", {"kind": "experts", "measured": "model"}
+    source, stats, method = (
+        tiny(family),
+        tmp_path / "stats",
+        {"kind": "experts", "choose": "saliency", "measured": "model"},
+    )
     tokens: list[int] = []
     right = Skeleton.run_block
 
@@ -179,7 +183,7 @@ PLANNED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "width": ("llama", WIDTH, {"keep": 0.9}),
     "channels": ("llama", {"kind": "width", "hidden": 0.8}, {"keep": 0.7}),
     "influence": ("llama", {"kind": "depth", "choose": "influence", "protect_last": 0}, {"keep": 0.8}),
-    "experts": ("mixtral", {"kind": "experts", "measured": "model"}, {"keep": 0.95}),
+    "experts": ("mixtral", {"kind": "experts", "choose": "saliency", "measured": "model"}, {"keep": 0.95}),
     "wanda": ("llama", MASKS["wanda"], {"sparsity": 0.5}),
 }
 
