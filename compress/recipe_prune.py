@@ -112,7 +112,7 @@ def _set_statistics(stage: dict[str, Any], stats: str | None) -> list[str]:
     if stats is None or setting is None or setting in method or _keeps_already(method):
         return []
     added: dict[str, str] = {setting: "model"}
-    if method["kind"] == "experts" and "choose" not in method:
+    if method["kind"] == "experts" and method.get("choose", "error") == "error":
         added["choose"] = "saliency"  # what is lost without an expert is another with every amount
     stage["method"] = {**method, **added}
     settings = ", ".join(f"{name}: {value}" for name, value in added.items())

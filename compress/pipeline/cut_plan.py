@@ -96,7 +96,7 @@ def experts_plan(job: ExpertsJob, output: Path, problems: Sequence[Problem]) -> 
     chosen = per_round / cut.experts
     if job.method.choose == "error":
         rounds = min(experts_error.ROUNDS, (cut.experts - cut.kept) // cut.groups)
-        passed += rounds * (per_round + 2) * min(tokens, experts_error.TOKENS)
+        passed += rounds * (per_round + 2) * min(tokens, experts_error.TOKENS)  # of each expert its own tokens
     per_token = sum(
         2.0 * spec.in_features * spec.out_features * (1.0 if spec.expert is None else chosen)
         for spec in job.skeleton.linears()

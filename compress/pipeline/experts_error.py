@@ -32,32 +32,29 @@ def staying(job: ExpertsJob, module: nn.Module, entering: Activations, workers: 
 
     The weights of the block are as they were afterwards.
     """
-    return workers.pool.submit(lambda: _staying(job, module, entering)).result()
-
-
-@torch.no_grad()
-def _staying(job: ExpertsJob, module: nn.Module, entering: Activations) -> tuple[Tensor, Tensor]:
-    cut = job.cut
+    cut, pool = job.cut, workers.pool
     whole = _Mixture(job, module)
-    x = _entering(job, module, whole.module, entering)
-    wanted = whole(x)
+    x = pool.submit(_entering, job, module, whole.module, entering).result()
+    wanted = pool.submit(whole, x).result()
     gone, kept = torch.zeros(cut.experts, dtype=torch.bool), torch.arange(cut.experts)
     alone = torch.zeros(cut.experts, dtype=torch.float64)
     size, going = cut.experts // cut.groups, (cut.experts - cut.kept) // cut.groups
     rounds = min(ROUNDS, going)
     for number in range(rounds):
         now = whole.without(gone)
-        routed = now.routed(x)
-        error = _errors(now(x), wanted)
-        cost = torch.full((cut.experts,), -torch.inf, dtype=torch.float64)  # what is gone already stays so
-        for expert in kept.tolist():
+        routed = pool.submit(now.routed, x).result()
+        error = _errors(pool.submit(now, x).result(), wanted)
+
+        def lost(expert: int, gone: Tensor = gone, routed: Tensor = routed, error: Tensor = error) -> Tensor:
             at = (routed == expert).any(1).nonzero()[:, 0]
-            if not len(at):
-                cost[expert] = 0.0
-                continue
             fewer = gone.clone()
             fewer[expert] = True
-            cost[expert] = (_errors(whole.without(fewer)(x[at]), wanted[at]) - error[at]).sum()
+            return (
+                (_errors(whole.without(fewer)(x[at]), wanted[at]) - error[at]).sum() if len(at) else error.new_zeros(())
+            )
+
+        cost = torch.full((cut.experts,), -torch.inf, dtype=torch.float64)  # what is gone already stays so
+        cost[kept] = torch.stack(list(pool.map(lost, kept.tolist())))
         if number == 0:
             alone = cost / wanted.double().square().sum()
         kept = experts.most_salient(cost, (size - going * (number + 1) // rounds) * cut.groups, cut.groups)
@@ -70,6 +67,7 @@ def _errors(found: Tensor, wanted: Tensor) -> Tensor:
     return (found.double() - wanted.double()).square().sum(1)
 
 
+@torch.no_grad()
 def _entering(job: ExpertsJob, module: nn.Module, mixture: nn.Module, entering: Activations) -> Tensor:
     """What the mixture reads of the first tokens: (tokens, hidden)."""
     seen: list[Tensor] = []
@@ -96,6 +94,7 @@ class _Mixture:
         self.module = block.get_submodule(path)
         self._numbers = torch.arange(job.cut.experts)
 
+    @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
         """x (tokens, hidden) -> (tokens, hidden)."""
         return cast(Tensor, self.module(x.unsqueeze(0))).squeeze(0)

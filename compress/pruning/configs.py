@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -188,6 +188,13 @@ class ExpertsConfig(_Config):
     paper: ClassVar[str] = "arXiv:2510.13999, arXiv:2409.06211"
     calibrated: ClassVar[bool] = True
     structured: ClassVar[bool] = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _what_is_kept_is_saliency(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("measured") == "model":
+            return {"choose": "saliency", **given}
+        return given
 
     @model_validator(mode="after")
     def _errors_are_of_what_is_cut(self) -> ExpertsConfig:

@@ -16,8 +16,10 @@ from compress.artifact.verify import verify
 from compress.errors import UserError, WorkError
 from compress.pipeline import CutPlan, experts_stage
 from compress.pipeline.experts_job import COUNTS
+from compress.pruning.configs import ExpertsConfig
 from compress.recipe import Recipe, parse_recipe
 from compress.recipe_prune import PruneSettings, build_prune_recipe
+from compress.stages import PruneStage
 from tests.pipeline import harness
 from tests.tiny_models import EXPERTS, tiny_tokens
 
@@ -180,3 +182,17 @@ def test_what_cannot_be_cut_is_named(tiny: Callable[..., Path], text: Path) -> N
     assert "every token is routed to 2" in plan.problems[0]
     smallest = float(plan.hint.rsplit(" ", 1)[1])
     assert not pipeline.plan(recipe(text, smallest + 0.001), model=tiny("mixtral")).problems
+
+
+def test_statistics_that_are_kept_are_those_of_what_experts_add() -> None:
+    """Whatever a recipe says, and a recipe that names the whole model alone still means saliency."""
+    wanted, notes = build_prune_recipe(PruneSettings(stats="somewhere"), base="experts-keep75")
+    stage = wanted.stages[0]
+    assert isinstance(stage, PruneStage)
+    method = stage.method
+    assert isinstance(method, ExpertsConfig)
+    assert (method.measured, method.choose) == ("model", "saliency")
+    assert any("choose: saliency" in note for note in notes)
+    assert ExpertsConfig(measured="model").choose == "saliency"
+    with pytest.raises(ValueError, match="goes by what is lost"):
+        ExpertsConfig(measured="model", choose="error")
