@@ -87,3 +87,12 @@ class Experts(nn.ModuleList):
                 self.observe(number, output)
             result.index_add_(0, token, output.to(result.dtype))
         return result
+
+
+def keep_rows(router: nn.Module, kept: torch.Tensor, experts: int) -> None:
+    """Leaves a router with the rows of some of its experts: kept (n,) int64, of parameters and buffers alike."""
+    for name, rows in [*router.named_parameters(recurse=False), *router.named_buffers(recurse=False)]:
+        if rows.shape[0] == experts:
+            left, is_parameter = rows.detach()[kept].contiguous(), name in router._parameters
+            setattr(router, name, nn.Parameter(left, requires_grad=False) if is_parameter else left)
+    router.num_experts = len(kept)  # type: ignore[assignment]

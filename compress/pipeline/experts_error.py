@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from compress.models.experts import Experts
+from compress.models.experts import Experts, keep_rows
 from compress.pipeline.block import Workers
 from compress.pipeline.experts_job import ExpertsJob
 from compress.pipeline.inputs import Activations
@@ -123,11 +123,7 @@ class _Mixture:
         fewer._numbers = (~gone).nonzero()[:, 0]
         whole = cast(Experts, self.module.get_submodule(self._experts))
         fewer.module._modules[self._experts] = Experts(whole[number] for number in fewer._numbers.tolist())
-        for name, rows in [*router.named_parameters(recurse=False), *router.named_buffers(recurse=False)]:
-            if rows.shape[:1] == gone.shape:
-                left, is_parameter = rows.detach()[fewer._numbers], name in router._parameters
-                setattr(router, name, nn.Parameter(left, requires_grad=False) if is_parameter else left)
-        router.num_experts = len(fewer._numbers)  # type: ignore[assignment]
+        keep_rows(router, fewer._numbers, len(gone))
         return fewer
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.artifact.layers import LayerRecord
-from compress.models.experts import Experts
+from compress.models.experts import Experts, keep_rows
 from compress.models.skeleton import LinearSpec
 from compress.pipeline import experts_error, inputs, output, stats_cache
 from compress.pipeline.block import Workers
@@ -124,12 +124,7 @@ def _cut(job: ExpertsJob, module: nn.Module, kept: Tensor) -> None:
     assert family.experts is not None
     parent, _, leaf = family.experts.path.rpartition(".")
     setattr(module.get_submodule(parent), leaf, Experts(mixture[number] for number in kept.tolist()))
-    for name, tensor in [*router.named_parameters(recurse=False), *router.named_buffers(recurse=False)]:
-        if tensor.shape[0] == job.cut.experts:
-            rows = tensor.data[kept].contiguous()
-            is_parameter = name in router._parameters
-            setattr(router, name, nn.Parameter(rows, requires_grad=False) if is_parameter else rows)
-    router.num_experts = job.cut.kept  # type: ignore[assignment]
+    keep_rows(router, kept, job.cut.experts)
 
 
 def _stored(job: ExpertsJob, block: int, specs: list[LinearSpec], kept: list[int]) -> tuple[dict[str, Tensor], Fate]:
