@@ -37,7 +37,7 @@ def worker(model: Path, cache: str) -> dict[str, Any]:
 
     from compress.runtime.loading import load
     from compress.runtime.native_backend import NativeRuntime
-    from compress.runtime.native_model import Chunk
+    from compress.runtime.paged_model import Chunk
 
     torch.set_num_threads(1)
     if ctypes.CDLL(None).prctl(THP_DISABLE, 1, 0, 0, 0) != 0:

@@ -24,7 +24,7 @@ Timed = Callable[[int, int, int], float]
 def native(path: str, kernel: str) -> tuple[Timed, dict[str, Any]]:
     from compress.runtime.loading import load
     from compress.runtime.native_backend import NativeRuntime
-    from compress.runtime.native_model import Chunk
+    from compress.runtime.paged_model import Chunk
 
     runtime = load(path, device="cpu", kernel=kernel, cache_tokens=16_384)
     if not isinstance(runtime, NativeRuntime):

@@ -182,10 +182,10 @@ def _answer(answer: Generation) -> dict[str, object]:
 
 
 def _cache(runtime: Runtime) -> dict[str, object] | None:
-    """What the native engine keeps of each token, and what was measured of it; None elsewhere."""
-    from compress.runtime.native_backend import NativeRuntime
+    """What an engine keeps of each token, and what was measured of it; None elsewhere."""
+    from compress.runtime.paged_backend import PagedRuntime
 
-    if not isinstance(runtime, NativeRuntime):
+    if not isinstance(runtime, PagedRuntime):
         return None
     choice = runtime.cache
     return {

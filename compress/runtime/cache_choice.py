@@ -1,8 +1,8 @@
 """How each layer keeps keys and values: what was asked for, without the layers that lose most by it.
 
-What a cache loses is measured, in nats per token of KL to the same model over a float32 cache, on the beginning of the
-shipped calibration text. FP8 without calibrated scales holds nothing beyond 448, which breaks models with large keys:
-such a model is refused.
+What a cache loses is measured, in nats per token of KL to the same model over a cache that loses nothing, on the
+beginning of the shipped calibration text. FP8 without calibrated scales holds nothing beyond 448, which breaks models
+with large keys: such a model is refused.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from compress.errors import UserError
 
 if TYPE_CHECKING:
-    from compress.runtime.native_model import NativeModel
+    from compress.runtime.paged_model import PagedModel
 
 CACHES = ("float32", "bfloat16", "fp8", "int8", "nvfp4", "int4", "int2")
 SKIPPED = "bfloat16"
@@ -52,7 +52,7 @@ class CacheChoice:
 
 
 def choose(
-    model: NativeModel, kind: str, skip: str, stored: Sequence[Scales] | None, tokens: Callable[[], Sequence[int]]
+    model: PagedModel, kind: str, skip: str, stored: Sequence[Scales] | None, tokens: Callable[[], Sequence[int]]
 ) -> CacheChoice:
     """The cache of every layer, already set in `model`.
 
@@ -63,13 +63,13 @@ def choose(
         UserError: an unknown kind or layer, heads that a kind cannot hold, or FP8 without scales that breaks the model.
     """
     count, dim = model.shape.layers, model.shape.head_dim
-    if kind not in CACHES:
-        raise UserError(f"key-value cache {kind!r} is not known", f"choose auto, {', '.join(CACHES)}")
+    if kind not in model.caches:
+        raise UserError(f"there is no {kind} key-value cache here", f"choose auto, {', '.join(model.caches)}")
     if kind == "nvfp4" and dim != 16 and dim % 32:
         raise UserError(f"an nvfp4 key-value cache has no place for heads of {dim}", "use --kv-cache int4")
     wanted = [LayerCache(kind, stored[i] if kind == "fp8" and stored else (1.0, 1.0)) for i in range(count)]
     named = _named(skip, count)
-    if skip != "none" and kind in ("float32", SKIPPED):
+    if skip != "none" and kind in (model.caches[0], SKIPPED):
         raise UserError(f"--kv-skip has nothing to skip in a {kind} cache", "choose a smaller --kv-cache")
     choice = CacheChoice(kind, tuple(_without(wanted, named)), named)
     if skip == "auto" or (kind == "fp8" and not stored):
@@ -106,7 +106,7 @@ def _judged(losses: _Losses, choice: CacheChoice) -> CacheChoice:
 
 def _measured(losses: _Losses, wanted: Sequence[LayerCache]) -> CacheChoice:
     """Skips the layers that lose most alone, one by one, until little enough is lost by the others together."""
-    exact = LayerCache("float32")
+    exact = losses.exact
     alone = [losses.of([cache if j == i else exact for j in range(len(wanted))]) for i, cache in enumerate(wanted)]
     worst = sorted(range(len(wanted)), key=lambda i: (-alone[i], i))
     whole = kl = losses.of(wanted)
@@ -120,12 +120,13 @@ def _measured(losses: _Losses, wanted: Sequence[LayerCache]) -> CacheChoice:
 
 
 class _Losses:
-    """KL of caches to a float32 one, on the same tokens."""
+    """KL of caches to one that loses nothing, on the same tokens."""
 
-    def __init__(self, model: NativeModel, tokens: Sequence[int]) -> None:
+    def __init__(self, model: PagedModel, tokens: Sequence[int]) -> None:
         self._model = model
         self._tokens = tokens
-        self._exact = self._predictions([LayerCache("float32")] * model.shape.layers)
+        self.exact = LayerCache(model.caches[0])
+        self._exact = self._predictions([self.exact] * model.shape.layers)
 
     def of(self, caches: Sequence[LayerCache]) -> float:
         found = self._predictions(caches)

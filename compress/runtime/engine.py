@@ -1,7 +1,7 @@
-"""Many answers at once over one native model: plan a step, compute it in one call, choose the tokens, repeat.
+"""Many answers at once over one paged model: plan a step, compute it in one call, choose the tokens, repeat.
 
-What a token's logits are does not depend on what else is in its step, nor on whether its prompt came from the cache,
-in chunks, or whole: the kernels sum every output in one order. So an answer is the same, bit for bit, in any company.
+Nothing here makes a token depend on what else is in its step, nor on whether its prompt came from the cache, in chunks,
+or whole. Where the model's kernels sum every output in one order (the native ones do), so is an answer, bit for bit.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from compress.errors import UserError
 from compress.runtime.answer import Answer
-from compress.runtime.native_model import STEP_TOKENS, Chunk
+from compress.runtime.paged_model import STEP_TOKENS, Chunk
 from compress.runtime.pages import PagePool
 from compress.runtime.sampling import choose_all
 from compress.runtime.scheduler import Request, Scheduler

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,33 +11,20 @@ from torch import Tensor
 from compress.kernels import packed_linear
 from compress.kernels.dispatch import native
 from compress.models.checkpoint import Checkpoint
-from compress.runtime.cache_choice import LayerCache
+from compress.runtime.cache_choice import CACHES, LayerCache
 from compress.runtime.native_shape import EMBEDDING, FINAL_NORM, HEAD, LayerNames, Part, Shape
 from compress.runtime.native_weights import Stored, input_name, weight_name
+from compress.runtime.paged_model import Chunk, PagedModel, default_cache_tokens
 from compress.runtime.pages import PagePool
 from compress.runtime.protocol import LayerUse
+from compress.runtime.rotations import rotations
 from compress.types import Scheme
 
-STEP_TOKENS = 512  # tokens of one call: what is between the products stays in the cache
-_LEAST_CACHE_TOKENS, _MOST_CACHE_TOKENS = 16_384, 32_768
 
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Tokens of one sequence at consecutive positions, and the indices among them whose logits are wanted.
-
-    long: the sequence is turned as those are that grow longer than the model's first context (`NativeModel.long`).
-    """
-
-    tokens: Sequence[int]
-    position: int
-    pages: Sequence[int]
-    rows: Sequence[int]
-    long: bool = False
-
-
-class NativeModel:
+class NativeModel(PagedModel):
     """A decoder over packed, bfloat16 or float32 weights."""
+
+    caches = CACHES
 
     def __init__(
         self,
@@ -62,14 +48,9 @@ class NativeModel:
         self._sizes = shape.linears()
         native_module = native()
         if cache_tokens is None:
-            context = shape.config.max_position_embeddings
-            cache_tokens = max(_LEAST_CACHE_TOKENS, min(context, _MOST_CACHE_TOKENS))
+            cache_tokens = default_cache_tokens(shape.config.max_position_embeddings)
         self.pages = PagePool(-(-cache_tokens // native_module.PAGE_TOKENS) + 1, native_module.PAGE_TOKENS)
-        rotations = _rotations(shape)
-        rope = shape.config.rope_parameters or {}
-        self.first_context: int | None = (
-            rope["original_max_position_embeddings"] if rope.get("rope_type") == "longrope" else None
-        )
+        turns = rotations(shape)
         self._embedding: Tensor | None = None
         packed = None
         if EMBEDDING in shape.schemes:
@@ -83,8 +64,8 @@ class NativeModel:
             packed_embedding=packed,
             final_norm=self._norm(FINAL_NORM),
             head=self._head(packed),
-            frequencies=torch.stack([frequencies for frequencies, _ in rotations.values()]),
-            factors=torch.tensor([factor for _, factor in rotations.values()]),
+            frequencies=torch.stack([frequencies for frequencies, _ in turns.values()]),
+            factors=torch.tensor([factor for _, factor in turns.values()]),
             heads=shape.heads,
             kv_heads=shape.kv_heads,
             head_dim=shape.head_dim,
@@ -97,7 +78,7 @@ class NativeModel:
             pages=self.pages.count,
         )
         for i in range(shape.layers):
-            rotation = list(rotations).index(config.layer_types[i]) if shape.family.rope_by_type else 0
+            rotation = list(turns).index(config.layer_types[i]) if shape.family.rope_by_type else 0
             self._add_layer(i, rotation)
 
     def keep(self, caches: Sequence[LayerCache]) -> None:
@@ -115,10 +96,6 @@ class NativeModel:
     def open_page_bytes(self) -> int:
         """Bytes that each sequence's last page takes besides, until it is full; 0 without int2."""
         return int(self._decoder.open_page_bytes)
-
-    def long(self, length: int) -> bool:
-        """Whether a sequence that grows so long is turned by the long factors of LongRoPE, from its first token on."""
-        return self.first_context is not None and length > self.first_context
 
     def step(self, chunks: Sequence[Chunk]) -> Tensor:
         """Logits (wanted rows, vocabulary) float32 of the chunks, which are computed together, in order."""
@@ -142,26 +119,6 @@ class NativeModel:
             tokens, positions, sequences, tables, contexts, wanted, logits, self.eight_bit, torch.get_num_threads()
         )
         return logits
-
-    def sequence(
-        self,
-        tokens: Sequence[int],
-        position: int,
-        pages: Sequence[int],
-        rows: Sequence[int],
-        length: int | None = None,
-    ) -> Tensor:
-        """Logits (rows, vocabulary) of one sequence's next tokens, in steps of STEP_TOKENS; rows in ascending order.
-
-        length: of the whole sequence in the end; with these tokens if None.
-        """
-        long = self.long(position + len(tokens) if length is None else length)
-        found = []
-        for start in range(0, len(tokens), STEP_TOKENS):
-            part = tokens[start : start + STEP_TOKENS]
-            inside = [row - start for row in rows if start <= row < start + len(part)]
-            found.append(self.step([Chunk(part, position + start, pages, inside, long)]))
-        return found[0] if len(found) == 1 else torch.cat(found)
 
     def layers(self, kernel: str) -> list[LayerUse]:
         """Every linear with its kernel and its bytes, the head last."""
@@ -247,29 +204,3 @@ class NativeModel:
 
 def _rows(tensor: Tensor | None, rows: slice) -> Tensor | None:
     return None if tensor is None else tensor[rows]
-
-
-def _rotations(shape: Shape) -> dict[str, tuple[Tensor, float]]:
-    """By layer type: frequencies (turned numbers of a head / 2) float32, and the factor of cosines and sines.
-
-    As transformers computes them. LongRoPE has those of long contexts behind the others.
-    """
-    if shape.family.rope_by_type:
-        from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
-
-        typed: Any = Gemma3RotaryEmbedding(shape.config)
-        return {
-            kind: (getattr(typed, f"{kind}_inv_freq").float(), float(getattr(typed, f"{kind}_attention_scaling")))
-            for kind in typed.layer_types
-        }
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-    from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
-
-    rotary: Any = (Phi3RotaryEmbedding if shape.family.partial_rotary else LlamaRotaryEmbedding)(shape.config)
-    found = {"": (rotary.inv_freq.float(), float(rotary.attention_scaling))}
-    if rotary.rope_type == "longrope":
-        beyond = shape.config.rope_parameters["original_max_position_embeddings"] + 1
-        frequencies, factor = ROPE_INIT_FUNCTIONS["longrope"](shape.config, seq_len=beyond)
-        found["long"] = (frequencies.float(), float(factor))
-    return found

@@ -12,7 +12,7 @@ from torch import Tensor
 from compress.errors import UserError, WorkError
 from compress.runtime.answer import Answer
 from compress.runtime.engine import Engine
-from compress.runtime.native_model import Chunk
+from compress.runtime.paged_model import Chunk
 from compress.runtime.pages import PagePool
 from compress.runtime.protocol import SamplingParams
 from compress.runtime.scheduler import Request

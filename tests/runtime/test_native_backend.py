@@ -26,7 +26,7 @@ from compress.runtime.engine import Engine
 from compress.runtime.input_choice import MOST_LOST
 from compress.runtime.native_backend import NativeRuntime
 from compress.runtime.native_families import NATIVE_FAMILIES
-from compress.runtime.native_model import Chunk
+from compress.runtime.paged_model import Chunk
 from compress.runtime.pages import PagePool
 from compress.runtime.protocol import Generation, SamplingParams
 from compress.schemes import FIXED_SCHEMES

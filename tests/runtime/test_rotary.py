@@ -13,7 +13,7 @@ import torch
 from compress.runtime import loading, transformers_backend
 from compress.runtime.continuations import Continuation
 from compress.runtime.native_backend import NativeRuntime
-from compress.runtime.native_model import Chunk
+from compress.runtime.paged_model import Chunk
 from compress.runtime.protocol import Generation, SamplingParams
 from tests.tiny_models import tiny_model, tiny_tokens
 

@@ -11,7 +11,7 @@ import torch
 from compress.runtime import loading
 from compress.runtime.cache_choice import CACHES
 from compress.runtime.native_backend import NativeRuntime
-from compress.runtime.native_model import Chunk
+from compress.runtime.paged_model import Chunk
 from compress.runtime.protocol import SamplingParams
 from tests.runtime.packed import fitting, write_packed
 from tests.tiny_models import tiny_tokens

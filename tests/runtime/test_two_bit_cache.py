@@ -19,8 +19,8 @@ from compress.runtime.drafting.draft_model import DraftModel
 from compress.runtime.drafting.speculate import Speculator
 from compress.runtime.engine import Engine
 from compress.runtime.native_backend import NativeRuntime
-from compress.runtime.native_model import Chunk
-from compress.runtime.native_sequence import NativeSequence
+from compress.runtime.paged_model import Chunk
+from compress.runtime.paged_sequence import PagedSequence
 from compress.runtime.pages import PagePool
 from compress.runtime.protocol import SamplingParams
 from tests.tiny_models import tiny_tokens
@@ -138,7 +138,7 @@ def test_what_is_taken_back_is_computed_again(packaged_model: Path) -> None:
     model = native(packaged_model).model
     first, second = tiny_tokens(2, 90).tolist()
     with model.pages.lend(90) as pages, model.pages.lend(90) as others:
-        sequence = NativeSequence(model, pages, 90)
+        sequence = PagedSequence(model, pages, 90)
         sequence.extend(first)
         for length in (70, 64, 45, 45, 3):  # in the open page, at its beginning, in full ones
             sequence.rewind(length)

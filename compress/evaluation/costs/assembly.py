@@ -26,7 +26,7 @@ from compress.evaluation.costs.sizes import size_record
 from compress.evaluation.costs.timing import measured, median_interval, round_ratios
 from compress.evaluation.costs.workload import BATCH_SIZES, REPEATS, WARM_UP, Plan
 from compress.models.checkpoint import Checkpoint
-from compress.runtime.native_backend import NativeRuntime
+from compress.runtime.paged_backend import PagedRuntime
 from compress.runtime.protocol import Generation, Runtime
 
 
@@ -135,7 +135,7 @@ def cost_record(
 
 def _cache(runtime: Runtime) -> tuple[str, int] | None:
     """How keys and values are kept, and the bytes of a token's; None where transformers keeps them."""
-    return (runtime.cache.kind, runtime.model.cache_bytes) if isinstance(runtime, NativeRuntime) else None
+    return (runtime.cache.kind, runtime.model.cache_bytes) if isinstance(runtime, PagedRuntime) else None
 
 
 def _series(

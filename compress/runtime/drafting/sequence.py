@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from compress.runtime.native_backend import NativeRuntime
-from compress.runtime.native_sequence import NativeSequence
+from compress.runtime.paged_backend import PagedRuntime
+from compress.runtime.paged_sequence import PagedSequence
 from compress.runtime.text_model import TextModel
 from compress.runtime.transformers_backend import TransformersRuntime
 
@@ -59,9 +59,9 @@ class DenseSequence:
 @contextmanager
 def opened(runtime: TextModel, room: int) -> Iterator[Growing]:
     """An empty sequence of a model, of at most `room` tokens."""
-    if isinstance(runtime, NativeRuntime):
+    if isinstance(runtime, PagedRuntime):
         with runtime.model.pages.lend(room) as pages:
-            yield NativeSequence(runtime.model, pages, room)
+            yield PagedSequence(runtime.model, pages, room)
     else:
         assert isinstance(runtime, TransformersRuntime)
         yield DenseSequence(runtime)

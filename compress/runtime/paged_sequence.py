@@ -1,4 +1,4 @@
-"""One sequence over pages of the native engine, which grows by several tokens at a time and can be taken back."""
+"""One sequence over pages of an engine, which grows by several tokens at a time and can be taken back."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from compress.runtime.native_model import NativeModel
+from compress.runtime.paged_model import PagedModel
 
 
-class NativeSequence:
+class PagedSequence:
     """What is taken back is overwritten; a page of int2 that was full is computed again from its first token on."""
 
-    def __init__(self, model: NativeModel, pages: Sequence[int], length: int) -> None:
+    def __init__(self, model: PagedModel, pages: Sequence[int], length: int) -> None:
         """pages: room for all tokens that there will be at a time. length: of the longest sequence in the end."""
         self.ids: list[int] = []
         self._model, self._pages, self._length = model, pages, length

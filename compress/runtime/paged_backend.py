@@ -1,0 +1,181 @@
+"""What back ends over a paged key-value cache share: the engine, scores of sequences and of prefix trees, requests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from compress.content import calibration_dir
+from compress.errors import WorkError
+from compress.models.checkpoint import Checkpoint
+from compress.runtime.answer import Answer
+from compress.runtime.cache_choice import TOKENS, CacheChoice, choose
+from compress.runtime.continuations import Batch, Continuation, Likelihood, Row, plan
+from compress.runtime.engine import Engine
+from compress.runtime.kv_cache import Scales, stored_scales
+from compress.runtime.memory import guarded
+from compress.runtime.paged_model import PagedModel
+from compress.runtime.paged_sequence import PagedSequence
+from compress.runtime.scheduler import Request
+from compress.runtime.text_model import TextModel
+from compress.runtime.transformers_scoring import BATCH_TOKENS, target_scores
+
+_ANY_DEPTH = 2**31
+
+
+class PagedRuntime(TextModel):
+    """A model over pages behind the `Runtime` protocol; a back end adds what computes its steps."""
+
+    batched_generate = True
+    model: PagedModel
+    cache: CacheChoice
+
+    def __init__(self, checkpoint: Checkpoint, model: PagedModel, *, prefix_cache: bool) -> None:
+        """prefix_cache: calls of `generate` share with earlier ones."""
+        super().__init__(checkpoint)
+        self.model = model
+        self.engine = Engine(model.step, model.pages)
+        self._prefix_cache = prefix_cache
+        self.context_length = model.shape.config.max_position_embeddings
+        self.vocab_size = model.shape.vocabulary
+
+    def _choose_cache(self, kind: str, skip: str) -> CacheChoice:
+        """What every layer keeps, set in the model; kind, skip: as in `loading.load`."""
+        stored = stored_scales(self.checkpoint)
+        layers = self.model.shape.layers
+        scales = [(float(key), float(value)) for key, value in _by_layer(stored, layers)] if stored else None
+        if kind == "auto":
+            kind = "fp8" if scales else self.model.caches[0]
+        with guarded("measuring the key-value cache"):
+            return choose(self.model, kind, skip, scales, self._sample)
+
+    def _sample(self) -> list[int]:
+        """Tokens to measure inputs and caches on."""
+        text = (calibration_dir() / "tales.txt").read_text(encoding="utf-8")[: 16 * TOKENS]
+        begin = [] if self.prefix_id is None else [self.prefix_id]
+        return (begin + self.encode(text))[: min(TOKENS, self.context_length or TOKENS)]
+
+    def parameters(self) -> int:
+        """Number of weights, tied ones once."""
+        shape = self.model.shape
+        biases = [name for name in self.checkpoint.index if name.endswith(".bias")]
+        return (
+            shape.vocabulary * shape.hidden
+            + sum(math.prod(size) for size in shape.linears().values())
+            + sum(shape.norms().values())
+            + sum(self.checkpoint.index[name].shape[0] for name in biases)
+        )
+
+    def score(self, token_ids: Tensor) -> Tensor:
+        """Logits (batch, seq, vocab) float32 for token ids (batch, seq) int64, no padding."""
+        self._check(token_ids)
+        with guarded("scoring"), self._scoring():
+            rows = []
+            for sequence in token_ids.tolist():
+                with self.model.pages.lend(len(sequence)) as pages:
+                    rows.append(self.model.sequence(sequence, 0, pages, range(len(sequence))))
+            return torch.stack(rows)
+
+    @contextmanager
+    def _scoring(self) -> Iterator[None]:
+        """How scores are computed, where not as answers are."""
+        yield
+
+    def plan_continuations(self, requests: Sequence[Continuation]) -> list[Batch]:
+        """Batches that hold each request once, rows by what they share."""
+        self._check_continuations(requests)
+        return plan(
+            requests,
+            batch_tokens=BATCH_TOKENS["cpu"],
+            scored_tokens=BATCH_TOKENS["cpu"],
+            hidden=self.model.shape.hidden,
+            tree_depth=_ANY_DEPTH,
+            apart=self.model.first_context,
+        )
+
+    def score_continuations(self, batch: Batch) -> list[Likelihood]:
+        """Log-likelihood of each request of a batch, in the order of `batch.requests`."""
+        totals = dict.fromkeys(batch.requests, 0.0)
+        greedy = dict.fromkeys(batch.requests, True)
+        with guarded("scoring"), self._scoring():
+            for row in batch.rows:
+                nodes = sorted({read.node for read in row.reads})
+                place = {node: at for at, node in enumerate(nodes)}
+                at = torch.tensor([place[read.node] for read in row.reads])
+                targets = torch.tensor([read.target for read in row.reads])
+                values, best = target_scores(self._tree(row, nodes), at, targets)
+                for read, value, first in zip(row.reads, values.tolist(), best.tolist(), strict=True):
+                    totals[read.request] += value
+                    greedy[read.request] &= first
+        if not all(map(math.isfinite, totals.values())):
+            raise WorkError(
+                f"{self.path} gives log-likelihoods that are not finite",
+                "its weights hold NaN or overflow: make the model again",
+            )
+        return [Likelihood(totals[request], greedy[request]) for request in batch.requests]
+
+    def _tree(self, row: Row, nodes: Sequence[int]) -> Tensor:
+        """Logits (nodes, vocab) at the given nodes of a prefix tree.
+
+        A node's keys and values lie at its depth. In depth-first order those at smaller depths are its ancestors', so
+        a chain is computed like the end of a plain sequence and overwrites the branch before it.
+        """
+        found = []
+        length = max(row.depths) + 1
+        with self.model.pages.lend(length) as pages:
+            sequence = PagedSequence(self.model, pages, length)
+            for start, end in _chains(row.depths):
+                sequence.rewind(row.depths[start])
+                inside = [node - start for node in nodes if start <= node < end]
+                found.append(sequence.extend(row.tokens[start:end], inside))
+        return torch.cat(found)
+
+    def _finished(self, answers: Sequence[Answer]) -> Sequence[Answer]:
+        """All answers together, step by step."""
+        with self._requests(answers):
+            while any(answer.reason is None for answer in answers):
+                self.engine.step()
+        return answers
+
+    def _grow(self, answer: Answer) -> Generator[None, None, None]:
+        """One answer, beside whatever else the engine is asked for meanwhile."""
+        with self._requests([answer]):
+            while answer.reason is None:
+                self.engine.step()
+                yield
+
+    @contextmanager
+    def _requests(self, answers: Sequence[Answer]) -> Iterator[None]:
+        """The engine's requests for some answers; those not finished at the end are cancelled."""
+        requests: list[Request] = []
+        leader: Request | None = None
+        try:
+            for i, answer in enumerate(answers):
+                if i == 0 or answer.prompt is not answers[i - 1].prompt:  # answers to one prompt are side by side
+                    leader = None
+                long = self.model.long(len(answer.prompt) + answer.limit)
+                requests.append(self.engine.add(answer, priority=answer.params.priority, leader=leader, long=long))
+                leader = leader or requests[-1]
+            yield
+        finally:
+            for request in requests:
+                self.engine.cancel(request)
+            if not self._prefix_cache:
+                self.model.pages.forget()
+
+
+def _by_layer(stored: Mapping[str, Scales], layers: int) -> list[Scales]:
+    return [stored[f"model.layers.{i}.self_attn"] for i in range(layers)]
+
+
+def _chains(depths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """[start, end) of each run of nodes that are each the child of the one before."""
+    start = 0
+    for node in range(1, len(depths) + 1):
+        if node == len(depths) or depths[node] != depths[node - 1] + 1:
+            yield start, node
+            start = node
