@@ -29,11 +29,12 @@ from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 from triton.compiler import ASTSource
 
 from compress.kernels.triton.attention import attention_kernel
+from compress.kernels.triton.cache import write_kernel
 from compress.kernels.triton.configs import table
-from compress.kernels.triton.fused import gate_kernel, norm_kernel, rotary_kernel
+from compress.kernels.triton.fused import gate_kernel, norm_kernel, turn_kernel
 from compress.kernels.triton.gemm import finish_kernel, gemm_kernel
 from compress.kernels.triton.gemv import gemv_kernel
-from compress.kernels.triton.paged import join_kernel, paged_kernel, write_kernel
+from compress.kernels.triton.paged import join_kernel, paged_kernel
 from compress.kernels.triton.rounded import rounded_kernel
 from compress.kernels.triton.rounding import round_kernel
 
@@ -110,38 +111,36 @@ def rounded_cases() -> Iterator[Case]:
 
 
 def fused_cases() -> Iterator[Case]:
-    """Norm, rotary and gates at the sizes of an 8B model."""
+    """Norms, rotation and gates at the sizes of an 8B model."""
     norm = {"x": "bf16", "residual": "bf16", "weight": "bf16", "out": "bf16"}
     yield Case("norm 4096", norm_kernel, norm, {"OFFSET": 0.0, "SPAN": 4096}, 8, floats=("epsilon",))
-    turn = {"x": "bf16", "cos": "fp32", "sin": "fp32", "out": "bf16"}
-    yield Case("rotary 128", rotary_kernel, turn, {"HALF": 64, "SPAN": 64}, 1)
+    turn = {"x": "bf16", "cos": "fp32", "sin": "fp32"}
+    for name, norms in (("turn 128", {}), ("turn 128 normed", {"norms": "bf16"})):
+        constants = {"OFFSET": 0.0, "DIM": 128, "HALF": 64, "SPAN": 64}
+        yield Case(name, turn_kernel, turn | norms, constants, 1, floats=("epsilon",))
     for activation in ("silu", "gelu", "gelu_pytorch_tanh"):
         pointers = {"gate": "bf16", "up": "bf16", "out": "bf16"}
         yield Case(f"gate {activation}", gate_kernel, pointers, {"ACTIVATION": activation, "BLOCK": 1024})
 
 
 def attention_cases() -> Iterator[Case]:
-    """Tiled and paged attention with heads of 64 and 128, over every kind of page."""
+    """Attention of chunks and of single tokens with heads of 64 and 128, over every kind of page."""
     for dim in (64, 128):
-        pointers = {"q": "bf16", "k": "bf16", "v": "bf16", "out": "bf16"}
-        for window, softcap in ((0, 0.0), (4096, 50.0)):
-            constants = {"WINDOW": window, "SOFTCAP": softcap, "DIM": dim, "SPAN": dim}
-            constants |= {"BLOCK_QUERIES": 64, "BLOCK_KEYS": 32}
-            yield Case(
-                f"attention {dim} window {window}", attention_kernel, pointers, constants, 4, 2, floats=("scale",)
-            )  # fmt: skip
         for kind, stored in (("plain", "bf16"), ("int8", "i8"), ("fp8", "u8")):
             pages = {"keys": stored, "values": stored}
             pages |= {} if kind == "plain" else {"key_scale": "fp32", "value_scale": "fp32"}
+            sizes = {"KIND": kind, "DIM": dim, "SPAN": dim, "PAGE": 32}
+            for window, softcap in ((0, 0.0), (4096, 50.0)) if kind == "plain" else ((0, 0.0),):
+                chunk = {"q": "bf16", **pages, "tables": "i32", "blocks": "i32", "out": "bf16"}
+                constants = {**sizes, "WINDOW": window, "SOFTCAP": softcap, "BLOCK_QUERIES": 64}
+                name = f"attention {kind} {dim} window {window}"
+                yield Case(name, attention_kernel, chunk, constants, 4, 2, floats=("scale",))
             paged = {"q": "bf16", **pages, "tables": "i32", "lengths": "i32"}
             paged |= {"out": "fp32", "most": "fp32", "weight": "fp32"}
-            constants = {"KIND": kind, "SHARED": 4, "WINDOW": 0, "SOFTCAP": 0.0, "DIM": dim, "SPAN": dim, "PAGE": 32}
-            constants |= {"BLOCK_HEADS": 16}
+            constants = {**sizes, "SHARED": 4, "WINDOW": 0, "SOFTCAP": 0.0, "BLOCK_HEADS": 16}
             yield Case(f"paged {kind} {dim}", paged_kernel, paged, constants, 4, 2, floats=("scale",))
             written = {"k": "bf16", "v": "bf16", "slots": "i32", **pages}
-            yield Case(
-                f"write {kind} {dim}", write_kernel, written, {"KIND": kind, "DIM": dim, "SPAN": dim, "PAGE": 32}, 1
-            )  # fmt: skip
+            yield Case(f"write {kind} {dim}", write_kernel, written, sizes, 1)
     parts = {"part": "fp32", "most": "fp32", "weight": "fp32", "out": "bf16"}
     yield Case("join 128", join_kernel, parts, {"DIM": 128, "SPAN": 128}, 1)
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compress.kernels.triton.fused import gated, rms_norm, rotary
-from compress.kernels.triton.paged import PAGE, Cache, paged_attention, write
+from compress.kernels.triton.cache import PAGE, Cache, write
+from compress.kernels.triton.fused import gated, rms_norm, turn_heads
+from compress.kernels.triton.paged import paged_attention
 
 Linear = Callable[[Tensor], Tensor]
 MakeLinear = Callable[[int, int], Linear]
@@ -70,9 +71,9 @@ class Step:
         residual, x = torch.zeros_like(self._x), self._x
         for linears, cache in zip(self._layers, self._caches, strict=True):
             mixed = linears["qkv"](rms_norm(x, self._norm, 1e-5, residual)).view(1, -1, shape.head_dim)
+            turn_heads(mixed, shape.heads, shape.kv_heads, self._cos, self._sin)
             query, key, value = mixed.split([shape.heads, shape.kv_heads, shape.kv_heads], 1)
-            query, key = rotary(query, self._cos, self._sin), rotary(key, self._cos, self._sin)
-            write(cache, key, value.contiguous(), self._slot)
+            write(cache, key, value, self._slot)
             seen = paged_attention(query, cache, self._tables, self._length, shape.head_dim**-0.5)
             x = linears["o"](seen.view(1, -1))
             gate, up = linears["gate_up"](rms_norm(x, self._norm, 1e-5, residual)).chunk(2, -1)

@@ -1,4 +1,8 @@
-"""Attention of many tokens over themselves and what came before: tiles with a running softmax (arXiv 2205.14135)."""
+"""Attention of many tokens of a sequence over its pages: tiles with a running softmax (arXiv 2205.14135).
+
+Keys and values of the tokens themselves are in the pages already, kept as all others are, so that a prompt in chunks
+meets the same numbers as a whole one.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from compress.kernels.triton.cache import PAGE, Cache, heads_together, page_of
 from compress.kernels.triton.decode import dot, rounded_to
 
-_BLOCK_QUERIES, _BLOCK_KEYS = 64, 32
+BLOCK_QUERIES = 64
+"""Tokens of one program at most."""
 
 
 @triton.jit
@@ -21,83 +27,95 @@ def capped(scores, SOFTCAP: tl.constexpr):
         return scores
 
 
-@triton.jit(do_not_specialize=["queries", "keys"])
+@triton.jit(do_not_specialize=["table_width"])
 def attention_kernel(
     q_ptr,
-    k_ptr,
-    v_ptr,
+    keys_ptr,
+    values_ptr,
+    key_scale_ptr,
+    value_scale_ptr,
+    tables_ptr,
+    blocks_ptr,
     out_ptr,
-    queries,
-    keys,
     heads,
     kv_heads,
+    q_stride,
+    table_width,
     scale,
+    KIND: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
     DIM: tl.constexpr,
     SPAN: tl.constexpr,
+    PAGE: tl.constexpr,
     BLOCK_QUERIES: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr,
 ):
-    """out (batch, queries, heads, dim); a program per block of queries and head; the last query sees all keys."""
-    head = tl.program_id(1) % heads
-    batch = tl.program_id(1) // heads
-    query = tl.program_id(0) * BLOCK_QUERIES + tl.arange(0, BLOCK_QUERIES)
-    position = query + keys - queries
-    lane = tl.arange(0, SPAN)
-    inside = (query < queries)[:, None] & (lane < DIM)[None, :]
-    q_row = (batch * heads + head).to(tl.int64) * queries
-    q = tl.load(q_ptr + (q_row + query)[:, None] * DIM + lane[None, :], mask=inside, other=0.0)
-    kv_row = (batch * kv_heads + head // (heads // kv_heads)).to(tl.int64) * keys
+    """out (tokens, heads, dim); a program per block (table, first token, tokens, first position) and head."""
+    block, head = blocks_ptr + tl.program_id(0) * 4, tl.program_id(1)
+    sequence, first = tl.load(block).to(tl.int64), tl.load(block + 1).to(tl.int64)
+    count, start = tl.load(block + 2), tl.load(block + 3)
+    number, lane = tl.arange(0, BLOCK_QUERIES), tl.arange(0, SPAN)
+    position = start + number
+    inside = (number < count)[:, None] & (lane < DIM)[None, :]
+    q_at = (first + number)[:, None] * q_stride + head * DIM + lane[None, :]
+    q = tl.load(q_ptr + q_at, mask=inside, other=0.0)
+    kv_head = head // (heads // kv_heads)
     most = tl.full((BLOCK_QUERIES,), -1.0e30, tl.float32)
     weight = tl.zeros((BLOCK_QUERIES,), tl.float32)
     total = tl.zeros((BLOCK_QUERIES, SPAN), tl.float32)
-    lowest = tl.program_id(0) * BLOCK_QUERIES + keys - queries
     begin = 0
     if WINDOW > 0:
-        begin = tl.maximum(lowest - WINDOW + 1, 0) // BLOCK_KEYS * BLOCK_KEYS
-    for start in range(begin, tl.minimum(lowest + BLOCK_QUERIES, keys), BLOCK_KEYS):
-        key = start + tl.arange(0, BLOCK_KEYS)
-        held = (key < keys)[:, None] & (lane < DIM)[None, :]
-        at = (kv_row + key)[:, None] * DIM + lane[None, :]
-        k = tl.load(k_ptr + at, mask=held, other=0.0)
-        scores = dot(q, tl.trans(k), tl.zeros((BLOCK_QUERIES, BLOCK_KEYS), tl.float32)) * scale
-        scores = capped(scores, SOFTCAP)
-        seen = (key[None, :] <= position[:, None]) & (key < keys)[None, :]
+        begin = tl.maximum(start - WINDOW + 1, 0) // PAGE
+    for number_of_page in range(begin, (start + count + PAGE - 1) // PAGE):
+        page = tl.load(tables_ptr + sequence * table_width + number_of_page).to(tl.int64)
+        place = tl.arange(0, PAGE)
+        key = number_of_page * PAGE + place
+        slot = (page * kv_heads + kv_head) * PAGE + place
+        k, v, factor = page_of(
+            keys_ptr, values_ptr, key_scale_ptr, value_scale_ptr, slot, key < start + count, lane, q.dtype, KIND, DIM
+        )
+        scores = dot(q, tl.trans(k), tl.zeros((BLOCK_QUERIES, PAGE), tl.float32)) * (factor * scale)[None, :]
+        scores = capped(scores, SOFTCAP) * 1.4426950408889634
+        seen = key[None, :] <= position[:, None]
         if WINDOW > 0:
             seen = seen & (position[:, None] - key[None, :] < WINDOW)
-        scores = tl.where(seen, scores * 1.4426950408889634, -1.0e30)
+        scores = tl.where(seen, scores, -1.0e30)
         now = tl.maximum(most, tl.max(scores, axis=1))
         share = tl.where(seen, tl.exp2(scores - now[:, None]), 0.0)
         shrink = tl.exp2(most - now)
         weight = weight * shrink + tl.sum(share, axis=1)
-        v = tl.load(v_ptr + at, mask=held, other=0.0)
-        total = dot(rounded_to(share, v.dtype), v, total * shrink[:, None])
+        total = dot(rounded_to(share, q.dtype), v, total * shrink[:, None])
         most = now
     result = total / tl.where(weight == 0, 1.0, weight)[:, None]
-    out_row = ((batch * queries + query).to(tl.int64) * heads + head)[:, None] * DIM
-    tl.store(out_ptr + out_row + lane[None, :], rounded_to(result, out_ptr.dtype.element_ty), mask=inside)
+    out_at = ((first + number)[:, None] * heads + head) * DIM + lane[None, :]
+    tl.store(out_ptr + out_at, rounded_to(result, out_ptr.dtype.element_ty), mask=inside)
 
 
-def causal_attention(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, window: int = 0, softcap: float = 0.0
+def chunk_attention(
+    query: Tensor,
+    cache: Cache,
+    tables: Tensor,
+    blocks: Tensor,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """softmax(softcap(scale * q k^T)) v of each query over the keys up to its own: (batch, queries, heads, dim).
+    """softmax(softcap(scale * q k^T)) v of each token over its sequence up to itself: (tokens, heads, dim).
 
-    query (batch, heads, queries, dim); key, value (batch, kv_heads, keys, dim), kv_heads a divisor of heads and the
-    last query at the last key; one dtype. window: positions that a query sees, its own among them; 0 for all.
-    Scores and sums are float32; shares are rounded to the values' dtype.
+    query (tokens, heads, dim), tokens any distance apart; tables (sequences, width) int32, contiguous; blocks (n, 4)
+    int32: row of `tables`, first token in `query`, how many (BLOCK_QUERIES at most), position of the first. Rows of the
+    result that no block has stay as they are. window: positions that a token sees, its own among them; 0 for all.
+    Scores and sums are float32; shares are rounded to the dtype of the query. out: where the result goes, if given.
     """
-    batch, heads, queries, dim = query.shape
-    kv_heads, keys = key.shape[1:3]
-    if heads % kv_heads or keys < queries or key.dtype != query.dtype or value.shape != key.shape:
-        raise ValueError(f"queries {tuple(query.shape)} do not fit keys {tuple(key.shape)}")
-    out = torch.empty(batch, queries, heads, dim, dtype=query.dtype, device=query.device)
-    span = max(triton.next_power_of_2(dim), 16)
-    grid = (triton.cdiv(queries, _BLOCK_QUERIES), batch * heads)
-    attention_kernel[grid](
-        query.contiguous(), key.contiguous(), value.contiguous(), out, queries, keys, heads, kv_heads, scale,
-        WINDOW=window, SOFTCAP=softcap, DIM=dim, SPAN=span, BLOCK_QUERIES=_BLOCK_QUERIES, BLOCK_KEYS=_BLOCK_KEYS,
-        num_warps=4, num_stages=2,
+    query = heads_together(query)
+    tokens, heads, dim = query.shape
+    if out is None:
+        out = torch.empty(tokens, heads, dim, dtype=query.dtype, device=query.device)
+    attention_kernel[(blocks.shape[0], heads)](
+        query, cache.keys, cache.values, cache.key_scale, cache.value_scale, tables, blocks, out,
+        heads, cache.keys.shape[1], query.stride(0), tables.shape[1], scale,
+        KIND=cache.kind, WINDOW=window, SOFTCAP=softcap, DIM=dim, SPAN=max(triton.next_power_of_2(dim), 16),
+        PAGE=PAGE, BLOCK_QUERIES=BLOCK_QUERIES, num_warps=4, num_stages=2,
     )  # fmt: skip
     return out

@@ -34,27 +34,42 @@ def norm_kernel(
 
 
 @triton.jit
-def rotary_kernel(x_ptr, cos_ptr, sin_ptr, out_ptr, heads, HALF: tl.constexpr, SPAN: tl.constexpr):
-    """A program per token and head: (a, b) halves become (a cos - b sin, b cos + a sin)."""
-    place = tl.program_id(0).to(tl.int64)
-    token, at = place // heads, tl.arange(0, SPAN)
+def turn_kernel(
+    x_ptr, cos_ptr, sin_ptr, norms_ptr, stride, heads, epsilon,
+    OFFSET: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr, SPAN: tl.constexpr,
+):  # fmt: skip
+    """A program per token and head, in place: halves (a, b) become (a cos - b sin, b cos + a sin).
+
+    Before that they are normed as a head, where there are norms (2, DIM): of the first `heads`, and of others.
+    """
+    token, head, at = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.arange(0, SPAN)
     inside = at < HALF
-    a = tl.load(x_ptr + place * 2 * HALF + at, mask=inside, other=0.0).to(tl.float32)
-    b = tl.load(x_ptr + place * 2 * HALF + HALF + at, mask=inside, other=0.0).to(tl.float32)
+    here = x_ptr + token * stride + head * DIM + at
+    dtype = x_ptr.dtype.element_ty
+    a = tl.load(here, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(here + HALF, mask=inside, other=0.0).to(tl.float32)
+    if norms_ptr is not None:
+        size = tl.rsqrt((tl.sum(a * a, axis=0) + tl.sum(b * b, axis=0)) / DIM + epsilon)
+        own = norms_ptr + (head >= heads).to(tl.int32) * DIM + at
+        a *= size * (tl.load(own, mask=inside, other=0.0).to(tl.float32) + OFFSET)
+        b *= size * (tl.load(own + HALF, mask=inside, other=0.0).to(tl.float32) + OFFSET)
+        a, b = rounded_to(a, dtype).to(tl.float32), rounded_to(b, dtype).to(tl.float32)
     cos = tl.load(cos_ptr + token * HALF + at, mask=inside, other=0.0)
     sin = tl.load(sin_ptr + token * HALF + at, mask=inside, other=0.0)
-    dtype = out_ptr.dtype.element_ty
-    tl.store(out_ptr + place * 2 * HALF + at, rounded_to(a * cos - b * sin, dtype), mask=inside)
-    tl.store(out_ptr + place * 2 * HALF + HALF + at, rounded_to(b * cos + a * sin, dtype), mask=inside)
+    tl.store(here, rounded_to(a * cos - b * sin, dtype), mask=inside)
+    tl.store(here + HALF, rounded_to(b * cos + a * sin, dtype), mask=inside)
 
 
-@triton.jit(do_not_specialize=["size"])
-def gate_kernel(gate_ptr, up_ptr, out_ptr, size, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr):
-    """out = activation(gate) * up, elementwise."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < size
-    gate = tl.load(gate_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(up_ptr + at, mask=inside, other=0.0).to(tl.float32)
+@triton.jit
+def gate_kernel(
+    gate_ptr, up_ptr, out_ptr, width, gate_stride, up_stride, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """out = activation(gate) * up; a program per token and block of its numbers."""
+    token = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < width
+    gate = tl.load(gate_ptr + token * gate_stride + at, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(up_ptr + token * up_stride + at, mask=inside, other=0.0).to(tl.float32)
     if ACTIVATION == "silu":
         gate = gate / (1.0 + tl.exp(-gate))
     elif ACTIVATION == "gelu":
@@ -62,7 +77,7 @@ def gate_kernel(gate_ptr, up_ptr, out_ptr, size, ACTIVATION: tl.constexpr, BLOCK
     else:
         inner = 0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)
         gate = gate * (1.0 - 1.0 / (tl.exp(2.0 * inner) + 1.0))
-    tl.store(out_ptr + at, rounded_to(gate * up, out_ptr.dtype.element_ty), mask=inside)
+    tl.store(out_ptr + token * width + at, rounded_to(gate * up, out_ptr.dtype.element_ty), mask=inside)
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float, residual: Tensor | None = None, offset: float = 0.0) -> Tensor:
@@ -79,22 +94,41 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float, residual: Tensor | None 
     return out
 
 
-def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (tokens, heads, dim) turned by the angles of cos and sin (tokens, dim / 2) float32, halves being the pairs."""
-    x = x.contiguous()
-    out, half = torch.empty_like(x), x.shape[-1] // 2
-    rotary_kernel[(x.shape[0] * x.shape[1],)](
-        x, cos.contiguous(), sin.contiguous(), out, x.shape[1],
-        HALF=half, SPAN=triton.next_power_of_2(half), num_warps=1,
+def turn_heads(
+    mixed: Tensor,
+    heads: int,
+    kv_heads: int,
+    cos: Tensor,
+    sin: Tensor,
+    norms: Tensor | None = None,
+    epsilon: float = 0.0,
+    offset: float = 0.0,
+) -> None:
+    """Turns queries and keys of mixed (tokens, heads + 2 kv_heads, dim), in place; values, which are last, stay.
+
+    cos, sin (tokens, half) float32, contiguous: number i of a head's first 2 * half goes with number i + half. norms:
+    (2, dim), of queries and of keys, which are normed before that, head by head, with weight + offset; 2 * half is dim
+    then. ValueError where these do not fit.
+    """
+    tokens, _, dim = mixed.shape
+    half = cos.shape[1]
+    if not mixed.is_contiguous() or 2 * half > dim or (norms is not None and 2 * half != dim):
+        raise ValueError(f"{half} angles do not fit {tuple(mixed.shape)}")
+    turn_kernel[(tokens, heads + kv_heads)](
+        mixed, cos, sin, norms, mixed.stride(0), heads, epsilon,
+        OFFSET=offset, DIM=dim, HALF=half, SPAN=triton.next_power_of_2(half), num_warps=1,
     )  # fmt: skip
-    return out
 
 
 def gated(gate: Tensor, up: Tensor, activation: Activation = "silu") -> Tensor:
-    """activation(gate) * up: SwiGLU, or GeGLU with either GELU; in the dtype of gate."""
-    gate, up = gate.contiguous(), up.contiguous()
-    out = torch.empty_like(gate)
-    gate_kernel[(triton.cdiv(gate.numel(), _BLOCK),)](
-        gate, up, out, gate.numel(), ACTIVATION=activation, BLOCK=_BLOCK
-    )  # fmt: skip
+    """activation(gate) * up: SwiGLU, or GeGLU with either GELU; (tokens, width) in the dtype of gate.
+
+    gate, up (tokens, width): tokens may lie any distance apart.
+    """
+    tokens, width = gate.shape
+    gate, up = (x if x.stride(1) == 1 else x.contiguous() for x in (gate, up))
+    out = torch.empty(tokens, width, dtype=gate.dtype, device=gate.device)
+    gate_kernel[(tokens, triton.cdiv(width, _BLOCK))](
+        gate, up, out, width, gate.stride(0), up.stride(0), ACTIVATION=activation, BLOCK=_BLOCK
+    )
     return out

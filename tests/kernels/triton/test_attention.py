@@ -10,8 +10,9 @@ from tests.kernels.triton.weights import inputs
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from compress.kernels.triton.attention import causal_attention
-from compress.kernels.triton.paged import PAGE, Cache, CacheKind, paged_attention, write
+from compress.kernels.triton.attention import BLOCK_QUERIES, chunk_attention
+from compress.kernels.triton.cache import PAGE, Cache, CacheKind, write
+from compress.kernels.triton.paged import paged_attention
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 """Of the largest output: shares are rounded to the values' dtype."""
@@ -29,31 +30,6 @@ def plain(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int = 0, softca
 
 def draw(seed: int, *size: int) -> Tensor:
     return torch.randn(*size, generator=torch.Generator().manual_seed(seed))
-
-
-CASES = [
-    ((4, 2, 70, 70, 32), 0, 0.0), ((2, 2, 5, 77, 24), 0, 0.0), ((2, 1, 70, 101, 16), 33, 0.0),
-    ((3, 1, 40, 40, 64), 0, 20.0),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("sizes", "window", "softcap"), CASES)
-def test_tiled_attention(
-    sizes: tuple[int, int, int, int, int], window: int, softcap: float, dtype: torch.dtype, device: str
-) -> None:
-    heads, kv_heads, queries, keys, dim = sizes
-    q, k = draw(1, heads, queries, dim).to(dtype), draw(2, kv_heads, keys, dim).to(dtype)
-    v = draw(3, kv_heads, keys, dim).to(dtype)
-    scale = 3 * dim**-0.5  # sharper than usual, so that the running maximum moves
-    found = causal_attention(*(part.unsqueeze(0).to(device) for part in (q, k, v)), scale, window, softcap)
-    wanted = plain(q, k, v, scale, window, softcap)
-    assert float((found[0].cpu().double() - wanted).abs().max()) < TOLERANCE[dtype] * float(wanted.abs().max())
-
-
-def test_attention_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(ValueError, match="do not fit"):
-        causal_attention(torch.zeros(1, 3, 2, 16), torch.zeros(1, 2, 2, 16), torch.zeros(1, 2, 2, 16), 1.0)
 
 
 def filled(kind: CacheKind, lengths: list[int], kv_heads: int, dim: int, dtype: torch.dtype, device: str) -> tuple[
@@ -94,6 +70,29 @@ def test_paged_attention(kind: CacheKind, dtype: torch.dtype, tolerance: float, 
             wanted = plain(query[number].unsqueeze(1), key, value, 24**-0.5, window, softcap)[0]
             error = float((found[number].double() - wanted).abs().max() / wanted.abs().max())
             assert error < tolerance, (number, window, error)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "tolerance", "window", "softcap"),
+    [("plain", torch.float32, 2e-5, 0, 20.0), ("plain", torch.bfloat16, 2e-2, 33, 0.0),
+     ("int8", torch.float32, 4e-2, 0, 0.0), ("fp8", torch.float32, 0.12, 40, 0.0)],
+)  # fmt: skip
+def test_attention_of_chunks(
+    kind: CacheKind, dtype: torch.dtype, tolerance: float, window: int, softcap: float, device: str
+) -> None:
+    lengths, new = [101, 40], [70, 3]  # one sequence in two blocks, and the end of another
+    cache, tables, written = filled(kind, lengths, 1, 24, dtype, device)
+    query = draw(9, sum(new), 2, 24).to(dtype)
+    beside = torch.cat([query, torch.zeros_like(query)], 1).to(device)[:, :2]  # as a joined product leaves them
+    first = lengths[0] - new[0]
+    blocks = [(0, 0, BLOCK_QUERIES, first), (0, BLOCK_QUERIES, new[0] - BLOCK_QUERIES, first + BLOCK_QUERIES),
+              (1, new[0], new[1], lengths[1] - new[1])]  # fmt: skip
+    there = torch.tensor(blocks, dtype=torch.int32, device=device)
+    found = chunk_attention(beside, cache, tables, there, 3 * 24**-0.5, window, softcap).cpu()
+    for own, part, (key, value) in zip(query.split(new), found.split(new), written, strict=True):
+        wanted = plain(own.transpose(0, 1), key, value, 3 * 24**-0.5, window, softcap)
+        error = float((part.double() - wanted).abs().max() / wanted.abs().max())
+        assert error < tolerance, error
 
 
 def test_rounded_caches_hold_what_their_format_says(device: str) -> None:
