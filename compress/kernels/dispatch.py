@@ -69,9 +69,11 @@ def choose(operation: str, device: torch.device | str) -> Choice:
     if operation == "packed_linear":
         if (reason := triton_obstacle(device)) is not None:
             return Choice("reference", f"no {kind} kernel, {reason}: transformers runs the model on decoded weights")
-        return Choice("triton", "packed weights in Triton kernels, inside transformers")
+        return Choice("triton", "packed weights in Triton kernels")
     if operation == "decoder_step":
-        return Choice("reference", f"no {kind} kernel: transformers runs the model, linear by linear")
+        if (reason := triton_obstacle(device)) is not None:
+            return Choice("reference", f"no {kind} kernel, {reason}: transformers runs the model, linear by linear")
+        return Choice("triton", "the engine's layers in Triton kernels, steps of one token each as one CUDA graph")
     if operation in ("add_moment", "causal_attention"):
         return Choice("reference", f"no {kind} kernel: torch's own product")
     if operation == "prune_columns":

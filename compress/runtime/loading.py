@@ -1,14 +1,19 @@
-"""Which back end runs a model: the native engine where it computes the architecture, else transformers, and why.
+"""Which back end runs a model, and why: the engine where it computes the architecture, else transformers.
 
-In transformers too, quantised linears stay packed where a kernel takes them.
+The engine's steps are native code on a CPU and Triton kernels on a GPU. In transformers too, quantised linears stay
+packed where a kernel takes them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from compress.errors import UserError
+from compress.kernels.triton import available
 from compress.models.checkpoint import Checkpoint
 from compress.models.quiet import quiet
 from compress.runtime import packed_backend, transformers_backend, triton_backend
@@ -28,7 +33,7 @@ KV_CACHES = ("auto", *CACHES)
 class Decision:
     """The back end of a model and the reason in words.
 
-    shape: where the native engine runs it. packed: where transformers runs it with linears that stay packed on a CPU.
+    shape: where the engine runs it. packed: where transformers runs it with linears that stay packed on a CPU.
     """
 
     backend: str
@@ -53,16 +58,16 @@ def load(
     device: `auto` (a CUDA device where there is one), `cpu`, `cuda` or `cuda:N`. dtype: what the arithmetic is done in;
     the native engine takes `auto` and `float32`. kernel: `cpu`, the native engine with exact products, or transformers
     with packed linears in them where the engine does not define the model; `cpu-int8`, the same with inputs of packed
-    integers, and the engine's head, in 8 bits; `triton`, transformers with packed linears in the GPU's kernels;
-    `reference`, dense arithmetic in transformers; `auto`, on a CPU `cpu` where there is one for the model, the engine's
-    answers with inputs of integers in 8 bits where that costs little (`input_choice`), on a GPU `triton` where it has
-    quantised linears, and `reference` elsewhere. prefix_cache: the native engine keeps
-    what it computed of prompts for later calls that begin the same (never for scores). cache_tokens: room of its
-    key-value cache. kv_cache: how the native engine keeps keys and values: `float32`, `bfloat16`; `int8` and `int4`
-    with a grid per token and head; `int2` with keys by channel; `nvfp4`; `fp8` with the artifact's calibrated scales,
-    or 1, and then refused where it breaks the model; `auto`, `fp8` where the artifact has scales, else `float32`.
-    kv_skip: layers that keep bfloat16 instead: `none`, numbers with commas, or `auto`, those that lose most, as
-    measured.
+    integers, and the engine's head, in 8 bits; `triton`, the engine in a GPU's kernels, or transformers with packed
+    linears in them; `reference`, dense arithmetic in transformers; `auto`, on a CPU `cpu` where there is one for the
+    model, the engine's answers with inputs of integers in 8 bits where that costs little (`input_choice`), on a GPU
+    `triton` where that runs, and `reference` elsewhere. prefix_cache: the engine keeps what it computed of prompts for
+    later calls that begin the same (never for scores). cache_tokens: room of its key-value cache. kv_cache: how the
+    engine keeps keys and values: `float32` (on a GPU the model's dtype), `bfloat16`; `int8` with a grid per token and
+    head; `fp8` with the artifact's calibrated scales, or 1, and then refused where it breaks the model; on a CPU
+    `int4` likewise, `int2` with keys by channel, `nvfp4`; `auto`, `fp8` where the artifact has scales, else what loses
+    nothing. kv_skip: layers that keep bfloat16 instead: `none`, numbers with commas, or `auto`, those that lose most,
+    as measured.
 
     Raises:
         UserError: no model there, an unknown architecture, device, dtype, kernel or cache, or a kernel or cache that
@@ -77,12 +82,20 @@ def load(
     if kernel == "reference":
         _refuse_cache(path, kv_cache, kv_skip, "--kernel reference computes in transformers")
         return transformers_backend.load(path, device, dtype, "reference")
-    if kernel == "triton":
-        _refuse_cache(path, kv_cache, kv_skip, "--kernel triton computes attention in transformers")
-        return triton_backend.load(path, device, dtype)
     checkpoint = Checkpoint.open(path)
-    decision = decide(checkpoint, device, dtype)
-    if decision.backend == "transformers+triton" and kernel == "auto":
+    decision = decide(checkpoint, device, dtype, kernel)
+    if decision.backend == "gpu" and decision.shape is not None:
+        return _on_gpu(
+            checkpoint,
+            decision.shape,
+            device,
+            dtype,
+            prefix_cache=prefix_cache,
+            cache_tokens=cache_tokens,
+            kv_cache=kv_cache,
+            kv_skip=kv_skip,
+        )
+    if decision.backend == "transformers+triton":
         _refuse_cache(path, kv_cache, kv_skip, decision.reason)
         return triton_backend.load(path, device, dtype)
     if decision.shape is not None:
@@ -100,7 +113,8 @@ def load(
         with guarded("loading the model"):
             return PackedRuntime(checkpoint, decision.packed, eight_bit=kernel == "cpu-int8")
     if kernel != "auto":
-        raise UserError(f"the native engine does not run {path}: {decision.reason}", "use --kernel auto")
+        engine = "kernel 'triton'" if kernel == "triton" else "the native engine"
+        raise UserError(f"{engine} does not run {path}: {decision.reason}", "use --kernel auto")
     return transformers_backend.load(path, device, dtype)
 
 
@@ -108,29 +122,27 @@ def _refuse_cache(path: str | Path, kv_cache: str, kv_skip: str, reason: str) ->
     if kv_cache != "auto" or kv_skip != "none":
         wanted = f"a {kv_cache} key-value cache" if kv_cache != "auto" else "--kv-skip"
         raise UserError(
-            f"{wanted} needs the native engine, which does not run {path}: {reason}",
+            f"{wanted} needs the engine, which does not run {path}: {reason}",
             "use --kv-cache auto and no --kv-skip",
         )
 
 
-def decide(checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto") -> Decision:
-    """Which back end `auto` takes for a checkpoint, and why.
+def decide(checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto", kernel: str = "auto") -> Decision:
+    """Which back end `kernel` takes for a checkpoint, and why; `reference` is not asked for here.
 
     Raises:
         UserError: an unknown device or dtype, or a config that transformers does not know.
         IntegrityError: a quantised linear that the config does not describe.
     """
     place = transformers_backend.chosen_device(device)
+    if kernel == "triton" or (kernel == "auto" and place.type != "cpu"):
+        return _with_triton(checkpoint, place)
     if place.type != "cpu":
-        if (reason := triton_backend.obstacle(checkpoint, place)) is None:
-            return Decision("transformers+triton", "quantised linears stay packed, in Triton kernels")
-        return Decision("transformers", f"the native engine has no kernels for {place.type}; Triton: {reason}")
+        return Decision("transformers", f"it is for CPUs, and the device is {place}")
     if dtype not in ("auto", "float32"):
         return Decision("transformers", f"the native engine does not compute in {dtype}")
-    with quiet():
-        config = load_config(checkpoint)
     try:
-        shape = shape_of(checkpoint, config)
+        shape = _shape(checkpoint)
     except Unsupported as error:
         plan = packed_backend.plan(checkpoint)
         if plan is None or not plan.slots:
@@ -140,4 +152,32 @@ def decide(checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto") ->
             name, reason = next(iter(plan.dense.items()))
             said += f", and {len(plan.dense)} are decoded: {name}: {reason}"
         return Decision("transformers+native", said, packed=plan)
-    return Decision("native", f"{config.model_type} decoders are computed from weights as they are stored", shape)
+    kind = shape.config.model_type
+    return Decision("native", f"{kind} decoders are computed from weights as they are stored", shape)
+
+
+def _with_triton(checkpoint: Checkpoint, device: torch.device) -> Decision:
+    if (reason := available.obstacle(device)) is not None:
+        return Decision("transformers", f"there are no Triton kernels: {reason}")
+    try:
+        shape = _shape(checkpoint)
+    except Unsupported as error:
+        if (reason := triton_backend.obstacle(checkpoint, device)) is not None:
+            return Decision("transformers", f"{error}, and {reason}")
+        return Decision("transformers+triton", f"{error}; quantised linears stay packed, in Triton kernels")
+    return Decision("gpu", f"{shape.config.model_type} decoders are computed by Triton kernels", shape)
+
+
+def _shape(checkpoint: Checkpoint) -> Shape:
+    with quiet():
+        config = load_config(checkpoint)
+    return shape_of(checkpoint, config)
+
+
+def _on_gpu(checkpoint: Checkpoint, shape: Shape, device: str, dtype: str, **settings: Any) -> Runtime:
+    from compress.runtime.gpu_backend import GpuRuntime  # which imports triton
+
+    place = transformers_backend.chosen_device(device)
+    return GpuRuntime(
+        checkpoint, shape, place, transformers_backend.chosen_dtype(dtype, place, checkpoint), **settings
+    )  # fmt: skip

@@ -38,7 +38,7 @@ class PagedRuntime(TextModel):
         """prefix_cache: calls of `generate` share with earlier ones."""
         super().__init__(checkpoint)
         self.model = model
-        self.engine = Engine(model.step, model.pages)
+        self.engine = Engine(model.step, model.pages, step_tokens=model.step_tokens)
         self._prefix_cache = prefix_cache
         self.context_length = model.shape.config.max_position_embeddings
         self.vocab_size = model.shape.vocabulary

@@ -32,11 +32,15 @@ class Chunk:
 
 
 class PagedModel(ABC):
-    """What computes chunks. `caches`: kinds of caches that it keeps, the one that loses nothing first."""
+    """What computes chunks. `caches`: kinds of caches that it keeps, the one that loses nothing first.
+
+    step_tokens: how many tokens a step computes at most.
+    """
 
     shape: Shape
     pages: PagePool
     caches: tuple[str, ...]
+    step_tokens = STEP_TOKENS
 
     @property
     def first_context(self) -> int | None:
@@ -74,14 +78,14 @@ class PagedModel(ABC):
         rows: Sequence[int],
         length: int | None = None,
     ) -> Tensor:
-        """Logits (rows, vocabulary) of one sequence's next tokens, in steps of STEP_TOKENS; rows in ascending order.
+        """Logits (rows, vocabulary) of one sequence's next tokens, in steps of `step_tokens`; rows in ascending order.
 
         length: of the whole sequence in the end; with these tokens if None.
         """
         long = self.long(position + len(tokens) if length is None else length)
         found = []
-        for start in range(0, len(tokens), STEP_TOKENS):
-            part = tokens[start : start + STEP_TOKENS]
+        for start in range(0, len(tokens), self.step_tokens):
+            part = tokens[start : start + self.step_tokens]
             inside = [row - start for row in rows if start <= row < start + len(part)]
             found.append(self.step([Chunk(part, position + start, pages, inside, long)]))
         return found[0] if len(found) == 1 else torch.cat(found)

@@ -6,6 +6,7 @@ products are computed on bfloat16 or whatever the model runs in.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -76,25 +77,27 @@ def swap(model: nn.Module, checkpoint: Checkpoint, device: torch.device) -> Swap
         except UserError as error:  # groups in activation order: decoded weights carry them
             found.dense[name] = error.message
             continue
-        linear = _linear(quantized, _input_scale(format, parts, scheme), module.bias, device)
+        bias = None if module.bias is None else module.bias.detach()
+        linear = packed_linear(quantized, static_scale(format, parts, scheme), bias, device)
         if scheme not in probed:
-            _probe(name, linear, module, device)
+            probe(name, linear, module, module.weight, bias, device)
             probed.add(scheme)
         exchange(modules, place, linear)
         found.linears[place] = linear
     return found
 
 
-def _input_scale(format: Format, parts: dict[str, Tensor], scheme: Scheme) -> Tensor | None:
+def static_scale(format: Format, parts: dict[str, Tensor], scheme: Scheme) -> Tensor | None:
     """The stored scale (1,) of static inputs."""
     if scheme.inputs is None or scheme.inputs.dynamic:
         return None
     return format.input_scale(parts, scheme)
 
 
-def _linear(
+def packed_linear(
     quantized: QuantizedTensor, input_scale: Tensor | None, bias: Tensor | None, device: torch.device
 ) -> TritonLinear:
+    """A linear over a weight that `gpu_linear.choose` takes there; input_scale as `static_scale` gives it."""
     scheme = quantized.scheme
     inputs = scheme.inputs
     stored = None if input_scale is None else input_scale.to(device)
@@ -105,20 +108,34 @@ def _linear(
         scheme,
         None if quantized.divisor is None else quantized.divisor.to(device),
     )
-    packed, rounds = gpu_linear.pack(moved, stored, None if bias is None else bias.detach().to(device))
+    packed, rounds = gpu_linear.pack(moved, stored, None if bias is None else bias.to(device))
     return TritonLinear(packed, f"triton {scheme.label}", None if rounds or inputs is None else (inputs, stored))
 
 
-def _probe(name: str, linear: TritonLinear, module: nn.Linear, device: torch.device) -> None:
-    """Compares products of one and of three tokens with the dense module's, whose hooks round inputs where it must."""
-    x = torch.randn(3, module.in_features, generator=torch.Generator().manual_seed(0)).to(module.weight.dtype)
+def probe(
+    name: str,
+    linear: TritonLinear,
+    decoded: Callable[[Tensor], Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    device: torch.device,
+) -> None:
+    """Compares products of one and of three tokens with those of the decoded weight, whose inputs are rounded as well.
+
+    decoded: that product on the CPU, in the dtype of `weight` (out, in).
+
+    Raises:
+        WorkError: a product is not that of the decoded weight on this device.
+    """
+    columns = weight.shape[1]
+    x = torch.randn(3, columns, generator=torch.Generator().manual_seed(0)).to(weight.dtype)
     with torch.inference_mode():
-        wanted = module(x).float()
-        bias = 0 if module.bias is None else module.bias.float().abs()
-        rows = module.weight.float().norm(dim=1) * (module.in_features**-0.5)
+        wanted = decoded(x).float()
+        of_bias = 0 if bias is None else bias.float().abs()
+        rows = weight.float().norm(dim=1) * (columns**-0.5)
         for tokens in (1, 3):
             found = linear(x[:tokens].to(device)).float().cpu()
-            size = rows * x[:tokens].float().norm(dim=1, keepdim=True) + bias
+            size = rows * x[:tokens].float().norm(dim=1, keepdim=True) + of_bias
             error = float(((found - wanted[:tokens]).abs() / size.clamp(min=1e-30)).max())
             if not error <= TOLERANCE:
                 raise WorkError(

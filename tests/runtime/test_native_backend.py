@@ -626,5 +626,5 @@ def test_a_cache_that_cannot_be_is_refused(tiny: Callable[..., Path]) -> None:
     with pytest.raises(UserError, match="not known"):
         loading.load(tiny("llama"), kv_cache="int3")
     for kernel, model_type in (("reference", "llama"), ("auto", "gpt2")):
-        with pytest.raises(UserError, match="needs the native engine"):
+        with pytest.raises(UserError, match="needs the engine"):
             loading.load(tiny(model_type), kernel=kernel, kv_cache="int8")

@@ -99,5 +99,5 @@ def test_other_arithmetic_is_dense(tiny: Callable[..., Path], tmp_path: Path) ->
     packed, _ = write_packed(tiny("opt"), tmp_path, fitting(4, 32))
     assert loading.load(packed, device="cpu", dtype="bfloat16").name == "transformers"
     assert loading.load(packed, device="cpu", kernel="reference").name == "transformers"
-    with pytest.raises(UserError, match="int8 key-value cache needs the native engine"):
+    with pytest.raises(UserError, match="int8 key-value cache needs the engine"):
         loading.load(packed, device="cpu", kv_cache="int8")

@@ -180,5 +180,5 @@ def test_answers_with_a_draft_are_those_without(packaged_model: Path) -> None:
 def test_python_api_and_skipped_layers(packaged_model: Path) -> None:
     llm = compress.LLM(packaged_model, kv_cache="int2", kv_skip="auto")
     assert llm.generate("The king", SamplingParams(max_tokens=40)).pop().token_ids
-    with pytest.raises(UserError, match="needs the native engine"):
+    with pytest.raises(UserError, match="needs the engine"):
         loading.load(packaged_model, kernel="reference", kv_cache="int2")

@@ -15,7 +15,8 @@ from compress.kernels.triton.attention import capped
 from compress.kernels.triton.cache import PAGE, Cache, heads_together, page_of
 from compress.kernels.triton.decode import dot, rounded_to
 
-_PAGES_OF_A_SPLIT = 8
+PAGES_OF_A_SPLIT = 8
+"""Of a sequence, in one program."""
 
 
 @triton.jit(do_not_specialize=["table_width", "splits"])
@@ -124,7 +125,7 @@ def paged_attention(
     sequences, heads, dim = query.shape
     kv_heads = cache.keys.shape[1]
     shared = heads // kv_heads
-    count = max(1, -(-tables.shape[1] // _PAGES_OF_A_SPLIT)) if splits is None else splits
+    count = max(1, -(-tables.shape[1] // PAGES_OF_A_SPLIT)) if splits is None else splits
     part = torch.empty(count, sequences, heads, dim, dtype=torch.float32, device=query.device)
     most, weight = torch.empty(2, count, sequences, heads, dtype=torch.float32, device=query.device).unbind(0)
     span = max(triton.next_power_of_2(dim), 16)

@@ -1,4 +1,4 @@
-"""Models whose quantised linears stay packed in Triton kernels give what decoded weights give; what is refused."""
+"""Transformers' models with linears packed in Triton kernels give what decoded weights give; what is refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_scores_are_those_of_decoded_weights(
         with pytest.raises(UserError, match="another form"):
             loading.load(packed, device=device, kernel="triton")
         return
-    runtime = loading.load(packed, device=device, dtype="float32", kernel="triton")
+    runtime = triton_backend.load(packed, device, "float32")
     reference = transformers_backend.load(packed, device=device, dtype="float32")
     assert (runtime.name, runtime.kernel) == ("transformers+triton", "triton")
     tokens = tiny_tokens(1, 7)
@@ -55,16 +55,16 @@ def test_scores_are_those_of_decoded_weights(
 
 def test_answers_are_those_of_decoded_weights(packed: Path, device: str) -> None:
     params = SamplingParams(max_tokens=3, ignore_end=True)
-    found = [
-        loading.load(packed, device=device, dtype="float32", kernel=kernel).generate(["ab"], params)[0].token_ids
-        for kernel in ("triton", "reference")
-    ]
-    assert found[0] == found[1]
+    found, wanted = (
+        back_end.load(packed, device, "float32").generate(["ab"], params)[0].token_ids
+        for back_end in (triton_backend, transformers_backend)
+    )
+    assert found == wanted
 
 
 def test_rounded_inputs_are_rounded_once(tiny: Callable[..., Path], tmp_path: Path, device: str) -> None:
     packed, _ = write_packed(tiny("qwen2"), tmp_path, eight_bit)  # type: ignore[arg-type]
-    runtime = loading.load(packed, device=device, dtype="float32", kernel="triton")
+    runtime = triton_backend.load(packed, device, "float32")
     assert {use.kernel for use in runtime.layers() if "triton" in use.kernel} == {"triton w8a8"}
     tokens = tiny_tokens(1, 5)
     wanted = transformers_backend.load(packed, device=device, dtype="float32").score(tokens)
@@ -76,26 +76,37 @@ def test_a_wrong_kernel_is_found_at_load(packed: Path, device: str, monkeypatch:
     right = gpu_linear.multiply
     monkeypatch.setattr(gpu_linear, "multiply", lambda weight, x: 1.05 * right(weight, x))
     with pytest.raises(WorkError, match="differs from that of the decoded weight"):
-        loading.load(packed, device=device, kernel="triton")
+        triton_backend.load(packed, device)
 
 
 def test_what_cannot_run_is_refused(
     packed: Path, tiny: Callable[..., Path], device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    with pytest.raises(UserError, match=r"not among .* no quantised linears"):
+        loading.load(tiny("gpt2"), device=device, kernel="triton")
     with pytest.raises(UserError, match="no quantised linears"):
-        loading.load(tiny("llama"), device=device, kernel="triton")
-    with pytest.raises(UserError, match="int8 key-value cache"):
-        loading.load(packed, device=device, kernel="triton", kv_cache="int8")
+        triton_backend.load(tiny("llama"), device)
+    monkeypatch.setattr(transformers_backend, "chosen_device", lambda _: torch.device("cuda"))
+    with pytest.raises(UserError, match="the native engine does not run"):
+        loading.load(packed, kernel="cpu")
+    monkeypatch.undo()
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     with pytest.raises(UserError, match="on a CPU only with TRITON_INTERPRET=1"):
         loading.load(packed, device="cpu", kernel="triton")
 
 
-def test_a_gpu_gets_packed_linears_and_a_cpu_its_own_engine(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_gets_the_engine_where_it_knows_the_model(
+    packed: Path, tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, _ = write_packed(tiny("gpt_neox"), tmp_path, fitting(4, 32))
     assert loading.decide(Checkpoint.open(packed), "cpu").backend == "native"
     monkeypatch.setattr(transformers_backend, "chosen_device", lambda _: torch.device("cuda"))
     monkeypatch.setattr(triton_backend.available, "obstacle", lambda _: None)
-    assert loading.decide(Checkpoint.open(packed)).backend == "transformers+triton"
+    assert loading.decide(Checkpoint.open(packed)).backend == "gpu"
+    decision = loading.decide(Checkpoint.open(other))
+    assert decision.backend == "transformers+triton"
+    assert "gpt_neox are not among" in decision.reason
+    assert loading.decide(Checkpoint.open(tiny("gpt_neox"))).backend == "transformers"
     monkeypatch.setattr(triton_backend.available, "obstacle", lambda _: "triton is not installed")
     decision = loading.decide(Checkpoint.open(packed))
     assert decision.backend == "transformers"

@@ -1,0 +1,59 @@
+"""What a GPU has left beside the weights: how much of it steps take, and what stays for keys and values."""
+
+from __future__ import annotations
+
+import torch
+
+from compress.errors import WorkError
+from compress.kernels.triton.cache import PAGE
+from compress.kernels.triton.paged import PAGES_OF_A_SPLIT
+from compress.runtime.gpu_graphs import BATCHES
+from compress.runtime.native_shape import Shape
+
+_OTHER = 256 << 20
+"""Bytes for what is not counted: the allocator's rounding, compiled kernels, graphs themselves."""
+
+
+def working_bytes(shape: Shape, dtype: torch.dtype, step_tokens: int, cache_tokens: int) -> int:
+    """Bytes that a step takes at most, and those that recorded steps keep: the memory between their kernels.
+
+    A step holds a few vectors of each token; the logits of all its tokens, in dtype and in float32, where scores are
+    asked for. Recorded ones share their memory, so that the largest counts; each sequence has the attention of its
+    splits in it, in float32.
+    """
+    wide = 4 * shape.hidden + 2 * shape.heads * shape.head_dim + 3 * max(shape.ffn, shape.expert_ffn)
+    token = dtype.itemsize * (wide + shape.vocabulary) + 4 * 2 * shape.vocabulary
+    splits = -(-cache_tokens // PAGE // PAGES_OF_A_SPLIT)
+    attention = 4 * splits * shape.heads * (shape.head_dim + 2)
+    return step_tokens * token + BATCHES[-1] * (token + attention) + _OTHER
+
+
+def affordable_pages(
+    shape: Shape, dtype: torch.dtype, device: torch.device, wanted: int, step_tokens: int, *, least: bool
+) -> int:
+    """Pages of a cache of `wanted` tokens, one more for a last token, or what fits into the device's free memory.
+
+    least: fewer are refused. On a CPU, where kernels are interpreted, as many as wanted.
+
+    Raises:
+        WorkError: that is less than wanted and `least`, or not even one step's.
+    """
+    pages = -(-wanted // PAGE) + 1
+    if device.type != "cuda":
+        return pages
+    free, _ = torch.cuda.mem_get_info(device)
+    page_bytes = 2 * shape.layers * shape.kv_heads * shape.head_dim * PAGE * dtype.itemsize
+    return fitting_pages(pages, free - working_bytes(shape, dtype, step_tokens, wanted), page_bytes, step_tokens, least)
+
+
+def fitting_pages(pages: int, free: int, page_bytes: int, step_tokens: int, least: bool) -> int:
+    """`pages`, or what `free` bytes hold of them; WorkError as in `affordable_pages`."""
+    found = min(pages, max(free, 0) // page_bytes)
+    needed = pages if least else min(pages, -(-step_tokens // PAGE) + 1)
+    if found < needed:
+        raise WorkError(
+            f"beside weights and steps the GPU has room for the keys and values of {found * PAGE} tokens, and "
+            f"{needed * PAGE} are needed",
+            "ask for fewer cache_tokens, compress the weights further, or use a GPU with more memory",
+        )
+    return found

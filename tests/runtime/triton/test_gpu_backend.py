@@ -1,0 +1,164 @@
+"""The engine in Triton kernels gives what the native engine gives: alone, together, in chunks, from a prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from compress.errors import UserError, WorkError
+from compress.runtime import loading, paged_backend
+from compress.runtime.protocol import SamplingParams
+from compress.types import IntScheme
+from tests.runtime.packed import fitting, write_packed
+from tests.tiny_models import tiny_tokens
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from compress.kernels import gpu_linear
+from compress.runtime.gpu_backend import GpuRuntime
+from compress.runtime.gpu_graphs import DecodeSteps
+from compress.runtime.native_families import NATIVE_FAMILIES
+from compress.runtime.paged_model import Chunk
+
+SMALL = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "hidden_size": 64, "num_hidden_layers": 1}
+"""Every program of a kernel takes its time in the interpreter."""
+
+QUICK = ("gemma3_text",)  # offset norms, norms of heads and of outputs, windows, two rotations
+Open = Callable[..., GpuRuntime]
+
+
+@pytest.fixture(scope="module")
+def packed(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_packed(tiny("llama", **SMALL), tmp_path_factory.mktemp("four"), fitting(4, 32, False))[0]
+
+
+@pytest.fixture(scope="module")
+def plain(tiny: Callable[..., Path]) -> Path:
+    return tiny("llama", **SMALL)
+
+
+@pytest.fixture
+def opened(device: str) -> Open:
+    def opened(path: Path, **settings: Any) -> GpuRuntime:
+        found = loading.load(path, device=device, dtype="float32", kernel="triton", cache_tokens=256, **settings)
+        assert isinstance(found, GpuRuntime)
+        return found
+
+    return opened
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NATIVE_FAMILIES],
+)
+def test_scores_of_every_family_are_the_native_engines(
+    model_type: str, tiny: Callable[..., Path], opened: Open, tmp_path: Path
+) -> None:
+    path, _ = write_packed(tiny(model_type), tmp_path, fitting(4, 32))
+    tokens = tiny_tokens(1, 6)
+    runtime, native = opened(path), loading.load(path, device="cpu", kernel="cpu")
+    torch.testing.assert_close(runtime.score(tokens).cpu(), native.score(tokens), rtol=2e-4, atol=2e-4)
+    assert runtime.parameters() == native.parameters()
+    uses, theirs = ({use.name: use for use in one.layers()} for one in (runtime, native))
+    assert uses.keys() == theirs.keys()
+    assert all(use.weights == theirs[name].weights for name, use in uses.items())
+    assert {use.kernel for name, use in uses.items() if "proj" in name} <= {"triton w4a16-g32", "triton w4a16"}
+
+
+def test_answers_are_the_native_engines_alone_together_and_from_a_prefix(plain: Path, opened: Open) -> None:
+    prompts = [tiny_tokens(34, seed=1).tolist(), [5], [7, 8, 9]]  # one longer than a page
+    params = SamplingParams(max_tokens=2, ignore_end=True)
+    native = loading.load(plain, device="cpu", kernel="cpu").generate(prompts, params)
+    runtime = opened(plain, prefix_cache=True)
+    together = runtime.generate(prompts, params)
+    assert [answer.token_ids for answer in together] == [answer.token_ids for answer in native]
+    again = runtime.generate(prompts[:1], params)[0]
+    assert (again.token_ids, again.cached_tokens) == (native[0].token_ids, 32)
+    assert (runtime.name, runtime.kernel, runtime.deterministic) == ("gpu", "triton", False)
+
+
+def test_chunks_and_neighbours_do_not_show(plain: Path, opened: Open) -> None:
+    model = opened(plain).model
+    tokens = tiny_tokens(36, seed=2).tolist()
+    with model.pages.lend(36) as own, model.pages.lend(3) as other:
+        whole = model.step([Chunk(tokens, 0, own, [34, 35])])
+        model.step([Chunk(tokens[:30], 0, own, [])])
+        # one token of another sequence goes before a chunk, whatever their order in the step
+        mixed = model.step([Chunk(tokens[30:35], 30, own, [4]), Chunk([3], 0, other, [0])])
+        last = model.step([Chunk(tokens[35:], 35, own, [0])])
+        alone = model.step([Chunk([3], 0, other, [0])])
+    torch.testing.assert_close(torch.cat([mixed[:1], last]), whole, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(mixed[1:], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_places_that_no_sequence_takes_change_nothing(plain: Path, opened: Open) -> None:
+    model = opened(plain).model
+    with model.pages.lend(96) as pages:  # three sequences in a step for four, one of them in page 0
+        alone = [model.step([Chunk([7 + i], 0, [page], [0])]) for i, page in enumerate(pages)]
+        kept = model._kept[0].keys[pages[0]].clone()
+        together = model.step([Chunk([7 + i], 0, [page], [0]) for i, page in enumerate(pages)])
+        torch.testing.assert_close(model._kept[0].keys[pages[0]], kept)
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "lost"), [("int8", 0.02), ("fp8", 0.1)])
+def test_smaller_caches(
+    kind: str, lost: float, tiny: Callable[..., Path], opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paged_backend, "TOKENS", 4)  # FP8 without scales is measured at load
+    path = tiny("llama", **{**SMALL, "num_hidden_layers": 2})
+    runtime = opened(path, kv_cache=kind, kv_skip="1")
+    tokens = tiny_tokens(1, 6)
+    wanted = loading.load(path, device="cpu", kernel="cpu").score(tokens)
+    error = (runtime.score(tokens).cpu() - wanted).square().mean().sqrt()
+    assert 0 < error < lost * wanted.std()
+    heads, layers = 16, {"int8": 2 * (16 + 4), "fp8": 2 * 16}
+    assert runtime.model.cache_bytes == layers[kind] + 2 * 2 * heads  # and bfloat16 where it was skipped
+
+
+def test_what_a_gpu_does_not_keep_is_refused(plain: Path, device: str) -> None:
+    with pytest.raises(UserError, match="no int4 key-value cache here"):
+        loading.load(plain, device=device, kernel="triton", kv_cache="int4")
+
+
+def test_a_wrong_kernel_is_found_at_load(packed: Path, opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = gpu_linear.multiply
+    monkeypatch.setattr(gpu_linear, "multiply", lambda weight, x: 1.05 * right(weight, x))
+    with pytest.raises(WorkError, match="differs from that of the decoded weight"):
+        opened(packed)
+
+
+def test_linears_of_other_schemes_stand_beside_each_other(
+    tiny: Callable[..., Path], opened: Open, tmp_path: Path
+) -> None:
+    """q, k and v in three widths, which no one product takes; the head packed, and tied to the embedding."""
+
+    def choose(spec: Any) -> IntScheme:
+        return IntScheme(2 if "q_proj" in spec.name else 8 if "k_proj" in spec.name else 4, 32)
+
+    path, _ = write_packed(tiny("llama", **SMALL), tmp_path, choose, outside=True)
+    runtime, native = opened(path), loading.load(path, device="cpu", kernel="cpu")
+    tokens = tiny_tokens(1, 3)
+    torch.testing.assert_close(runtime.score(tokens).cpu(), native.score(tokens), rtol=2e-4, atol=2e-4)
+    uses = {use.name: use for use in runtime.layers()}
+    assert uses["lm_head"].aliases == ("model.embed_tokens",)
+    assert uses["lm_head"].kernel == "triton w4a16-g32"
+    assert uses["model.layers.0.self_attn.q_proj"].kernel == "triton w2a16-g32"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["auto", "int8", "fp8"])
+def test_recorded_steps_are_those_that_are_called(packed: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = SamplingParams(max_tokens=20, ignore_end=True)
+    prompts = [[5, 6], [7, 8, 9], tiny_tokens(20, seed=3).tolist()]
+    recorded = loading.load(packed, device="cuda", dtype="float32", kv_cache=kind)
+    answers = recorded.generate(prompts, params)
+    monkeypatch.setattr(DecodeSteps, "takes", lambda self, chunks: False)
+    called = loading.load(packed, device="cuda", dtype="float32", kv_cache=kind)
+    assert [answer.token_ids for answer in called.generate(prompts, params)] == [a.token_ids for a in answers]
+    again = recorded.generate(prompts[:1], params)[0]
+    assert again.token_ids == answers[0].token_ids
