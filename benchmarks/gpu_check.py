@@ -4,8 +4,9 @@
     python -m benchmarks.gpu_check --dry              tiny shapes in Triton's interpreter, nothing timed or written
 
 Speed: all linears of one 8B-shaped layer, copies of them rotated through more than twice the L2 cache inside one CUDA
-graph; an FP8 product at 512 and 2048 tokens; one decode step of an 8B shape; each against torch in bfloat16 in the same
-run. Weights are random: speeds only. What issue 6 asks for stands beside each figure.
+graph; an FP8 product at 512 and 2048 tokens; each against torch in bfloat16 in the same run. Then the engine's whole
+decode of an 8B shape, 1 to 32 answers at once, 4-bit weights against bfloat16 under the same CUDA graphs. Weights are
+random: speeds only. What issue 6 asks for stands beside each figure.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ if __name__ == "__main__" and "--dry" in sys.argv and not torch.cuda.is_availabl
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.gpu_decoder import DRY, LLAMA_8B, Linear, Shape, Step
+from benchmarks.gpu_engine import decode
+from benchmarks.gpu_shapes import DRY, LLAMA_8B, Linear, Shape
 from benchmarks.gpu_timing import Clock, ratio, summary
 from benchmarks.machine import facts, versions
 from compress.kernels import gpu_linear
@@ -144,28 +146,8 @@ def measure(clock: Clock) -> dict[str, Any]:
         dense, _ = layer(shape, None, tokens, clock)
         taken, _ = layer(shape, FIXED_SCHEMES["FP8_DYNAMIC"], tokens, clock)
         record["fp8"][str(tokens)] = {"bfloat16": summary(dense), "fp8": summary(taken), "faster": ratio(dense, taken)}
-    record["decode"] = decode(shape, clock)
+    record["engine"] = decode(shape, clock)
     return record
-
-
-def decode(shape: Shape, clock: Clock) -> dict[str, Any]:
-    """One decode step at 512 tokens of context, the head in bfloat16 in both."""
-    context = 40 if clock.dry else 512
-    head, _ = dense_linear(shape.vocabulary, shape.hidden, clock.device)
-    steps = {}
-    for name, scheme in (("bfloat16", None), ("W4A16-g128", IntScheme(4, 128 if not clock.dry else 32))):
-
-        def make(rows: int, columns: int, scheme: Scheme | None = scheme) -> Linear:
-            if scheme is None:
-                return dense_linear(rows, columns, clock.device)[0]
-            return packed_linear(rows, columns, scheme, clock.device)[0]
-
-        steps[name] = clock.seconds(Step(shape, make, head, context, clock.device))
-    return {
-        "context": context,
-        **{name: summary(taken) for name, taken in steps.items()},
-        "times_faster_than_bfloat16": ratio(steps["bfloat16"], steps["W4A16-g128"]),
-    }
 
 
 def main() -> None:

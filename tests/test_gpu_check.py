@@ -32,7 +32,8 @@ def test_a_dry_run_computes_everything_and_times_nothing(tmp_path: Path) -> None
     assert all(0 < error < 0.06 for errors in record["parity"].values() for error in errors.values())
     assert record["copy_bytes_per_second"] is None
     assert all(row["time"] is None for name, row in record["layer"]["1"].items() if name != "bfloat16")
-    assert record["decode"]["W4A16-g128"] is None
+    assert record["engine"]["2"]["W4A16-g128"] is None
+    assert record["engine"]["kernels"]["W4A16-g128"] == ["dense bfloat16", "triton w4a16-g128"]
     assert "interpreter" in record["device"]
 
 

@@ -79,6 +79,11 @@ class GpuModel(PagedModel):
         return sum(cache.token_bytes for cache in self._kept)
 
     @property
+    def reserved_bytes(self) -> int:
+        """Bytes of all pages, taken by `keep`."""
+        return self.cache_bytes * self.pages.count * self.pages.tokens
+
+    @property
     def records(self) -> bool:
         """Whether steps of one token each are recorded: not with experts, which are called one by one."""
         return self._decode is not None

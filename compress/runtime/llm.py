@@ -75,7 +75,7 @@ class LLM:
             begin = [] if self.runtime.prefix_id is None else [self.runtime.prefix_id]
             text = begin + self.runtime.encode(text)
         ids = torch.tensor([list(text)], dtype=torch.int64)
-        found = self.runtime.score(ids)[0, :-1].double().log_softmax(-1).gather(1, ids[0, 1:].unsqueeze(1))
+        found = self.runtime.score(ids)[0, :-1].cpu().double().log_softmax(-1).gather(1, ids[0, 1:].unsqueeze(1))
         return cast(list[float], found[:, 0].tolist())
 
 

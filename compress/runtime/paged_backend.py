@@ -105,9 +105,10 @@ class PagedRuntime(TextModel):
             for row in batch.rows:
                 nodes = sorted({read.node for read in row.reads})
                 place = {node: at for at, node in enumerate(nodes)}
-                at = torch.tensor([place[read.node] for read in row.reads])
-                targets = torch.tensor([read.target for read in row.reads])
-                values, best = target_scores(self._tree(row, nodes), at, targets)
+                logits = self._tree(row, nodes)
+                at = torch.tensor([place[read.node] for read in row.reads], device=logits.device)
+                targets = torch.tensor([read.target for read in row.reads], device=logits.device)
+                values, best = target_scores(logits, at, targets)
                 for read, value, first in zip(row.reads, values.tolist(), best.tolist(), strict=True):
                     totals[read.request] += value
                     greedy[read.request] &= first

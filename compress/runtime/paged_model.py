@@ -62,6 +62,11 @@ class PagedModel(ABC):
         """Bytes that each sequence's last page takes besides, until it is full; 0 without int2."""
         return 0
 
+    @property
+    def reserved_bytes(self) -> int:
+        """Bytes of memory that pages take before anything is kept in them; 0 where they take it as they fill."""
+        return 0
+
     @abstractmethod
     def keep(self, caches: Sequence[LayerCache]) -> None:
         """How each layer keeps keys and values from now on; what was kept is lost."""

@@ -44,7 +44,7 @@ def _steps(job: dict[str, Any]) -> None:
     _release(cuda)
     _say(step="ready", **_device_memory(cuda))
     model = _load(job)
-    _say(step="loaded", **_device_memory(cuda))
+    _say(step="loaded", **_device_memory(cuda, model))
     _use(model, job)
     _say(step="used", **_device_memory(cuda))
     del model
@@ -100,13 +100,17 @@ def _glibc(function: str, *arguments: int) -> None:
         found(*arguments)
 
 
-def _device_memory(cuda: bool) -> dict[str, int]:
+def _device_memory(cuda: bool, model: Any = None) -> dict[str, int]:
+    """Bytes allocated, without those that a model takes at load for keys and values to come; and their peak."""
     if not cuda:
         return {}
     import torch
 
+    from compress.runtime.paged_backend import PagedRuntime
+
     torch.cuda.synchronize()
-    return {"allocated": torch.cuda.memory_allocated(), "peak": torch.cuda.max_memory_allocated()}
+    reserved = model.model.reserved_bytes if isinstance(model, PagedRuntime) else 0
+    return {"allocated": torch.cuda.memory_allocated() - reserved, "peak": torch.cuda.max_memory_allocated()}
 
 
 def _say(**what: Any) -> None:

@@ -117,6 +117,7 @@ def test_smaller_caches(
     error = (runtime.score(tokens).cpu() - wanted).square().mean().sqrt()
     assert 0 < error < lost * wanted.std()
     heads, layers = 16, {"int8": 2 * (16 + 4), "fp8": 2 * 16}
+    assert runtime.model.reserved_bytes == (256 + 32) * runtime.model.cache_bytes
     assert runtime.model.cache_bytes == layers[kind] + 2 * 2 * heads  # and bfloat16 where it was skipped
 
 

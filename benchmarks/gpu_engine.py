@@ -1,0 +1,95 @@
+"""The engine's whole decode on a GPU, 4-bit weights against bfloat16: random weights, text that nobody reads.
+
+The files hold one layer, which the checkpoint names once for every layer of the shape: each is read, packed and held in
+memory on its own. The 4-bit model is made by `compress.quantize`; embedding and head stay bfloat16 in both.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import compress
+from benchmarks.gpu_shapes import Shape
+from benchmarks.gpu_timing import Clock, ratio, summary
+from benchmarks.make_random_llama import make_random_llama
+from compress.models.checkpoint import Checkpoint
+from compress.runtime.gpu_backend import GpuRuntime
+from compress.runtime.loading import decide
+from compress.runtime.protocol import SamplingParams
+
+ROUNDS = 9
+PROMPT, NEW = 64, 64
+PACKED = "W4A16-g128"
+
+
+def decode(shape: Shape, clock: Clock) -> dict[str, Any]:
+    """By number of sequences: seconds of a step of each model, rounds taking turns, and their ratio.
+
+    A step is all of `LLM.generate` between two tokens: inputs put together, layers, head, the choice of tokens.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        models = _models(shape, clock, Path(place))
+        batches = (2,) if clock.dry else (1, 4, 8, 16, 32)
+        prompt, new, rounds = (3, 2, 1) if clock.dry else (PROMPT, NEW, ROUNDS)
+        found: dict[str, Any] = {"prompt_tokens": prompt, "new_tokens": new, "kernels": {}}
+        for name, model in models.items():
+            found["kernels"][name] = sorted({use.kernel for use in model.layers()})
+        for batch in batches:
+            steps: dict[str, list[float]] = {name: [] for name in models}
+            for number in range(rounds + 1):
+                for name, model in models.items():
+                    taken = _step_seconds(model, batch, prompt, new)
+                    if number or clock.dry:  # the first records its steps
+                        steps[name].append(taken)
+            slow, fast = (None if clock.dry else steps[name] for name in ("bfloat16", PACKED))
+            found[str(batch)] = {
+                "bfloat16": summary(slow),
+                PACKED: summary(fast),
+                "times_faster_than_bfloat16": ratio(slow, fast),
+            }
+        return found
+
+
+def _models(shape: Shape, clock: Clock, place: Path) -> dict[str, GpuRuntime]:
+    sizes = asdict(replace(shape, layers=1))
+    make_random_llama(place / "dense", compress.default_model(), **sizes)
+    compress.quantize(
+        place / "dense", "rtn", 4, group_size=128, output=place / "packed", device="cpu", evaluate=False
+    )  # fmt: skip
+    paths = {"bfloat16": place / "dense", PACKED: place / "packed"}
+    return {name: _opened(repeated(path, shape.layers), clock) for name, path in paths.items()}
+
+
+def repeated(path: Path, layers: int) -> Checkpoint:
+    """The checkpoint of one layer as one of so many layers, all with its weights; its config says so from now on."""
+    one = Checkpoint.open(path)
+    config = {**one.config, "num_hidden_layers": layers}
+    (path / "config.json").write_text(json.dumps(config))
+    index = {}
+    for name, info in one.index.items():
+        for layer in range(layers if ".layers.0." in name else 1):
+            copy = re.sub(r"\.layers\.0\.", f".layers.{layer}.", name)
+            index[copy] = replace(info, name=copy)
+    return Checkpoint(path, config, index)
+
+
+def _opened(checkpoint: Checkpoint, clock: Clock) -> GpuRuntime:
+    decision = decide(checkpoint, str(clock.device), kernel="triton")
+    assert decision.shape is not None, decision.reason
+    room = 32 if clock.dry else 32 * (PROMPT + NEW + 32)
+    return GpuRuntime(checkpoint, decision.shape, clock.device, torch.bfloat16, cache_tokens=room)
+
+
+def _step_seconds(model: GpuRuntime, batch: int, prompt: int, new: int) -> float:
+    """Median over the steps of as many answers at once; prompts begin differently, so that none shares pages."""
+    prompts = [[number, *range(1, prompt)] for number in range(batch)]
+    answers = model.generate(prompts, SamplingParams(max_tokens=new, ignore_end=True))
+    return statistics.median(answers[0].step_seconds)
