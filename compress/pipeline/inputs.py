@@ -16,7 +16,7 @@ from compress.errors import WorkError
 from compress.models.skeleton import Call, Skeleton
 
 CHUNK_TOKENS = 4096
-COMPARED_TOKENS, COMPARED_SHARE = 8192, 4
+COMPARED_TOKENS, COMPARED_SHARE = 32768, 4
 """What the drift between the two models is estimated from: a quarter of the tokens, and no fewer than so many."""
 
 

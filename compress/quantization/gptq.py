@@ -31,7 +31,7 @@ from compress.quantization.grid import Grid, grouped, min_max_grid, search_grid
 from compress.quantization.hessian import Cholesky, Factored, cholesky, damped, factor
 from compress.types import IntScheme, QuantizedTensor
 
-SHRINKAGE = 4
+SHRINKAGE = 16
 ROWS_PER_TASK = 256
 
 
