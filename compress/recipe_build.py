@@ -158,6 +158,11 @@ def _set_scheme(stage: dict[str, Any], settings: Settings) -> None:
                 f"scheme {named.name} says itself what shares a scale, which contradicts group size {group_size}",
                 "give one of the two",
             )
+        if named.group_size is not None and group_size not in (None, named.group_size):
+            raise UserError(
+                f"scheme {named.name} has groups of {named.group_size}, which contradicts group size {group_size}",
+                "give one of the two",
+            )
     given = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
     given = {key: value for key, value in given.items() if value is not None}
     if named is not None and named.fixed is not None:

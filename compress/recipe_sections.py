@@ -61,7 +61,8 @@ def scheme_settings(named: NamedScheme) -> dict[str, Any]:
     """What a scheme's name sets in a recipe's `scheme`."""
     if named.fixed is not None:
         return {"name": named.name}
-    return {"bits": named.bits} | ({} if named.symmetric is None else {"symmetric": named.symmetric})
+    given = {"bits": named.bits, "group_size": named.group_size, "symmetric": named.symmetric}
+    return {key: value for key, value in given.items() if value is not None}
 
 
 def _tag_of(value: object) -> str:

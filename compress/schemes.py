@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from compress.errors import UserError
 from compress.types import (
@@ -67,12 +68,17 @@ USUAL_METHODS: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class NamedScheme:
-    """What a scheme name says. `symmetric` is None where the name leaves it open; `fixed` where it says everything."""
+    """What a scheme name says; None is what it leaves open. `fixed` where it says everything."""
 
     name: str
     bits: int
     symmetric: bool | None
     fixed: Scheme | None = None
+    group_size: int | Literal["channel"] | None = None
+
+
+_WEIGHTS = re.compile(r"w([2-8])(a16)?(?:[-_ ](channel|g(\d+)))?([-_]asym)?")
+"""Layouts of integer weights alone, as plans, tables and `--embeddings` write them."""
 
 
 def parse_weight_scheme(text: str) -> dict[str, int | str | bool] | None:
@@ -80,13 +86,20 @@ def parse_weight_scheme(text: str) -> dict[str, int | str | bool] | None:
 
     A group size that is left out is the usual one. None for what is no such layout.
     """
-    found = re.fullmatch(r"w([2-8])(?:a16)?(?:[-_ ](channel|g(\d+)))?([-_]asym)?", text.strip().lower())
+    found = _WEIGHTS.fullmatch(text.strip().lower())
     if found is None:
         return None
     settings: dict[str, int | str | bool] = {"bits": int(found[1])}
-    if found[2] is not None:
-        settings["group_size"] = int(found[3]) if found[3] else "channel"
-    return settings | ({"symmetric": False} if found[4] else {})
+    if (group_size := _group_size(found)) is not None:
+        settings["group_size"] = group_size
+    return settings | ({"symmetric": False} if found[5] else {})
+
+
+def _group_size(found: re.Match[str]) -> int | Literal["channel"] | None:
+    """What a match of `_WEIGHTS` says of the group size."""
+    if found[3] is None:
+        return None
+    return int(found[4]) if found[4] else "channel"
 
 
 def table_label(embeddings: int | None, head: int | None) -> str:
@@ -95,10 +108,10 @@ def table_label(embeddings: int | None, head: int | None) -> str:
 
 
 def parse_scheme(name: str) -> NamedScheme:
-    """Reads a scheme name, in any case.
+    """Reads a scheme name, in any case: one of `FIXED_SCHEMES`, or of `INTEGER_SCHEMES` with or without a group size.
 
     Raises:
-        UserError: the name is not one of `INTEGER_SCHEMES` and `FIXED_SCHEMES`.
+        UserError: the name is neither.
     """
     given = name.strip().upper().replace("-", "_")
     if given in FIXED_SCHEMES:
@@ -109,10 +122,10 @@ def parse_scheme(name: str) -> NamedScheme:
             "range that a scale gives anyway",
             "use FP8_DYNAMIC, FP8_STATIC or FP8_BLOCK, which are E4M3",
         )
-    found = re.fullmatch(r"W([2-8])A16(_ASYM)?", given)
-    if found is None:
+    found = _WEIGHTS.fullmatch(name.strip().lower())
+    if found is None or found[2] is None:
         raise UserError(
             f"unknown scheme {name!r}",
             f"choose from {', '.join((*INTEGER_SCHEMES, *FIXED_SCHEMES))}, or give --bits and --group-size",
         )
-    return NamedScheme(found.group(0), int(found.group(1)), False if found.group(2) else None)
+    return NamedScheme(given, int(found[1]), False if found[5] else None, group_size=_group_size(found))

@@ -223,6 +223,8 @@ def test_stage_settings_over_several_stages_are_refused(tmp_path: Path) -> None:
     [
         (Settings(scheme="W8A16"), IntScheme(8, 128, True)),
         (Settings(scheme="w3a16_asym", group_size=64), IntScheme(3, 64, False)),
+        (Settings(scheme="w3a16-g64-asym"), IntScheme(3, 64, False)),
+        (Settings(scheme="W8A16-channel"), IntScheme(8, None, True)),
         (Settings(scheme="W4A16", bits=4, symmetric=False), IntScheme(4, 128, False)),
         (Settings(bits=2, group_size="channel", symmetric=False), IntScheme(2, None, False)),
     ],

@@ -123,16 +123,11 @@ def existing(output: str | Path, identity: Identity, *, restart: bool = False) -
 
 
 def _existing(path: Path, identity: Identity, restart: bool) -> Artifact | None:
-    check_path(path)
-    if restart or not path.exists() or not any(path.iterdir()):
+    artifact = _held(path, restart)
+    if artifact is None:
         return None
-    artifact = _finished(path)
-    if artifact is None or not (identity.made(artifact.manifest) and identity.carries(artifact.manifest)):
-        what = "an artifact of another recipe or source" if artifact else "something else"
-        raise UserError(
-            f"output {path} already holds {what}",
-            "give another --output, or --restart to replace it (it stays until the new one is whole)",
-        )
+    if not (identity.made(artifact.manifest) and identity.carries(artifact.manifest)):
+        raise _occupied(path, "an artifact of another recipe or source")
     for name, record in artifact.manifest.files.items():
         file = path / name
         if not file.is_file() or file.stat().st_size != record.bytes:
@@ -141,6 +136,38 @@ def _existing(path: Path, identity: Identity, restart: bool) -> Artifact | None:
                 f"see `compress verify {path}`; --restart makes it again",
             )
     return artifact
+
+
+def refuse_itself(source: Path, output: str | Path | None) -> None:
+    """UserError where a run would replace what it reads, the model or artifact at `source`. None: no output."""
+    if output is not None and resolve_output(output) == resolve_output(source):
+        raise UserError(f"output {output} is the artifact or model itself", "give another --output")
+
+
+def refuse_occupied(output: str | Path | None, *, restart: bool = False) -> None:
+    """What `existing` refuses whatever the recipe: asked before long work that leads to the recipe. None: no output."""
+    if output is not None:
+        path = resolve_output(output)
+        with guarded("look at", path):
+            _held(path, restart)
+
+
+def _held(path: Path, restart: bool) -> Artifact | None:
+    """The artifact at a possible output; None where a run may go ahead. Raises UserError where something else is."""
+    check_path(path)
+    if restart or not path.exists() or not any(path.iterdir()):
+        return None
+    artifact = _finished(path)
+    if artifact is None:
+        raise _occupied(path, "something else")
+    return artifact
+
+
+def _occupied(path: Path, what: str) -> UserError:
+    return UserError(
+        f"output {path} already holds {what}",
+        "give another --output, or --restart to replace it (it stays until the new one is whole)",
+    )
 
 
 def _finished(path: Path) -> Artifact | None:

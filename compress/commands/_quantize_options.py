@@ -54,7 +54,7 @@ class Quantize(Run):
     scheme: Annotated[
         str | None,
         typer.Option(
-            help="Scheme by name, such as W4A16, W8A8 or FP8_DYNAMIC, in place of --bits (`compress methods`).",
+            help="Scheme by name, such as W4A16-g64, W8A8 or FP8_DYNAMIC, in place of --bits (`compress methods`).",
             metavar="NAME",
             rich_help_panel=METHOD,
         ),

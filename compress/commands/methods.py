@@ -56,7 +56,8 @@ def methods(options: Common, view: View) -> None:
         *columns(rows),
         "",
         f"after a method of `quantize`, --refine: {RefineConfig.summary} ({RefineConfig.paper})",
-        f"schemes of weights alone: W{BITS[0]}A16 to W{BITS[-1]}A16; with _ASYM, zero points are stored",
+        f"schemes of weights alone: W{BITS[0]}A16 to W{BITS[-1]}A16; with _ASYM, zero points are stored; W4A16-g64, "
+        "W4A16-channel: with the group size too",
         "group size: a divisor of the linear's input width, or channel",
         "schemes of weights and inputs:",
         *(f"  {line}" for line in columns(list(MEANINGS.items()))),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -141,6 +141,7 @@ def _lines(
         ("made from", lineage_text(manifest.parents)),
         ("method", artifact.method),
         ("scheme", artifact.scheme),
+        ("cache", _cache(manifest.recipe)),
         ("calibration", text),
         ("size", f"{size(sizes.bytes)}, {sizes.ratio_to_root:.1%} of {manifest.parents[0].name}"),
         ("bits per weight", f"{bits} (whole file {number(sizes.file_bits_per_weight)})"),
@@ -154,6 +155,12 @@ def _lines(
     if not scores:
         pairs.append(("scores", f"none yet: compress eval {relative(artifact.path)}"))
     return facts(pairs)
+
+
+def _cache(recipe: Mapping[str, Any]) -> str | None:
+    """What the artifact stores for the key and value cache, in words; None for nothing."""
+    kinds = [stage["kv_cache"] for stage in recipe["stages"] if stage.get("kv_cache")]
+    return f"calibrated scales of keys and values, {kinds[-1]}" if kinds else None
 
 
 def lineage_text(parents: Sequence[Parent]) -> str:

@@ -20,7 +20,7 @@ from compress.artifact import durable, replace
 from compress.artifact.canonical import read_chunks
 from compress.artifact.lock import FileLock
 from compress.artifact.manifest import CONFIG_NAME, INDEX_NAME, MANIFEST_NAME, RECIPE_NAME
-from compress.artifact.output import check_path, lock_path, resolve_output
+from compress.artifact.output import check_path, lock_path, refuse_itself, resolve_output
 from compress.artifact.publish import DEFAULT_SHARD_BYTES
 from compress.artifact.reader import Artifact
 from compress.artifact.tensorfile import dtype_name, encode_header, file_order, natural_key, tensor_bytes
@@ -87,7 +87,7 @@ def export_dense(
     source = Artifact.open(artifact)
     target = resolve_output(output)
     check_path(target)
-    refuse_itself(source, target)
+    refuse_itself(source.path, target)
     _refuse_occupied(target, output, restart)
     require_sound(source.path)
     checkpoint = Checkpoint.open(source.path)
@@ -117,12 +117,6 @@ def export_dense(
     finally:
         lock.release()
     return Export(target, len(rows), size, kept)
-
-
-def refuse_itself(source: Artifact, target: Path) -> None:
-    """UserError for an export over what it reads."""
-    if target == source.path.resolve():
-        raise UserError(f"output {target} is the artifact itself", "give another --output")
 
 
 def _refuse_occupied(target: Path, output: str | Path, restart: bool) -> None:

@@ -20,14 +20,13 @@ from compress.artifact.canonical import sha256_file, sha256_json
 from compress.artifact.layers import LayerRecord
 from compress.artifact.ledger import LedgerEntry
 from compress.artifact.manifest import CARD_NAME, EVAL_NAME, LAYERS_NAME, SAMPLES_NAME, Parent
-from compress.artifact.output import Identity, resolve_output
+from compress.artifact.output import Identity, refuse_itself
 from compress.artifact.publish import Contents
 from compress.artifact.reader import Artifact
 from compress.artifact.staging import Staging
 from compress.artifact.verify import require_sound
 from compress.errors import IntegrityError
 from compress.exporters import lossless
-from compress.exporters.dense import refuse_itself
 from compress.exporters.lossless import Conversion
 from compress.models.checkpoint import Checkpoint
 from compress.progress import NullProgress, Progress
@@ -58,7 +57,7 @@ def export_packed(
         WorkError: it cannot be written.
     """
     source = Artifact.open(artifact)
-    refuse_itself(source, resolve_output(output))
+    refuse_itself(source.path, output)
     require_sound(source.path)
     checkpoint, shown = Checkpoint.open(source.path), progress or NullProgress()
     with Staging(output, _identity(source, checkpoint, to), restart=restart) as staging:

@@ -236,7 +236,9 @@ def _misfits(scheme: Scheme, wanted: Sequence[LinearSpec]) -> list[Problem]:
     shared = f"group size {scheme.group_size}"
     if not isinstance(scheme, IntScheme):
         shared = f"the tile of {scheme.name}, {scheme.group_size or FP8_TILE},"
-        hint = "use FP8_DYNAMIC, or leave those linears out with --ignore"
+        other = f"W{scheme.bits}A16-{f'g{nearest}' if nearest else 'channel'}"
+        other = other if scheme.inputs is None else "FP8_DYNAMIC"
+        hint = f"use --scheme {other}, or leave those linears out with --ignore"
     misfits = [spec for spec in wanted if not scheme.fits(spec.in_features)]
     for width in sorted({spec.in_features for spec in misfits}):
         names = [spec.name for spec in misfits if spec.in_features == width]

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from compress import content
+from compress.artifact.output import refuse_itself
 from compress.artifact.verify import verify
 from compress.calibration.mix import Part, packaged, parse_mix, spell
 from compress.distillation import processes
@@ -80,6 +81,7 @@ def resolve(
         )
     source = model or recipe.model or content.default_model()
     checkpoint = Checkpoint.open(local_directory(source))
+    refuse_itself(checkpoint.path, output)
     if checkpoint.is_artifact:
         _refuse_damaged(checkpoint)
     if isinstance(recipe.stages[0], DistillStage):

@@ -15,9 +15,8 @@ from compress import content
 from compress.artifact import durable, store
 from compress.artifact.attach import attach
 from compress.artifact.canonical import sha256_json
-from compress.artifact.reader import is_artifact
+from compress.artifact.output import refuse_occupied
 from compress.artifact.scores import Score, headline_scores
-from compress.errors import UserError
 from compress.recipe_checks import GateCheck
 from compress.recipe_search import Search
 from compress.workflows.checks import attached_record, carry_out, refuse_unknown
@@ -84,7 +83,7 @@ def find(
     policy = search.stage.policy
     later = [placed.check for placed in search.won(next(iter(search.candidates))).checks]
     refuse_unknown([*later, *([] if policy is None else [GateCheck(policy=policy)])])
-    _refuse_full(output, restart)
+    refuse_occupied(output, restart=restart)
     root = local_directory(model or search.model or content.default_model())
     suite = _suite(search)
     for name, recipe in search.candidates.items():
@@ -149,15 +148,6 @@ def run(
     if done.stopped is not None or done.artifact.attachment(RESULT) == data:
         return done
     return replace(done, artifact=attach(done.artifact.path, {RESULT: data}))
-
-
-def _refuse_full(output: str | Path | None, restart: bool) -> None:
-    """Raises UserError where the output holds something that the last stage would refuse to replace, hours later."""
-    path = None if output is None else Path(output)
-    if path is None or restart or not path.exists() or is_artifact(path):
-        return
-    if not path.is_dir() or any(path.iterdir()):
-        raise UserError(f"output {path} already holds something else", "give another --output, or empty it")
 
 
 def candidate_folder(search: Search, name: str, root: Path, output: str | Path | None) -> Path:

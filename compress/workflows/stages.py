@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from compress import content
 from compress.artifact import store
+from compress.artifact.output import refuse_itself
 from compress.artifact.summary import recipe_summary
 from compress.errors import UserError
 from compress.pipeline.work import Whole
@@ -82,6 +83,7 @@ def run(
         return _single(recipe, model, output, device, restart, scored, progress)
     source = model or recipe.model or content.default_model()
     root = local_directory(source)
+    refuse_itself(root, output)
     whole = Whole(anchored(recipe, source).model_copy(update={"checks": []}), root.resolve().name)
     earlier = folder or folder_of(whole, output)
     before: Path = root

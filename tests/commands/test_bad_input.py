@@ -99,6 +99,9 @@ def test_bad_places_are_refused(run: Callable, made: Path, tmp_path: Path) -> No
     (tmp_path / "full/mine.txt").write_text("mine")
     for output in ("file", "file/below", "full", "."):
         run("quantize", "--method", "rtn", "--output", output).refused(2)
+        budget = run("quantize", "--target-bits", 4, "--output", output)
+        assert "measuring" not in budget.err, "an hour of measuring must not come before this"
+        budget.refused(2)
     for source in ("nowhere", "file", "full"):
         run("quantize", source, "--method", "rtn", "--output", "out").refused(2)
         run("generate", source, "--prompt", "x").refused(2)
@@ -109,6 +112,13 @@ def test_bad_places_are_refused(run: Callable, made: Path, tmp_path: Path) -> No
     assert "did you mean `kl_mean`?" in run("gate", made, "--policy", "bad.toml").refused(2)
     assert (tmp_path / "file").read_text() == (tmp_path / "full/mine.txt").read_text() == "mine"
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_is_never_replaced_by_what_is_made_of_it(run: Callable, copy: Path) -> None:
+    before = load_file(copy / "model.safetensors")
+    for words in (("quantize", copy), ("run", "prune-distill-quantize", "--model", copy)):
+        assert "is the artifact or model itself" in run(*words, "--output", copy, "--restart").refused(2)
+    assert load_file(copy / "model.safetensors").keys() == before.keys()
 
 
 def test_a_second_writer_is_refused(run: Callable, tmp_path: Path) -> None:

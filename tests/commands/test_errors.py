@@ -96,6 +96,7 @@ BAD_COMMAND_LINES: list[tuple[list[str], str]] = [
     (["quantize", "--samples", "0"], "calibration.samples: 0"),
     (["quantize", "--scheme", "W8A16", "--bits", "4"], "contradicts bits 4"),
     (["quantize", "--scheme", "W4A16_ASYM", "--sym"], "contradicts sym"),
+    (["quantize", "--scheme", "W4A16-g64", "--group-size", "32"], "contradicts group size 32"),
     (["quantize", "--scheme", "NVFP5"], "unknown scheme 'NVFP5'"),
     (["quantize", "--format", "gguf"], "unknown format 'gguf'"),
     (["quantize", "--recipe", "missing.yaml"], "no recipe at missing.yaml"),

@@ -87,7 +87,7 @@ def test_a_restart_replaces_and_keeps_what_was_no_artifact(tmp_path: Path) -> No
     assert made.kept_aside == tmp_path / "taken.replaced-1"
     assert (made.kept_aside / "mine").read_text() == "mine"
     assert (made.path / PROVENANCE_NAME).is_file()
-    with pytest.raises(UserError, match="is the artifact itself"):
+    with pytest.raises(UserError, match="is the artifact or model itself"):
         export_dense(artifact.path, artifact.path, restart=True)
     assert verify(artifact.path).ok
 

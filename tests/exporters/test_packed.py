@@ -170,7 +170,7 @@ def test_a_restart_replaces_an_artifact_and_leaves_nothing_beside_it(made: Made,
         "out",
         "source",
     ]
-    with pytest.raises(UserError, match="is the artifact itself"):
+    with pytest.raises(UserError, match="is the artifact or model itself"):
         export_packed(source.path, source.path, "gptq", restart=True)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from compress.artifact import durable
 from compress.artifact.attach import attach
 from compress.artifact.journal import Journal
+from compress.artifact.output import refuse_occupied
 from compress.errors import UserError
 from compress.evaluation.reports.plots.style import png
 from compress.pipeline.run import deterministic
@@ -78,6 +79,7 @@ def quantize_to_budget(
         WorkError, IntegrityError: as `quantize` does. Measurements that were finished are kept.
     """
     progress = progress or NullProgress()
+    refuse_occupied(output, restart=restart)
     search = open_search(
         recipe, model=model, output=output, device=device, group_sizes=group_sizes, chosen_tables=chosen_tables
     )
