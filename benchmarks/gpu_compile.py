@@ -84,6 +84,15 @@ def packed_cases() -> Iterator[Case]:
                 entry["warps"],
                 entry["stages"],
             )
+            if entry["operation"] == "gemv":
+                yield Case(
+                    f"gemv {name} of experts {entry['block_rows']}",
+                    gemv_kernel,
+                    {"x": "bf16", "out": "bf16", "experts": "i32", **stored},
+                    {**constants, **blocks},
+                    entry["warps"],
+                    entry["stages"],
+                )
     yield Case("finish", finish_kernel, {"partial": "fp32", "bias": "bf16", "out": "bf16"}, {"BLOCK": 1024})
 
 

@@ -5,6 +5,7 @@ Imports triton only where something is packed or multiplied.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -44,6 +45,25 @@ def pack(quantized: QuantizedTensor, input_scale: Tensor | None, bias: Tensor | 
 
         return rounded_linear.pack(quantized, input_scale, bias), True
     return packing.pack(quantized, bias), False
+
+
+def stack(experts: Sequence[Any]) -> tuple[Any, list[Any]] | None:
+    """Packed weights of experts as one for `multiply_experts`, and each again, in the memory of that one.
+
+    None where a kernel rounds their inputs, or where they are not alike.
+    """
+    if not all(isinstance(packed, packing.PackedWeight) for packed in experts):
+        return None
+    stacked = packing.stack(experts)
+    return None if stacked is None else (stacked, [packing.member(stacked, i) for i in range(len(experts))])
+
+
+def multiply_experts(stacked: Any, x: Tensor, chosen: Tensor, every: int) -> Tensor:
+    """Each x times the weight of its expert, transposed: (pairs, out); `kernels.triton.linear.multiply_experts`."""
+    from compress.kernels.triton import linear
+
+    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+        return linear.multiply_experts(stacked, x, chosen, every)
 
 
 def multiply(packed: Any, x: Tensor) -> Tensor:

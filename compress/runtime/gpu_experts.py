@@ -2,13 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from compress.kernels import gpu_linear
+from compress.kernels.triton.fused import Activation, gated
+from compress.runtime.gpu_layer import FeedForward
 from compress.runtime.gpu_linears import Linear
+from compress.runtime.triton_linears import TritonLinear
+
+MOST_GROUPED = 8
+"""Tokens up to which each reads its own experts, which few share; beyond, an expert is read once for all of its."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grouped:
+    """All experts as one weight: what runs does not depend on which were chosen, so that it can be recorded."""
+
+    gate_up: Any
+    down: Any
+    activation: Activation
+
+    def __call__(self, x: Tensor, chosen: Tensor) -> Tensor:
+        """x (tokens, hidden), chosen (tokens, experts of each) -> (tokens, experts of each, hidden)."""
+        tokens, each = chosen.shape
+        pairs = chosen.flatten().to(torch.int32)
+        gate, up = gpu_linear.multiply_experts(self.gate_up, x, pairs, each).chunk(2, -1)
+        return gpu_linear.multiply_experts(self.down, gated(gate, up, self.activation), pairs, 1).view(tokens, each, -1)
+
+
+def grouped(experts: Sequence[FeedForward]) -> Grouped | None:
+    """Experts as one weight, whose memory they share from then on; None where no kernel takes them so."""
+    found = []
+    for linears in ([expert.gate_up for expert in experts], [expert.down for expert in experts]):
+        packed = [linear for linear in linears if isinstance(linear, TritonLinear) and not linear.rounds_before]
+        stacked = gpu_linear.stack([linear.packed for linear in packed]) if len(packed) == len(experts) else None
+        if stacked is None:
+            return None
+        for linear, own in zip(packed, stacked[1], strict=True):
+            linear.packed = own
+        found.append(stacked[0])
+    return Grouped(found[0], found[1], experts[0].activation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,15 +54,22 @@ class Experts:
     """chosen: experts of a token. renormalise: whether their shares are made to sum to 1."""
 
     router: Linear
-    experts: Sequence[Callable[[Tensor], Tensor]]
+    experts: Sequence[FeedForward]
+    grouped: Grouped | None
     chosen: int
     renormalise: bool
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x (tokens, hidden) -> (tokens, hidden). Which experts run is known on the CPU only: this is not recorded."""
+        """x (tokens, hidden) -> (tokens, hidden)."""
         shares, numbers = self.router(x).float().softmax(-1).topk(self.chosen, -1)
         if self.renormalise:
             shares = shares / shares.sum(-1, keepdim=True)
+        if self.grouped is not None and x.shape[0] <= MOST_GROUPED:
+            return (self.grouped(x, numbers).float() * shares.unsqueeze(-1)).sum(1).to(x.dtype)
+        return self._one_by_one(x, shares, numbers)
+
+    def _one_by_one(self, x: Tensor, shares: Tensor, numbers: Tensor) -> Tensor:
+        """Each expert on all of its tokens; the CPU has to know how many these are."""
         out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         order = numbers.flatten().argsort(stable=True)
         counts = numbers.flatten().bincount(minlength=len(self.experts)).tolist()

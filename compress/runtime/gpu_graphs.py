@@ -57,14 +57,15 @@ class _Step:
 class DecodeSteps:
     """Recorded steps by sequences and pages, each made when it is first wanted."""
 
-    def __init__(self, run: Run, device: torch.device) -> None:
-        self._run, self._device = run, device
+    def __init__(self, run: Run, device: torch.device, most: int = BATCHES[-1]) -> None:
+        """most: sequences that `run` may be recorded for, at most; 0 for none."""
+        self._run, self._device, self._most = run, device, min(most, BATCHES[-1])
         self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         self._steps: dict[tuple[int, int], _Step] = {}
 
     def takes(self, chunks: Sequence[Chunk]) -> bool:
         """Whether these are steps of one token each whose logits are all wanted, and not too many."""
-        return len(chunks) <= BATCHES[-1] and all(len(chunk.tokens) == len(chunk.rows) == 1 for chunk in chunks)
+        return len(chunks) <= self._most and all(len(chunk.tokens) == len(chunk.rows) == 1 for chunk in chunks)
 
     def __call__(self, chunks: Sequence[Chunk]) -> Tensor:
         """Logits (chunks, vocabulary)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -72,15 +71,17 @@ class FeedForward:
 class Layer:
     """Attention and what follows it. Norms by the names of `LayerNames.norms`, those that a family has.
 
-    rotation: which of the model's turns. offset: what is added to weights of norms.
+    rotation: which of the model's turns. offset: what is added to weights of norms. most_recorded: tokens up to which
+    nothing that is launched depends on their values.
     """
 
     attention: Attention
-    mlp: Callable[[Tensor], Tensor]
+    mlp: Linear
     norms: dict[str, Tensor]
     rotation: int
     epsilon: float
     offset: float
+    most_recorded: int
 
     def __call__(self, x: Tensor | None, residual: Tensor, turn: Turn, inputs: Inputs, cache: Cache) -> Tensor:
         """What is to be added to the residual (tokens, hidden), to which x was added before, in place."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,13 +12,13 @@ from compress.kernels.triton.cache import PAGE, Cache, CacheKind
 from compress.kernels.triton.fused import Activation, rms_norm
 from compress.models.checkpoint import Checkpoint
 from compress.runtime.cache_choice import LayerCache
-from compress.runtime.gpu_experts import Experts
-from compress.runtime.gpu_graphs import DecodeSteps
+from compress.runtime.gpu_experts import MOST_GROUPED, Experts, grouped
+from compress.runtime.gpu_graphs import BATCHES, DecodeSteps
 from compress.runtime.gpu_inputs import Inputs, inputs_of
 from compress.runtime.gpu_layer import Attention, FeedForward, Layer, Turn
-from compress.runtime.gpu_linears import GpuLinears
+from compress.runtime.gpu_linears import GpuLinears, Linear
 from compress.runtime.gpu_memory import affordable_pages
-from compress.runtime.native_shape import FINAL_NORM, Part, Shape
+from compress.runtime.native_shape import FINAL_NORM, LayerNames, Part, Shape
 from compress.runtime.paged_model import Chunk, PagedModel, default_cache_tokens
 from compress.runtime.pages import PagePool
 from compress.runtime.protocol import LayerUse
@@ -71,7 +70,7 @@ class GpuModel(PagedModel):
             affordable_pages(shape, dtype, device, wanted, self.step_tokens, least=cache_tokens is not None), PAGE
         )
         self._kept: list[Cache] = []
-        self._decode = DecodeSteps(self._everything, device) if not shape.experts else None
+        self._decode = DecodeSteps(self._everything, device, min(layer.most_recorded for layer in self._layers))
 
     @property
     def cache_bytes(self) -> int:
@@ -83,16 +82,10 @@ class GpuModel(PagedModel):
         """Bytes of all pages, taken by `keep`."""
         return self.cache_bytes * self.pages.count * self.pages.tokens
 
-    @property
-    def records(self) -> bool:
-        """Whether steps of one token each are recorded: not with experts, which are called one by one."""
-        return self._decode is not None
-
     def keep(self, caches: Sequence[LayerCache]) -> None:
         """How each layer keeps keys and values from now on; what was kept is lost."""
         self._kept = []
-        if self._decode is not None:
-            self._decode.forget()
+        self._decode.forget()
         for cache in caches:
             dtype = self.dtype if cache.kind in _KINDS else getattr(torch, cache.kind)
             key, value = (torch.tensor([scale], device=self.device) for scale in cache.scales)
@@ -105,7 +98,7 @@ class GpuModel(PagedModel):
     def step(self, chunks: Sequence[Chunk]) -> Tensor:
         """Logits (wanted rows, vocabulary) float32 of the chunks, which are computed together, in order."""
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            if self._decode is not None and self._decode.takes(chunks):
+            if self._decode.takes(chunks):
                 return self._decode(chunks)
             order = sorted(range(len(chunks)), key=lambda i: len(chunks[i].tokens) > 1)
             inputs = inputs_of([chunks[i] for i in order]).to(self.device)
@@ -169,17 +162,18 @@ class GpuModel(PagedModel):
             window=window if window < config.max_position_embeddings else 0,
             cap=(config.attn_logit_softcapping or 0.0) if config.model_type == "gemma2" else 0.0,
         )
-        mlp: Any
+        mlp, most = self._mlp(names)
+        return Layer(attention, mlp, norms, rotation, config.rms_norm_eps, self._offset, most)
+
+    def _mlp(self, names: LayerNames) -> tuple[Linear, int]:
+        """What follows attention, and for how many tokens it can be recorded."""
+        experts = [self._feed_forward(expert) for expert in names.experts]
         if names.router is None:
-            mlp = self._feed_forward(names.experts[0])
-        else:
-            mlp = Experts(
-                self._linears.whole(names.router),
-                [self._feed_forward(expert) for expert in names.experts],
-                shape.chosen,
-                bool(getattr(config, "norm_topk_prob", True)),
-            )
-        return Layer(attention, mlp, norms, rotation, config.rms_norm_eps, self._offset)
+            return experts[0], BATCHES[-1]
+        together = grouped(experts)
+        renormalise = bool(getattr(self.shape.config, "norm_topk_prob", True))
+        router = self._linears.whole(names.router)
+        return Experts(router, experts, together, self.shape.chosen, renormalise), MOST_GROUPED if together else 0
 
     def _feed_forward(self, parts: Sequence[Part]) -> FeedForward:
         activation: Activation = "gelu_pytorch_tanh" if self.shape.family.scaled else "silu"

@@ -36,6 +36,11 @@ class TritonLinear(nn.Module):
         self._inputs = inputs
 
     @property
+    def rounds_before(self) -> bool:
+        """Whether inputs are rounded by torch before the product."""
+        return self._inputs is not None
+
+    @property
     def weights(self) -> int:
         """Number of weights, the bias counted."""
         return int(self.packed.rows * self.packed.columns + (0 if self.packed.bias is None else self.packed.rows))

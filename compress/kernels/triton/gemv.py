@@ -27,10 +27,13 @@ def gemv_kernel(
     divisor_ptr,
     bias_ptr,
     out_ptr,
+    experts_ptr,
     rows,
     columns,
     chunks,
     splits,
+    groups,
+    every,
     magic,
     CODES: tl.constexpr,
     SCALE_KIND: tl.constexpr,
@@ -40,9 +43,28 @@ def gemv_kernel(
     PLANES_PER_SCALE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
 ):
-    """out (splits, rows): partial sums in float32, or with one split the result in the dtype of `out`, bias added."""
+    """out (splits, rows): partial sums in float32, or with one split the result in the dtype of `out`, bias added.
+
+    With experts (pairs,): weights lie one expert after the other, pair i is row i // every of x times the weight of its
+    expert, and out is (splits, pairs, rows).
+    """
     PLANES: tl.constexpr = 32 // FIELD
     CHUNK: tl.constexpr = PLANES * 16
+    if experts_ptr is not None:
+        pair = tl.program_id(2)
+        expert = tl.load(experts_ptr + pair).to(tl.int64)
+        x_ptr += pair // every * columns
+        out_ptr += pair * rows
+        words_ptr += expert * chunks * rows * 16
+        scale_ptr += expert * groups * rows
+        if BITS == 3:
+            high_ptr += expert * chunks * rows * 16
+        if zero_ptr is not None:
+            zero_ptr += expert * groups * rows
+        if divisor_ptr is not None:
+            divisor_ptr += expert
+        if bias_ptr is not None:
+            bias_ptr += expert * rows
     row = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS))[:, None]
     inside = row < rows
     lane = tl.arange(0, 16)
@@ -94,4 +116,6 @@ def gemv_kernel(
     result = tl.sum(total, axis=1, keep_dims=True)
     if bias_ptr is not None:
         result += tl.load(bias_ptr + row, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out_ptr + split * rows + row, rounded_to(result, out_ptr.dtype.element_ty), mask=inside)
+    tl.store(
+        out_ptr + split * tl.num_programs(2) * rows + row, rounded_to(result, out_ptr.dtype.element_ty), mask=inside
+    )

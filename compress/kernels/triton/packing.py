@@ -8,8 +8,9 @@ one in 16-bit words of the same chunks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from compress.types import BlockFloatScheme, IntScheme, QuantizedTensor, Scheme
 
 RUN = 16
+_TENSORS = ("words", "high", "scale", "zero", "divisor", "bias")
 Codes = Literal["int", "fp4", "fp8"]
 ScaleKind = Literal["float", "e4m3", "e8m0"]
 
@@ -115,6 +117,32 @@ def pack(quantized: QuantizedTensor, bias: Tensor | None = None) -> PackedWeight
         codes=kind,  # type: ignore[arg-type]
         scale_kind=scale_kind,  # type: ignore[arg-type]
     )
+
+
+def stack(weights: Sequence[PackedWeight]) -> PackedWeight | None:
+    """Experts' weights one after the other: tensors with one dimension more, the first. None where they differ."""
+    first = weights[0]
+    if any(_kind(weight) != _kind(first) for weight in weights):
+        return None
+    parts: dict[str, Any] = {
+        name: None if getattr(first, name) is None else torch.stack([getattr(weight, name) for weight in weights])
+        for name in _TENSORS
+    }
+    return replace(first, **parts)
+
+
+def member(stacked: PackedWeight, number: int) -> PackedWeight:
+    """One of the weights that were stacked, which shares their memory."""
+    parts: dict[str, Any] = {
+        name: None if getattr(stacked, name) is None else getattr(stacked, name)[number] for name in _TENSORS
+    }
+    return replace(stacked, **parts)
+
+
+def _kind(weight: PackedWeight) -> tuple[object, ...]:
+    parts = [getattr(weight, name) for name in _TENSORS]
+    sizes = [None if part is None else (part.dtype, part.shape) for part in parts]
+    return (*sizes, weight.columns, weight.bits, weight.group, weight.codes, weight.scale_kind)
 
 
 def _fields(codes: Tensor, bits: int, dtype: torch.dtype, planes: int) -> Tensor:

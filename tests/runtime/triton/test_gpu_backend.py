@@ -19,6 +19,7 @@ from tests.tiny_models import tiny_tokens
 pytest.importorskip("triton", reason="triton is not installed")
 
 from compress.kernels import gpu_linear
+from compress.runtime import gpu_experts
 from compress.runtime.gpu_backend import GpuRuntime
 from compress.runtime.gpu_graphs import DecodeSteps
 from compress.runtime.native_families import NATIVE_FAMILIES
@@ -149,6 +150,20 @@ def test_linears_of_other_schemes_stand_beside_each_other(
     assert uses["lm_head"].aliases == ("model.embed_tokens",)
     assert uses["lm_head"].kernel == "triton w4a16-g32"
     assert uses["model.layers.0.self_attn.q_proj"].kernel == "triton w2a16-g32"
+
+
+def test_experts_as_one_weight_and_one_by_one(
+    tiny: Callable[..., Path], opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tiny("mixtral", **SMALL, intermediate_size=64, num_local_experts=3)
+    model = opened(write_packed(path, tmp_path, fitting(4, 32))[0]).model
+    with model.pages.lend(64) as pages:
+        chunks = [Chunk([7 + i], 0, [page], [0]) for i, page in enumerate(pages)]
+        assert model._decode.takes(chunks)
+        together = model.step(chunks)
+        monkeypatch.setattr(gpu_experts, "MOST_GROUPED", 0)
+        torch.testing.assert_close(model.step(chunks), together, rtol=1e-4, atol=1e-4)
+    assert not opened(path).model._decode.takes(chunks)  # no kernel takes dense experts by their numbers
 
 
 @pytest.mark.gpu

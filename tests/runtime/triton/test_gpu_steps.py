@@ -69,6 +69,8 @@ def test_what_is_recorded() -> None:
     assert not steps.takes([one] * (BATCHES[-1] + 1))
     assert not steps.takes([one, Chunk([1, 2], 0, [1], [1])])
     assert not steps.takes([Chunk([1], 0, [0], [])])
+    few = DecodeSteps(lambda inputs: inputs.tokens, torch.device("cpu"), 2)
+    assert [few.takes([one] * count) for count in (1, 2, 3)] == [True, True, False]
 
 
 def test_a_cache_takes_what_is_left() -> None:
