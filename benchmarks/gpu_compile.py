@@ -135,9 +135,10 @@ def fused_cases() -> Iterator[Case]:
 def attention_cases() -> Iterator[Case]:
     """Attention of chunks and of single tokens with heads of 64 and 128, over every kind of page."""
     for dim in (64, 128):
-        for kind, stored in (("plain", "bf16"), ("int8", "i8"), ("fp8", "u8")):
+        for kind, stored, scale in (("plain", "bf16", ""), ("int8", "i8", "fp32"), ("int4", "u8", "bf16"),
+                                    ("fp8", "u8", "fp32")):  # fmt: skip
             pages = {"keys": stored, "values": stored}
-            pages |= {} if kind == "plain" else {"key_scale": "fp32", "value_scale": "fp32"}
+            pages |= {"key_scale": scale, "value_scale": scale} if scale else {}
             sizes = {"KIND": kind, "DIM": dim, "SPAN": dim, "PAGE": 32}
             for window, softcap in ((0, 0.0), (4096, 50.0)) if kind == "plain" else ((0, 0.0),):
                 chunk = {"q": "bf16", **pages, "tables": "i32", "blocks": "i32", "out": "bf16"}

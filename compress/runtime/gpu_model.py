@@ -24,7 +24,7 @@ from compress.runtime.pages import PagePool
 from compress.runtime.protocol import LayerUse
 from compress.runtime.rotations import rotations
 
-_KINDS: dict[str, CacheKind] = {"int8": "int8", "fp8": "fp8"}
+_KINDS: dict[str, CacheKind] = {"int8": "int8", "int4": "int4", "fp8": "fp8"}
 
 
 class GpuModel(PagedModel):
@@ -48,7 +48,7 @@ class GpuModel(PagedModel):
             WorkError: a kernel that is wrong on this device, or no memory left for the cache.
         """
         self.shape, self.device, self.dtype = shape, device, dtype
-        self.caches = tuple(dict.fromkeys((str(dtype).removeprefix("torch."), "bfloat16", "fp8", "int8")))
+        self.caches = tuple(dict.fromkeys((str(dtype).removeprefix("torch."), "bfloat16", "fp8", "int8", "int4")))
         self._checkpoint = checkpoint
         config, scaled = shape.config, shape.family.scaled
         self._offset = 1.0 if shape.family.offset_norms else 0.0

@@ -63,9 +63,9 @@ def load(
     model, the engine's answers with inputs of integers in 8 bits where that costs little (`input_choice`), on a GPU
     `triton` where that runs, and `reference` elsewhere. prefix_cache: the engine keeps what it computed of prompts for
     later calls that begin the same (never for scores). cache_tokens: room of its key-value cache. kv_cache: how the
-    engine keeps keys and values: `float32` (on a GPU the model's dtype), `bfloat16`; `int8` with a grid per token and
-    head; `fp8` with the artifact's calibrated scales, or 1, and then refused where it breaks the model; on a CPU
-    `int4` likewise, `int2` with keys by channel, `nvfp4`; `auto`, `fp8` where the artifact has scales, else what loses
+    engine keeps keys and values: `float32` (on a GPU the model's dtype), `bfloat16`; `int8` and `int4` with a grid per
+    token and head; `fp8` with the artifact's calibrated scales, or 1, and then refused where it breaks the model; on a
+    CPU `int2` with keys by channel, and `nvfp4`; `auto`, `fp8` where the artifact has scales, else what loses
     nothing. kv_skip: layers that keep bfloat16 instead: `none`, numbers with commas, or `auto`, those that lose most,
     as measured.
 

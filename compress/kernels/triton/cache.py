@@ -1,6 +1,8 @@
-"""Keys and values in pages, kept as they are, in int8 or in FP8: what is written, and how a page is read.
+"""Keys and values in pages, kept as they are, in int8, int4 or FP8: what is written, and how a page is read.
 
-int8 has a scale per token and head, FP8 E4M3 (as bytes) one calibrated scale for keys and one for values.
+int8 has a scale per token and head. int4 has 16 steps from the smallest value of a token and head to its largest; the
+codes of a head's second half lie above those of its first. FP8 E4M3 (as bytes) has one calibrated scale for keys and
+one for values.
 """
 
 from __future__ import annotations
@@ -17,14 +19,15 @@ from compress.kernels.triton.decode import e4m3, rounded_to
 from compress.kernels.triton.rounding import e4m3_byte, whole
 
 PAGE = 32
-CacheKind = Literal["plain", "int8", "fp8"]
+CacheKind = Literal["plain", "int8", "int4", "fp8"]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Cache:
-    """keys, values (pages, kv_heads, PAGE, dim): a floating dtype, int8, or uint8 for FP8.
+    """keys, values (pages, kv_heads, PAGE, dim): a floating dtype, int8, or uint8 for FP8; of int4 dim / 2 uint8.
 
-    key_scale, value_scale float32: (pages, kv_heads, PAGE) for int8, (1,) for FP8, None for the rest.
+    key_scale, value_scale: (pages, kv_heads, PAGE) float32 for int8, (pages, kv_heads, PAGE, 2) bfloat16 for int4, the
+    step and the smallest value, (1,) float32 for FP8, None for the rest.
     """
 
     keys: Tensor
@@ -38,11 +41,18 @@ class Cache:
         cls, pages: int, kv_heads: int, dim: int, dtype: torch.dtype, device: torch.device | str,
         kind: CacheKind = "plain", scales: tuple[Tensor, Tensor] | None = None,
     ) -> Cache:  # fmt: skip
-        """Room for so many pages. `scales`: of keys and values, (1,) each, which FP8 needs. ValueError without them."""
-        stored = {"plain": dtype, "int8": torch.int8, "fp8": torch.uint8}[kind]
-        keys, values = torch.zeros(2, pages, kv_heads, PAGE, dim, dtype=stored, device=device).unbind(0)
+        """Room for so many pages. `scales`: of keys and values, (1,) each, which FP8 needs; dim is even for int4.
+
+        ValueError for FP8 without scales.
+        """
+        stored = {"plain": dtype, "int8": torch.int8, "int4": torch.uint8, "fp8": torch.uint8}[kind]
+        size = pages, kv_heads, PAGE
+        width = dim // 2 if kind == "int4" else dim
+        keys, values = torch.zeros(2, *size, width, dtype=stored, device=device).unbind(0)
         if kind == "int8":
-            scales = torch.zeros(2, pages, kv_heads, PAGE, dtype=torch.float32, device=device).unbind(0)  # type: ignore
+            scales = torch.zeros(2, *size, dtype=torch.float32, device=device).unbind(0)  # type: ignore
+        if kind == "int4":
+            scales = torch.zeros(2, *size, 2, dtype=torch.bfloat16, device=device).unbind(0)  # type: ignore
         if kind == "fp8" and scales is None:
             raise ValueError("an FP8 cache needs calibrated scales")
         of_keys, of_values = (None, None) if kind == "plain" or scales is None else scales
@@ -51,9 +61,36 @@ class Cache:
     @property
     def token_bytes(self) -> int:
         """Bytes that the keys and values of one token take."""
-        parts = (self.keys, self.values, *((self.key_scale, self.value_scale) if self.kind == "int8" else ()))
+        parts = (self.keys, self.values, *((self.key_scale, self.value_scale) if self.kind in ("int8", "int4") else ()))
         held = sum(part.numel() * part.element_size() for part in parts if part is not None)
         return held // (self.keys.shape[0] * PAGE)
+
+
+@triton.jit
+def write_int4(x_ptr, codes_ptr, steps_ptr, place, lane, there, HALF: tl.constexpr):
+    """One head (2 HALF,) as HALF bytes, and its step and smallest value, which are rounded before codes are found."""
+    inside = (lane < HALF) & there
+    low = tl.load(x_ptr + lane, mask=inside, other=0.0).to(tl.float32)
+    high = tl.load(x_ptr + HALF + lane, mask=inside, other=0.0).to(tl.float32)
+    least = tl.min(tl.where(lane < HALF, tl.minimum(low, high), float("inf")), axis=0)
+    most = tl.max(tl.where(lane < HALF, tl.maximum(low, high), float("-inf")), axis=0)
+    step = rounded_to(tl.maximum((most - least) / 15.0, 1.0e-12), tl.bfloat16)
+    least = rounded_to(least, tl.bfloat16)
+    tl.store(steps_ptr + place * 2, step, mask=there)
+    tl.store(steps_ptr + place * 2 + 1, least, mask=there)
+    low = tl.minimum(tl.maximum(whole(tl.div_rn(low - least.to(tl.float32), step.to(tl.float32))), 0.0), 15.0)
+    high = tl.minimum(tl.maximum(whole(tl.div_rn(high - least.to(tl.float32), step.to(tl.float32))), 0.0), 15.0)
+    tl.store(codes_ptr + place * HALF + lane, (low.to(tl.int32) | (high.to(tl.int32) << 4)).to(tl.uint8), mask=inside)
+
+
+@triton.jit
+def int4_page(codes_ptr, steps_ptr, slot, held, lane, inside, dtype: tl.constexpr, HALF: tl.constexpr):
+    """Numbers (places, lanes) in dtype of what `write_int4` wrote."""
+    codes = tl.load(codes_ptr + slot[:, None] * HALF + (lane % HALF)[None, :], mask=inside, other=0).to(tl.int32)
+    step = tl.load(steps_ptr + slot * 2, mask=held, other=0.0).to(tl.float32)
+    least = tl.load(steps_ptr + slot * 2 + 1, mask=held, other=0.0).to(tl.float32)
+    code = (codes >> (lane // HALF * 4)[None, :]) & 15
+    return rounded_to(tl.where(inside, code.to(tl.float32) * step[:, None] + least[:, None], 0.0), dtype)
 
 
 @triton.jit
@@ -67,6 +104,10 @@ def write_kernel(
     lane = tl.arange(0, SPAN)
     inside = (lane < DIM) & (slot >= 0)
     place = (slot // PAGE * kv_heads + head) * PAGE + slot % PAGE
+    if KIND == "int4":
+        write_int4(k_ptr + token * k_stride + head * DIM, keys_ptr, key_scale_ptr, place, lane, slot >= 0, DIM // 2)
+        write_int4(v_ptr + token * v_stride + head * DIM, values_ptr, value_scale_ptr, place, lane, slot >= 0, DIM // 2)
+        return
     k = tl.load(k_ptr + token * k_stride + head * DIM + lane, mask=inside, other=0.0).to(tl.float32)
     v = tl.load(v_ptr + token * v_stride + head * DIM + lane, mask=inside, other=0.0).to(tl.float32)
     if KIND == "int8":
@@ -96,9 +137,13 @@ def page_of(
     slot (places,) int64: (page * kv_heads + head) * PAGE + place; held: whether there is a token.
     """
     inside = held[:, None] & (lane < DIM)[None, :]
+    factor = tl.full(slot.shape, 1.0, tl.float32)
+    if KIND == "int4":
+        k = int4_page(keys_ptr, key_scale_ptr, slot, held, lane, inside, dtype, DIM // 2)
+        v = int4_page(values_ptr, value_scale_ptr, slot, held, lane, inside, dtype, DIM // 2)
+        return k, v, factor
     k = tl.load(keys_ptr + slot[:, None] * DIM + lane[None, :], mask=inside, other=0)
     v = tl.load(values_ptr + slot[:, None] * DIM + lane[None, :], mask=inside, other=0)
-    factor = tl.full(slot.shape, 1.0, tl.float32)
     if KIND == "int8":
         factor = tl.load(key_scale_ptr + slot, mask=held, other=0.0)
         v = v.to(tl.float32) * tl.load(value_scale_ptr + slot, mask=held, other=0.0)[:, None]

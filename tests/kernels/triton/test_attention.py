@@ -57,7 +57,7 @@ def filled(kind: CacheKind, lengths: list[int], kv_heads: int, dim: int, dtype: 
 @pytest.mark.parametrize(
     ("kind", "dtype", "tolerance"),
     [("plain", torch.float32, 2e-5), ("plain", torch.bfloat16, 2e-2), ("int8", torch.bfloat16, 4e-2),
-     ("fp8", torch.bfloat16, 0.12)],
+     ("fp8", torch.bfloat16, 0.12), ("int4", torch.bfloat16, 0.2)],
 )  # fmt: skip
 def test_paged_attention(kind: CacheKind, dtype: torch.dtype, tolerance: float, device: str) -> None:
     lengths = [1, 70]
@@ -75,7 +75,8 @@ def test_paged_attention(kind: CacheKind, dtype: torch.dtype, tolerance: float, 
 @pytest.mark.parametrize(
     ("kind", "dtype", "tolerance", "window", "softcap"),
     [("plain", torch.float32, 2e-5, 0, 20.0), ("plain", torch.bfloat16, 2e-2, 33, 0.0),
-     ("int8", torch.float32, 4e-2, 0, 0.0), ("fp8", torch.float32, 0.12, 40, 0.0)],
+     ("int8", torch.float32, 4e-2, 0, 0.0), ("fp8", torch.float32, 0.12, 40, 0.0),
+     ("int4", torch.float32, 0.2, 0, 0.0)],
 )  # fmt: skip
 def test_attention_of_chunks(
     kind: CacheKind, dtype: torch.dtype, tolerance: float, window: int, softcap: float, device: str
@@ -103,6 +104,17 @@ def test_rounded_caches_hold_what_their_format_says(device: str) -> None:
         kept = (cache.keys[page].float() * cache.key_scale[page].unsqueeze(-1))[:, :count].cpu()
         wanted = written[0][0][:, start : start + count]
         assert ((kept - wanted).abs() <= cache.key_scale[page][:, :count, None].cpu() * 0.501).all()
+    cache, tables, written = filled("int4", [5], 2, 24, torch.float32, device)
+    page = int(tables[0, 0])
+    assert cache.key_scale is not None
+    step, least = cache.key_scale[page, :, :5].float().cpu().unbind(-1)
+    codes = cache.keys[page, :, :5].cpu()
+    codes = torch.cat([codes & 15, codes >> 4], -1)
+    wanted = written[0][0]
+    assert (codes.amin(-1) == 0).all()
+    assert (codes.amax(-1) >= 14).all()  # steps and smallest values are rounded to bfloat16
+    error = (codes * step.unsqueeze(-1) + least.unsqueeze(-1) - wanted).abs()
+    assert (error <= step.unsqueeze(-1) * 0.501 + wanted.abs().amax(-1, keepdim=True) * 2**-7).all()
     cache, tables, written = filled("fp8", [5], 1, 16, torch.float32, device)
     kept = cache.keys[int(tables[0, 0]), 0, :5].cpu()
     assert torch.equal(kept, (written[0][0][0] / 0.01).clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8))

@@ -106,7 +106,7 @@ def test_places_that_no_sequence_takes_change_nothing(plain: Path, opened: Open)
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("kind", "lost"), [("int8", 0.02), ("fp8", 0.1)])
+@pytest.mark.parametrize(("kind", "lost"), [("int8", 0.02), ("int4", 0.2), ("fp8", 0.1)])
 def test_smaller_caches(
     kind: str, lost: float, tiny: Callable[..., Path], opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,14 +117,14 @@ def test_smaller_caches(
     wanted = loading.load(path, device="cpu", kernel="cpu").score(tokens)
     error = (runtime.score(tokens).cpu() - wanted).square().mean().sqrt()
     assert 0 < error < lost * wanted.std()
-    heads, layers = 16, {"int8": 2 * (16 + 4), "fp8": 2 * 16}
+    heads, layers = 16, {"int8": 2 * (16 + 4), "int4": 2 * (8 + 4), "fp8": 2 * 16}
     assert runtime.model.reserved_bytes == (256 + 32) * runtime.model.cache_bytes
     assert runtime.model.cache_bytes == layers[kind] + 2 * 2 * heads  # and bfloat16 where it was skipped
 
 
 def test_what_a_gpu_does_not_keep_is_refused(plain: Path, device: str) -> None:
-    with pytest.raises(UserError, match="no int4 key-value cache here"):
-        loading.load(plain, device=device, kernel="triton", kv_cache="int4")
+    with pytest.raises(UserError, match="no int2 key-value cache here"):
+        loading.load(plain, device=device, kernel="triton", kv_cache="int2")
 
 
 def test_a_wrong_kernel_is_found_at_load(packed: Path, opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
