@@ -27,6 +27,10 @@ class Doctor(Common):
         str | None,
         typer.Option(help="vllm, sglang, trtllm, transformers, llamacpp or tgi.", metavar="NAME", show_default=False),
     ] = None
+    tensor_parallel: Annotated[
+        int | None,
+        typer.Option(min=1, help="GPUs that share every linear out (vllm); one if left out.", show_default=False),
+    ] = None
 
 
 @command("doctor", Doctor, panel=LOOK)
@@ -43,30 +47,39 @@ def doctor(options: Doctor, view: View) -> Outcome | None:
 
       $ compress doctor
       $ compress doctor ./artifact --engine vllm
+      $ compress doctor ./artifact --engine vllm --tensor-parallel 4
       $ compress doctor ./artifact --engine trtllm --json
     """
     _environment.prepare()
     if (options.artifact is None) != (options.engine is None):
         raise UserError("ARTIFACT and --engine go together", "for example: compress doctor ./artifact --engine vllm")
     if options.artifact is not None and options.engine is not None:
-        return _about_engine(options.artifact, options.engine, view)
+        return _about_engine(options.artifact, options.engine, options.tensor_parallel or 1, view)
+    if options.tensor_parallel is not None:
+        raise UserError("--tensor-parallel goes with an engine", "give ARTIFACT and --engine vllm too")
     _about_installation(view)
     return None
 
 
-def _about_engine(artifact: Path, engine: str, view: View) -> Outcome:
+def _about_engine(artifact: Path, engine: str, gpus: int, view: View) -> Outcome:
     from compress.artifact.reader import follow_latest
     from compress.models.checkpoint import Checkpoint
     from compress.workflows.engines import diagnose
 
-    found = diagnose(Checkpoint.open(follow_latest(artifact)), engine)
-    lines = [f"{engine}: {found.answer}"]
+    found = diagnose(Checkpoint.open(follow_latest(artifact)), engine, gpus)
+    lines = [f"{engine}{f', {gpus} GPUs' if gpus > 1 else ''}: {found.answer}"]
     for finding in found.findings:
         others = f" and {finding.linears - 1} more" if finding.linears > 1 else ""
         about = "" if finding.linear is None else f" ({one_line(finding.linear)}{others})"
         lines += [f"{finding.verdict}: {finding.why}{about}", f"  {finding.hint}", f"  source: {finding.source}"]
     view.result(
-        {"engine": engine, "format": found.format, "answer": found.answer, "findings": found.findings},
+        {
+            "engine": engine,
+            "tensor_parallel": gpus,
+            "format": found.format,
+            "answer": found.answer,
+            "findings": found.findings,
+        },
         lines,
     )
     return {"does not load": Outcome.GATE_FAILED, "not known": Outcome.INCONCLUSIVE}.get(found.answer, Outcome.OK)

@@ -13,16 +13,10 @@ from typing import Any, Literal
 
 import yaml
 
-from compress.errors import IntegrityError, UserError
-from compress.evaluation.costs.sizes import classify
-from compress.formats.compressed_tensors import is_for_own_reader
-from compress.formats.gptq import QUANT_METHOD as GPTQ
-from compress.formats.layouts import quantized_linears
-from compress.formats.registry import format_of, schemes_of
+from compress.errors import UserError
 from compress.models.checkpoint import Checkpoint
-from compress.types import BlockFloatScheme, Fp8Scheme, IntScheme, NormalFloatScheme, Scheme
+from compress.workflows.engine_facts import Facts, facts_of
 
-Facts = dict[str, str | int | bool]
 Answer = Literal["loads", "loads with warnings", "not known", "does not load"]
 Verdict = Literal["fails", "unknown", "warns"]
 _WORST: dict[Verdict, Answer] = {
@@ -64,15 +58,19 @@ def engines() -> list[str]:
     return list(_rules()["engines"])
 
 
-def diagnose(checkpoint: Checkpoint, engine: str) -> Diagnosis:
-    """Whether `engine` loads a model directory.
+def diagnose(checkpoint: Checkpoint, engine: str, gpus: int = 1) -> Diagnosis:
+    """Whether `engine` loads a model directory, its linears split over `gpus` (tensor parallelism).
 
     Raises:
-        UserError: an engine without rules.
+        UserError: an engine without rules, or without such about several GPUs.
     """
     if engine not in engines():
         raise UserError(f"unknown engine {engine!r}", f"there are rules for {', '.join(engines())}")
-    model, linears = facts_of(checkpoint)
+    if gpus > 1 and engine not in (known := [name for name in engines() if _knows_splits(name)]):
+        raise UserError(
+            f"no rule here says what {engine} does on several GPUs", f"{' and '.join(known)} have such rules"
+        )
+    model, linears = facts_of(checkpoint, gpus)
     findings: list[Finding] = []
     rules = [*_rules()["common"], *_rules()["engines"][engine]]
     for rule in rules:
@@ -128,65 +126,8 @@ def _unknown(rule: str, what: str, linears: Sequence[str] = ()) -> Finding:
     )
 
 
-def facts_of(checkpoint: Checkpoint) -> tuple[Facts, dict[str, Facts]]:
-    """The facts of a model, and those of each of its quantised linears; engines.yaml says what they are."""
-    config = checkpoint.config
-    model: Facts = {"model_type": str(config.get("model_type")), "tied": bool(config.get("tie_word_embeddings"))}
-    quantization = config.get("quantization_config")
-    if not quantization:
-        return {**model, "format": "dense", "schemes": 0}, {}
-    if is_for_own_reader(quantization):
-        packed = any(classify(name) == "embedding" for name in quantized_linears(checkpoint.index))
-        return {**model, "format": "own", "packed_embedding": packed}, {}
-    found = format_of(quantization) if isinstance(quantization, Mapping) else None
-    try:
-        schemes = {} if found is None else schemes_of(quantization, checkpoint.index)[1]
-    except (IntegrityError, KeyError, TypeError):
-        found, schemes = None, {}
-    if found is None:
-        return {**model, "format": "unknown"}, {}
-    model |= {
-        "format": found.name,
-        "schemes": len(set(schemes.values())),
-        "kv_cache": bool(quantization.get("kv_cache_scheme")),
-        "act_order": quantization.get("quant_method") == GPTQ and bool(quantization.get("desc_act")),
-        "experts": any(".experts." in name for name in schemes),
-        "packed_embedding": any(classify(name) == "embedding" for name in schemes),
-    }
-    return model, {name: _linear(checkpoint, name, found.name, scheme) for name, scheme in schemes.items()}
-
-
-def _linear(checkpoint: Checkpoint, name: str, format: str, scheme: Scheme) -> Facts:
-    facts: Facts = {"expert": ".experts." in name, "bits": scheme.bits, "symmetric": scheme.symmetric}
-    kind = classify(name)
-    facts["place"] = str(kind) if kind in ("embedding", "head") else "block"
-    facts["inputs"] = "none" if scheme.inputs is None else scheme.inputs.granularity
-    if isinstance(scheme, IntScheme):
-        facts |= {"kind": "int", "group_size": -1 if scheme.group_size is None else scheme.group_size}
-    if isinstance(scheme, Fp8Scheme):
-        facts |= {"kind": "fp8", "granularity": scheme.granularity}
-    if isinstance(scheme, BlockFloatScheme):
-        facts |= {"kind": scheme.name.lower().removesuffix("a16"), "group_size": scheme.group_size}
-    if isinstance(scheme, NormalFloatScheme):
-        facts |= {"kind": "nf4", "group_size": scheme.group_size}
-    out, width = _shape(checkpoint, name, format, scheme)
-    return facts | {"out_features": out, "in_features": width}
-
-
-def _shape(checkpoint: Checkpoint, name: str, format: str, scheme: Scheme) -> tuple[int, int]:
-    """(out, in) of a quantised linear, from the shapes of what it stores."""
-    index = checkpoint.index
-    if f"{name}.weight_shape" in index:
-        out, width = checkpoint.read(f"{name}.weight_shape").tolist()
-        return int(out), int(width)
-    if f"{name}.qweight" in index:
-        rows, columns = index[f"{name}.qweight"].shape
-        return (columns * 8, rows) if format == "awq" else (columns, rows * 32 // scheme.bits)
-    if f"{name}.weight_packed" in index:
-        out, stored = index[f"{name}.weight_packed"].shape
-        return out, stored * 8 // scheme.bits
-    out, width = index[f"{name}.weight"].shape
-    return out, width
+def _knows_splits(engine: str) -> bool:
+    return any("whole_groups" in rule["when"] for rule in _rules()["engines"][engine])
 
 
 def _holds(when: Mapping[str, Any], facts: Facts) -> bool:

@@ -25,7 +25,7 @@ LINEAR = "model.layers.0.mlp.down_proj"
 RULES: dict[str, Any] = yaml.safe_load(Path(engines.__file__).with_name("engines.yaml").read_text())
 FACTS = {"format", "model_type", "schemes", "kv_cache", "act_order", "tied", "experts"}
 FACTS |= {"kind", "bits", "group_size", "symmetric", "inputs", "granularity", "in_features", "out_features", "expert"}
-FACTS |= {"place", "packed_embedding"}
+FACTS |= {"place", "packed_embedding", "shared_scale", "whole_heads", "whole", "whole_groups"}
 
 
 def directory(place: Path, format: str, scheme: IntScheme, out: int = 128, width: int = 256) -> Checkpoint:
@@ -40,14 +40,23 @@ def directory(place: Path, format: str, scheme: IntScheme, out: int = 128, width
 
 def written(place: Path, format: str, weight: QuantizedTensor) -> Checkpoint:
     """A model directory of one packed linear, with a number for its inputs where the scheme stores one."""
+    return model_of(place, format, {LINEAR: weight})
+
+
+def model_of(place: Path, format: str, weights: dict[str, QuantizedTensor]) -> Checkpoint:
+    """A model directory of packed linears, of 8 heads of queries and 2 of keys."""
     chosen = FORMATS[format]  # type: ignore[index]
     place.mkdir()
-    schemes: dict[str, Scheme] = {LINEAR: weight.scheme}
-    static = weight.scheme.inputs is not None and not weight.scheme.inputs.dynamic
-    stored = chosen.pack(weight, torch.ones(1) if static else None)
+    schemes: dict[str, Scheme] = {name: weight.scheme for name, weight in weights.items()}
+    tensors = {}
+    for linear, weight in weights.items():
+        static = weight.scheme.inputs is not None and not weight.scheme.inputs.dynamic
+        stored = chosen.pack(weight, torch.ones(1) if static else None)
+        tensors |= {f"{linear}.{name}": tensor.clone() for name, tensor in stored.items()}
     config = {"model_type": "llama", "quantization_config": chosen.config(schemes, ["lm_head"])}
+    config |= {"num_attention_heads": 8, "num_key_value_heads": 2}
     (place / "config.json").write_text(json.dumps(config))
-    save_file({f"{LINEAR}.{name}": t for name, t in stored.items()}, place / "model.safetensors")
+    save_file(tensors, place / "model.safetensors")
     return Checkpoint.open(place)
 
 
@@ -176,6 +185,39 @@ def test_floats(scheme: str, format: str, engine: str, answer: str, rules: list[
     assert (found.answer, [finding.rule for finding in found.findings]) == (answer, rules)
 
 
+@pytest.mark.parametrize("format", ["compressed-tensors", "modelopt"])
+def test_one_global_scale_for_what_engines_load_as_one(format: str, tmp_path: Path) -> None:
+    names = {last: f"model.layers.0.mlp.{last}" for last in ("gate_proj", "up_proj", "down_proj")}
+    scheme, config = FIXED_SCHEMES["NVFP4"], RtnConfig(scale_search=False)
+    alike, larger = (
+        rtn.transform(torch.randn(128, 256) * size, scheme, config, torch.bfloat16) for size in (1.0, 64.0)
+    )
+    shared = {names["gate_proj"]: alike, names["up_proj"]: alike, names["down_proj"]: larger}
+    assert "nvfp4-shared" not in [f.rule for f in diagnose(model_of(tmp_path / "one", format, shared), "vllm").findings]
+    found = diagnose(model_of(tmp_path / "two", format, {**shared, names["up_proj"]: larger}), "vllm")
+    assert (found.answer, found.findings[0].rule, found.findings[0].linears) == ("does not load", "nvfp4-shared", 2)
+
+
+@pytest.mark.parametrize(
+    ("linear", "scheme", "gpus", "rules"),
+    [
+        ("mlp.down_proj", IntScheme(4, 128), 2, []),
+        ("mlp.down_proj", IntScheme(4, 128), 4, ["split-groups", "marlin-inputs"]),
+        ("mlp.down_proj", IntScheme(4, None), 4, ["marlin-inputs"]),
+        ("mlp.gate_proj", IntScheme(4, 128), 2, []),
+        ("mlp.gate_proj", IntScheme(4, 128), 4, ["marlin-outputs"]),
+        ("self_attn.k_proj", IntScheme(4, 128), 8, []),
+        ("mlp.gate_proj", IntScheme(4, 128), 3, ["split-heads", "split-outputs", "marlin-outputs"]),
+        ("mlp.gate_proj", FIXED_SCHEMES["FP8_BLOCK"], 2, ["split-groups"]),
+    ],
+)
+def test_what_several_gpus_get(linear: str, scheme: Scheme, gpus: int, rules: list[str], tmp_path: Path) -> None:
+    weight = rtn.transform(torch.randn(128, 256), scheme, RtnConfig(scale_search=False), torch.bfloat16)
+    checkpoint = model_of(tmp_path / "model", "compressed-tensors", {f"model.layers.0.{linear}": weight})
+    assert [finding.rule for finding in diagnose(checkpoint, "vllm", gpus).findings] == rules
+    assert diagnose(checkpoint, "vllm").answer == "loads"
+
+
 def test_dense_models_and_layouts_without_a_name(tmp_path: Path) -> None:
     checkpoint = directory(tmp_path / "model", "compressed-tensors", IntScheme(4, 32))
     quantization = checkpoint.config.pop("quantization_config")
@@ -222,3 +264,8 @@ def test_mistakes_are_named(run: Callable, tmp_path: Path) -> None:
     assert "go together" in run("doctor", tmp_path / "model").refused(2)
     assert "go together" in run("doctor", "--engine", "vllm").refused(2)
     run("doctor", tmp_path / "nothing", "--engine", "vllm").refused(2)
+    split = run("doctor", tmp_path / "model", "--engine", "tgi", "--tensor-parallel", 2)
+    assert "what tgi does on several GPUs" in split.refused(2)
+    assert "goes with an engine" in run("doctor", "--tensor-parallel", 2).refused(2)
+    shown = run("doctor", tmp_path / "model", "--engine", "vllm", "--tensor-parallel", 4)
+    assert (shown.code, shown.out.splitlines()[0]) == (1, "vllm, 4 GPUs: does not load")
