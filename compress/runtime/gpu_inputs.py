@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from compress.kernels.triton.attention import BLOCK_QUERIES
 from compress.kernels.triton.cache import PAGE
 from compress.runtime.paged_model import Chunk
 
 _LEAST_PAGES = 8
+_EMPTY = Chunk([0], 0, [0], [])
 
 
 class Inputs:
@@ -21,22 +24,17 @@ class Inputs:
     tables (sequences, pages): their pages. blocks (blocks, 4) as `chunk_attention` wants them.
     """
 
-    def __init__(
-        self, tokens: int, singles: int, sequences: int, pages: int, blocks: int, device: torch.device | str = "cpu"
-    ) -> None:
-        self.singles = singles
+    def __init__(self, flat: Tensor, tokens: int, singles: int, sequences: int, pages: int, blocks: int) -> None:
+        """flat: all of them, one after the other; the rest says how many of each."""
+        self.flat, self.singles = flat, singles
         self._sizes = tokens, singles, sequences, pages, blocks
-        sizes = [tokens] * 4 + [singles, sequences * pages, blocks * 4]
-        self.flat = torch.zeros(sum(sizes), dtype=torch.int32, device=device)
-        parts = self.flat.split(sizes)
+        parts = flat.split([tokens] * 4 + [singles, sequences * pages, blocks * 4])
         self.tokens, self.positions, self.slots, self.long, self.lengths = parts[:5]
         self.tables, self.blocks = parts[5].view(sequences, pages), parts[6].view(blocks, 4)
 
     def to(self, device: torch.device) -> Inputs:
         """A copy on a device."""
-        copy = Inputs(*self._sizes, device)
-        copy.flat.copy_(self.flat)
-        return copy
+        return Inputs(self.flat.to(device, copy=True), *self._sizes)
 
 
 def pages_of(chunks: Sequence[Chunk]) -> int:
@@ -53,39 +51,30 @@ def inputs_of(chunks: Sequence[Chunk], singles: int | None = None) -> Inputs:
     """
     alone = sum(len(chunk.tokens) == 1 for chunk in chunks)
     empty = 0 if singles is None else singles - alone
-    blocks = [block for row, chunk in enumerate(chunks[alone:], alone + empty) for block in _blocks(row, chunk)]
-    first = alone + empty
-    for block in blocks:  # tokens of sequences with several follow all single ones
-        block[1] = first
-        first += block[2]
-    found = Inputs(first, alone + empty, len(chunks) + empty, pages_of(chunks), len(blocks))
-    for (start, end), part in (((0, alone), chunks[:alone]), ((alone + empty, first), chunks[alone:])):
-        columns = [_tokens(chunk) for chunk in part]
-        for number, field in enumerate((found.tokens, found.positions, found.slots, found.long)):
-            values = [value for column in columns for value in column[number]]
-            field[start:end] = torch.tensor(values, dtype=torch.int32)
-    found.slots[alone : alone + empty] = -1
-    lengths = [chunk.position + 1 for chunk in chunks[:alone]] + [1] * empty
-    found.lengths.copy_(torch.tensor(lengths, dtype=torch.int32))
-    for number, chunk in enumerate(chunks):
-        pages = chunk.pages[: found.tables.shape[1]]
-        row = number if number < alone else number + empty
-        found.tables[row, : len(pages)] = torch.tensor(pages, dtype=torch.int32)
-    if blocks:
-        found.blocks.copy_(torch.tensor(blocks, dtype=torch.int32))
-    return found
+    width = pages_of(chunks)
+    tokens, positions, slots, long, lengths, tables, blocks = (array("i") for _ in range(7))
 
+    def add(chunk: Chunk) -> None:
+        places = range(chunk.position, chunk.position + len(chunk.tokens))
+        tokens.extend(chunk.tokens)
+        positions.extend(places)
+        slots.extend([chunk.pages[place // PAGE] * PAGE + place % PAGE for place in places])
+        long.extend([int(chunk.long)] * len(places))
+        tables.extend(chunk.pages[:width])
+        tables.extend([0] * (width - len(chunk.pages)))
 
-def _blocks(row: int, chunk: Chunk) -> list[list[int]]:
-    """Of a chunk's tokens: row of the tables, 0, how many, position of the first."""
-    count = len(chunk.tokens)
-    return [
-        [row, 0, min(BLOCK_QUERIES, count - start), chunk.position + start] for start in range(0, count, BLOCK_QUERIES)
-    ]
-
-
-def _tokens(chunk: Chunk) -> tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[int]]:
-    """Ids, positions, slots and whether turned by long factors of a chunk's tokens."""
-    positions = range(chunk.position, chunk.position + len(chunk.tokens))
-    slots = [chunk.pages[position // PAGE] * PAGE + position % PAGE for position in positions]
-    return chunk.tokens, positions, slots, [int(chunk.long)] * len(slots)
+    for chunk in chunks[:alone]:
+        add(chunk)
+        lengths.append(chunk.position + 1)
+    for _ in range(empty):
+        add(_EMPTY)
+        slots[-1] = -1
+        lengths.append(1)
+    for row, chunk in enumerate(chunks[alone:], alone + empty):
+        first, count = len(tokens), len(chunk.tokens)
+        add(chunk)
+        for start in range(0, count, BLOCK_QUERIES):
+            blocks.extend([row, first + start, min(BLOCK_QUERIES, count - start), chunk.position + start])
+    flat = tokens + positions + slots + long + lengths + tables + blocks
+    sizes = len(tokens), alone + empty, len(chunks) + empty, width, len(blocks) // 4
+    return Inputs(torch.frombuffer(flat, dtype=torch.int32), *sizes)
