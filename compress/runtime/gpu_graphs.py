@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from compress.errors import WorkError
 from compress.runtime.gpu_inputs import Inputs, inputs_of, pages_of
 from compress.runtime.paged_model import Chunk
 
@@ -27,18 +28,33 @@ class Recorded:
     """A function of buffers that stay: on CUDA captured as a graph and replayed, elsewhere called."""
 
     def __init__(self, function: Callable[[], Tensor], device: torch.device, pool: Any) -> None:
-        """pool: memory that graphs share, since one runs at a time. The function runs before, to compile kernels."""
-        self._function, self._graph = function, None
-        if device.type != "cuda":
-            return
+        """pool: memory that graphs share, since one runs at a time. The function runs before, to compile kernels.
+
+        Raises:
+            WorkError: it cannot be captured.
+        """
+        self._function = function
+        self._graph: torch.cuda.CUDAGraph | None = None
+        if device.type == "cuda":
+            try:
+                self._record(device, pool)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                raise WorkError(
+                    f"a step cannot be recorded as a CUDA graph: {str(error).splitlines()[0]}",
+                    "use --kernel reference, and report this GPU and the versions that `compress doctor` lists",
+                ) from error
+
+    def _record(self, device: torch.device, pool: Any) -> None:
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
-            function()
+            self._function()
         torch.cuda.current_stream(device).wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, pool=pool):
-            self._result = function()
+            self._result = self._function()
 
     def __call__(self) -> Tensor:
         """What the function gives on what the buffers hold now; a next call writes over it."""

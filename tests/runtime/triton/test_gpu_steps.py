@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -9,7 +12,7 @@ from compress.errors import WorkError
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from compress.runtime.gpu_graphs import BATCHES, DecodeSteps
+from compress.runtime.gpu_graphs import BATCHES, DecodeSteps, Recorded
 from compress.runtime.gpu_inputs import Inputs, inputs_of, pages_of
 from compress.runtime.gpu_memory import fitting_pages
 from compress.runtime.paged_model import Chunk
@@ -71,6 +74,61 @@ def test_what_is_recorded() -> None:
     assert not steps.takes([Chunk([1], 0, [0], [])])
     few = DecodeSteps(lambda inputs: inputs.tokens, torch.device("cpu"), 2)
     assert [few.takes([one] * count) for count in (1, 2, 3)] == [True, True, False]
+
+
+class Device:
+    """What recording asks of `torch.cuda`, written down instead of done."""
+
+    OutOfMemoryError = torch.OutOfMemoryError
+
+    def __init__(self, broken: bool = False) -> None:
+        self.done: list[str] = []
+        self._broken = broken
+
+    def Stream(self, device: torch.device) -> Device:
+        return self
+
+    def current_stream(self, device: torch.device) -> Device:
+        return self
+
+    def wait_stream(self, other: Device) -> None:
+        self.done.append("wait")
+
+    def CUDAGraph(self) -> Device:
+        return self
+
+    def replay(self) -> None:
+        self.done.append("replay")
+
+    @contextmanager
+    def stream(self, stream: Device) -> Iterator[None]:
+        self.done.append("aside")
+        yield
+
+    @contextmanager
+    def graph(self, graph: Device, pool: object) -> Iterator[None]:
+        self.done.append(f"capture in {pool}")
+        yield
+        if self._broken:
+            raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+
+def test_a_step_is_captured_once_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = Device()
+    monkeypatch.setattr(torch, "cuda", cuda)
+    result = torch.ones(1)
+
+    def function() -> torch.Tensor:
+        cuda.done.append("run")
+        return result
+
+    recorded = Recorded(function, torch.device("cuda"), "a pool")
+    assert cuda.done == ["wait", "aside", "run", "wait", "capture in a pool", "run"]
+    assert recorded() is recorded() is result
+    assert cuda.done[6:] == ["replay", "replay"]
+    monkeypatch.setattr(torch, "cuda", Device(broken=True))
+    with pytest.raises(WorkError, match=r"cannot be recorded as a CUDA graph: operation not permitted$"):
+        Recorded(function, torch.device("cuda"), None)
 
 
 def test_a_cache_takes_what_is_left() -> None:
