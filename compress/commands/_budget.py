@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from compress.commands import _environment
 from compress.commands._make import show_made
 from compress.commands._output import View, duration, facts, number, numberless, relative, size
+from compress.commands._plan_parts import warn_of_memory
 from compress.commands._quantize_options import Quantize, parse_group_size
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def show_plan_within(target: Target, recipe: Recipe, options: Quantize, view: Vi
             )
         ),
     )  # fmt: skip
+    warn_of_memory(plan.peak_memory_bytes, view)
 
 
 def _tables(options: Quantize, target: Target) -> list[str]:

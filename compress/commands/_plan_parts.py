@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from compress.commands._output import duration, numberless, relative, size
+from compress.commands._output import View, duration, numberless, relative, size
 
 if TYPE_CHECKING:
     from compress.pipeline import AnyPlan
@@ -32,6 +32,16 @@ def cost_facts(plan: AnyPlan, note: str = "") -> tuple[tuple[str, str], ...]:
         ("time", f"about {duration(plan.seconds_estimate)}"),
         ("output", relative(plan.output)),
     )
+
+
+def warn_of_memory(peak: int, view: View) -> None:
+    """Warns where a run needs more memory than is free here; both are estimates, so that nothing is refused."""
+    from compress.workflows import memory
+
+    free = memory.available_memory("cpu")
+    if free is not None and peak > free:
+        said = f"that peak is more than the {size(free)} of memory free here"
+        view.warn(f"{said}: fewer --samples or a shorter --seq-len need less")
 
 
 def by_kind(linears: Iterable[tuple[str, *tuple[object, ...]]]) -> list[tuple[object, ...]]:

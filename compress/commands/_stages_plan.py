@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from compress.commands._output import View, duration, facts, relative, size
+from compress.commands._plan_parts import warn_of_memory
 from compress.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ def show(plans: Sequence[StagePlan], recipe: Recipe, view: View) -> None:
     """The stages as a table, the whole as lines or JSON. Raises UserError where a stage has a problem."""
     view.table("Stages", COLUMNS, [row for plan in plans for row in _rows(plan)])
     view.result(_document(plans, recipe), _lines(plans))
+    warn_of_memory(max((staged.plan.peak_memory_bytes for staged in plans if staged.plan is not None), default=0), view)
     for staged in plans:
         if staged.plan is not None and staged.plan.problems:
             said = "; ".join(staged.plan.problems)

@@ -19,7 +19,7 @@ from compress.commands._command import command
 from compress.commands._distill_options import Distill
 from compress.commands._options import Run
 from compress.commands._output import View, facts, number, size
-from compress.commands._plan_parts import by_kind, cost_facts, costs
+from compress.commands._plan_parts import by_kind, cost_facts, costs, warn_of_memory
 from compress.commands._prune_options import Prune
 from compress.commands._quantize_options import Quantize
 from compress.commands._run_options import RunRecipe
@@ -159,6 +159,7 @@ def show_plan(recipe: Recipe, options: Run, view: View) -> None:
         pipeline.DistillPlan: _distill_plan.show,
     }
     views[type(plan)](plan, recipe, view)
+    warn_of_memory(plan.peak_memory_bytes, view)
     if plan.problems:
         count = "a problem" if len(plan.problems) == 1 else f"{len(plan.problems)} problems"
         raise UserError(f"the plan has {count}: " + "; ".join(plan.problems), plan.hint)

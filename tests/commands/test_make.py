@@ -223,6 +223,14 @@ def test_plan_and_dry_run_write_nothing(run: Callable, tmp_path: Path) -> None:
     assert document["seconds_estimate"] > 0
 
 
+def test_a_plan_says_what_does_not_fit_in_memory(run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "memory free here" not in run("plan", "quantize", "--method", "rtn").err
+    monkeypatch.setattr("compress.workflows.memory.available_memory", lambda device: 1000)
+    planned = run("plan", "quantize", "--method", "rtn")
+    assert planned.code == 0
+    assert "warning: that peak is more than the 1 kB of memory free here: fewer --samples" in planned.err
+
+
 def test_a_group_size_that_does_not_divide_names_the_nearest(run: Callable, tmp_path: Path) -> None:
     result = run("quantize", "--method", "rtn", "--group-size", 100)
     assert "group size 100 does not divide the width" in result.refused(2)
