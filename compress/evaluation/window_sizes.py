@@ -21,3 +21,8 @@ def windows_per_block(length: int) -> int:
 def fewest_windows(length: int) -> int:
     """Windows of so many tokens that give the two blocks which an interval needs at least."""
     return (MIN_CLUSTERS - 1) * windows_per_block(length) + 1
+
+
+def fewest_tokens(length: int) -> int:
+    """Scored tokens of those windows, each full but for the one that begins it."""
+    return fewest_windows(length) * (length - 1)

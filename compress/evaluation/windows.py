@@ -20,6 +20,7 @@ from compress.errors import UserError
 from compress.evaluation.window_sizes import (
     MIN_CLUSTERS,
     MIN_DOCUMENTS,
+    fewest_tokens,
     fewest_windows,
     standard_window,
     windows_per_block,
@@ -185,7 +186,7 @@ def _too_short(
     if max_tokens is not None and len(chosen) < needed <= len(pieces):
         return UserError(
             f"max_tokens {max_tokens} leaves {len(chosen)} windows of {length}; an interval needs {needed}",
-            f"give --max-tokens of at least {needed * (length - 1)}",
+            f"give --max-tokens of at least {fewest_tokens(length)}",
         )
     return UserError(
         f"the evaluation text has {text_tokens} tokens; windows of {length} need {needed * length} for an interval",

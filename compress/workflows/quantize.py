@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress import content
 from compress.errors import IntegrityError, UserError
 from compress.workflows.memory import available_memory, scoring_memory
 
@@ -67,6 +68,8 @@ def quantize(
     """
     from compress.workflows import stages
 
+    if evaluate:
+        refuse_few_tokens(recipe, model, eval_tokens)
     done = stages.run(
         recipe,
         model=model,
@@ -82,6 +85,23 @@ def quantize(
         return replace(made, verdicts=done.verdicts, stopped=done.stopped)
     made = _scored(recipe, done.run, model, device, eval_tokens, progress)
     return replace(made, verdicts=done.verdicts)
+
+
+def refuse_few_tokens(recipe: Recipe, model: str | Path | None, eval_tokens: int | None) -> None:
+    """UserError, before anything is made, where so few tokens are too few windows of the model for an interval."""
+    if eval_tokens is None:
+        return
+    from compress.evaluation.window_sizes import fewest_tokens, standard_window
+    from compress.models.checkpoint import Checkpoint
+    from compress.models.hub import local_directory
+
+    root = local_directory(model or recipe.model or content.default_model())
+    length = standard_window(Checkpoint.open(root).config.get("max_position_embeddings"))
+    if eval_tokens < (least := fewest_tokens(length)):
+        raise UserError(
+            f"{eval_tokens} held-out tokens are too few windows of {length} for an interval",
+            f"give --eval-tokens of at least {least}, or --no-eval",
+        )
 
 
 def _unscored(done: StagesResult, evaluate: bool) -> QuantizeResult | None:
@@ -104,10 +124,11 @@ def _scored(
     eval_tokens: int | None,
     progress: Progress | None,
 ) -> QuantizeResult:
-    from compress.content import default_model
     from compress.workflows.stages import teacher_of
 
-    source = teacher_of(recipe) or model or recipe.model or default_model()  # of several stages, what they began with
+    source = (
+        teacher_of(recipe) or model or recipe.model or content.default_model()
+    )  # of several stages, what they began with
     needed, free = scoring_memory(run.artifact, device), available_memory(device)
     if free is not None and needed > free:
         reason = f"it needs about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"

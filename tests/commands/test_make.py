@@ -198,6 +198,15 @@ def test_what_cannot_be_scored_here_is_made_and_says_so(
     assert run("quantize", "--method", "rtn", "--output", tmp_path / "out", "--json").json["not_scored"]
 
 
+def test_too_few_held_out_tokens_are_refused_before_anything_is_made(run: Callable, tmp_path: Path) -> None:
+    for words in (("--method", "rtn"), ("--target-bits", 4)):
+        result = run("quantize", *words, "--eval-tokens", 2554, "--output", tmp_path / "out")
+        assert "2554 held-out tokens are too few windows of 512" in result.refused(2)
+        assert "--eval-tokens of at least 2555" in result.err
+        assert "measuring" not in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_output_that_holds_something_else_is_left_alone(run: Callable, copy: Path, tmp_path: Path) -> None:
     before = snapshot(copy)
     line = run("quantize", "--method", "rtn", "--bits", 3, "--output", copy).refused(2)

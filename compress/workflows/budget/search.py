@@ -80,6 +80,8 @@ def quantize_to_budget(
     """
     progress = progress or NullProgress()
     refuse_occupied(output, restart=restart)
+    if evaluate:
+        making.refuse_few_tokens(recipe, model, eval_tokens)
     search = open_search(
         recipe, model=model, output=output, device=device, group_sizes=group_sizes, chosen_tables=chosen_tables
     )
