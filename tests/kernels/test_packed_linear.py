@@ -93,6 +93,26 @@ def test_products_are_those_of_the_format(bits: int, group: int | None, symmetri
         assert error(packed_linear.multiply(linear, x, eight_bit=True, threads=1), expected) < EIGHT_BIT
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group", SHAPES)
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_outliers_leave_the_other_inputs_their_bits(bits: int, group: int | None, symmetric: bool, isa: str) -> None:
+    """First with no weights of outliers, so that the others' error shows; then with all."""
+    rows, columns = SHAPES[group]
+    weight = quantized(rows, columns, IntScheme(bits, group, symmetric), torch.bfloat16)
+    outliers = torch.tensor([3, columns // 2, columns - 1])
+    zero = 0 if weight.zero_point is None else weight.zero_point[:, outliers // (group or columns)]
+    without = QuantizedTensor(weight.codes.clone(), weight.scale, weight.zero_point, weight.scheme)
+    without.codes[:, outliers] = zero
+    for tokens in TOKENS:
+        x = inputs(tokens, columns)
+        x[1::2, outliers] *= torch.tensor([300.0, -100.0, 50.0])
+        for kept, bound in ((without, 2 * EIGHT_BIT), (weight, EIGHT_BIT / 2)):
+            found = packed_linear.multiply(packed(kept), x, eight_bit=True, threads=1)[1::2]
+            if len(found):
+                assert error(found, x[1::2].double() @ kept.dequantize().double().T) < bound
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
 def test_weights_have_the_values_that_their_scales_dtype_gives(bits: int, dtype: torch.dtype, isa: str) -> None:
@@ -137,6 +157,7 @@ def test_an_output_depends_on_no_other_token_and_on_no_thread(
     else:
         linear = packed_linear.pack_dense(inputs(200, 256).to(weight), threads=3)
     x = inputs(40, 256)
+    x[::3, 100] *= 300  # outliers of 8 bits
     alone = torch.cat([packed_linear.multiply(linear, row.unsqueeze(0), eight_bit, threads=1) for row in x])
     for size in (2, 3, 7, 8, 11, 40):
         parts = [packed_linear.multiply(linear, part, eight_bit, threads=3) for part in x.split(size)]

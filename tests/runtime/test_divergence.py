@@ -12,12 +12,12 @@ from compress.content import calibration_dir
 from compress.runtime import loading, transformers_backend
 from tests.runtime.packed import fitting, write_packed
 
-BARS = {"packaged": {"cpu": 1e-4, "cpu-int8": 2e-3}, "twin": {"cpu": 1e-4, "cpu-int8": 2e-2}}
-"""KL in nats per token. A channel that is 30 times as large as its neighbours takes their digits in 8 bits."""
+BARS = {"cpu": 1e-4, "cpu-int8": 2e-3}
+"""KL in nats per token."""
 TOKENS, WINDOW = 2_000, 100
 
 
-@pytest.mark.parametrize("model", BARS)
+@pytest.mark.parametrize("model", ["packaged", "twin"])
 def test_divergence_is_within_its_bars(model: str, packaged_model: Path, tmp_path: Path) -> None:
     source = packaged_model
     if model == "twin":
@@ -29,8 +29,8 @@ def test_divergence_is_within_its_bars(model: str, packaged_model: Path, tmp_pat
     tokens = torch.tensor(ids[:TOKENS]).reshape(-1, WINDOW)
     expected = reference.score(tokens).double().log_softmax(-1)
     found = {}
-    for kernel in BARS[model]:
+    for kernel in BARS:
         logprobs = loading.load(packed, device="cpu", kernel=kernel).score(tokens).double().log_softmax(-1)
         found[kernel] = float((expected.exp() * (expected - logprobs)).sum(-1).mean())
     assert found["cpu"] < 1e-8 < found["cpu-int8"]  # 8 bits are seen
-    assert all(found[kernel] < bar for kernel, bar in BARS[model].items()), found
+    assert all(found[kernel] < bar for kernel, bar in BARS.items()), found

@@ -106,10 +106,13 @@ void Decoder::step(const Step& step) {
     const int64_t sizes[] = {n * hidden, std::max(n, step.row_count) * w.width, n * q_width, n * kv_width, n * kv_width,
                              inner, inner, std::max(branches ? n : 0, routed) * hidden, routed * w.width, n * experts,
                              rotations * n * half, rotations * n * half, rows * w.width / 4, rows * w.width / kChunk,
-                             rows * w.width / kChunk, step.threads * w.scratch_floats};
+                             rows * w.width / kChunk, rows * w.width / 4 * int64_t(sizeof(Outlier) / sizeof(float)), rows,
+                             step.threads * w.scratch_floats};
     float** const parts[] = {&w.hidden, &w.x, &w.q, &w.k, &w.v, &w.gate, &w.up, &w.branch, &w.routed, &w.router,
                              &w.cosine, &w.sine, reinterpret_cast<float**>(&w.quantized.q), &w.quantized.scale,
-                             reinterpret_cast<float**>(&w.quantized.sum), &w.scratch};
+                             reinterpret_cast<float**>(&w.quantized.sum),
+                             reinterpret_cast<float**>(&w.quantized.outliers),
+                             reinterpret_cast<float**>(&w.quantized.outlier_count), &w.scratch};
     int64_t total = 16;
     for (const int64_t size : sizes) total += rounded_up(size, 16);
     if (int64_t(memory_.size()) < total) memory_.resize(total);

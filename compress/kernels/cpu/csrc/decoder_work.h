@@ -79,12 +79,8 @@ void Decoder::multiply(Work& w, float* x, int64_t columns, int64_t rows, const s
         const size_t which = std::upper_bound(ends.begin(), ends.end(), task) - ends.begin();
         const Product& p = products[which];
         const int64_t first = (task - (which ? ends[which - 1] : 0)) * kStripsTogether;
-        Quantized mine = quantized;
-        mine.q += p.first * quantized.width;
-        mine.scale += p.first * quantized.blocks;
-        mine.sum += p.first * quantized.blocks;
-        const ProductArgs args{p.linear, x + p.first * w.width, w.width, mine, w.step.eight_bit && p.linear->takes_eight_bit(),
-                               p.out, p.out_stride, p.tokens, p.add};
+        const ProductArgs args{p.linear, x + p.first * w.width, w.width, quantized.from(p.first),
+                               w.step.eight_bit && p.linear->takes_eight_bit(), p.out, p.out_stride, p.tokens, p.add};
         w.kernels.product_strips(args, first, std::min<int64_t>(kStripsTogether, p.linear->strips() - first),
                                  w.scratch + thread * w.scratch_floats);
     });

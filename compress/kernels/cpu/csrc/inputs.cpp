@@ -16,15 +16,48 @@ inline float float_of(uint32_t word) {
     return x;
 }
 
+// A block whose largest |x| is beyond kFar times the mean of the others (found by the codes) keeps 8 bits up to kKept times
+// the mean. So heavy tails, as gated activations have, mostly stay as they are, and a channel far above the others takes
+// none of their bits.
+constexpr int kFar = 24, kKept = 8;
+
+// Lane 0: all lanes, two and two.
+template <typename Combine>
+inline int32_t folded(vi v, Combine combine) {
+    vi lanes;
+    for (int l = 0; l < LANES; ++l) lanes[l] = l;
+#pragma GCC unroll 4
+    for (int n = LANES / 2; n > 0; n /= 2) v = combine(v, (vi)permute((vf)v, (lanes + n) & (LANES - 1)));
+    return v[0];
+}
+
+inline int32_t total_of(vi v) {
+    return folded(v, [](vi a, vi b) { return a + b; });
+}
+
 // The largest |x| from `begin` to `end`; NaN where something is not finite, so that it shows in the output.
 inline float range_of(const float* x, int64_t begin, int64_t end) {
-    vf high = {}, poison = {};
+    constexpr int32_t kInfinity = 0x7f800000;
+    vi high = {};  // floats without a sign are in the order of their bits, and what is not finite comes last
+    for (int64_t k = begin; k < end; k += LANES) {
+        const vf v = load_some(x + k, end - k);
+        const vi word = (vi)v & 0x7fffffff;
+        high = word > high ? word : high;
+    }
+    const int32_t most = folded(high, [](vi a, vi b) { return a > b ? a : b; });
+    return float_of(uint32_t(most >= kInfinity ? kInfinity + 1 : most));
+}
+
+// The mean |x| of those up to `most`; 0 where there are none.
+inline float mean_up_to(float most, const float* x, int64_t begin, int64_t end) {
+    vf total = {}, count = {};
     for (int64_t k = begin; k < end; k += LANES) {
         const vf v = load_some(x + k, end - k), magnitude = v < 0 ? -v : v;
-        high = magnitude > high ? magnitude : high;
-        poison += v * 0;
+        total += magnitude <= most ? magnitude : vf{};
+        count += magnitude <= most ? broadcast(1) : vf{};
     }
-    return largest(high) + sum(poison);
+    const float others = sum(count) - float((begin - end) & (LANES - 1));  // without what lies beyond the end
+    return others > 0 ? sum(total) / others : 0;
 }
 
 // The octave of `most`, or the next above from 1.75 of it on, put on the octave of the largest code.
@@ -95,6 +128,21 @@ inline float narrow_factor(const float* x, int64_t begin, int64_t end) {
     return 1 / (most < kNarrowRange ? kNarrowRange : most) * 127;
 }
 
+typedef int8_t codes __attribute__((vector_size(LANES)));
+
+// Takes from `code`, of the inputs from column `k` on, what is beyond 8 bits: to the token's outliers.
+inline vi take_high(vi code, int64_t k, int64_t token, float scale, const Quantized& out) {
+    const vi high = ((code + 64) >> 7) & ((code > 127) | (code < -127));
+    const codes narrowed = __builtin_convertvector(high, codes);
+    for (int64_t l = 0; l < LANES; l += 4) {
+        const int32_t sum = high[l] + high[l + 1] + high[l + 2] + high[l + 3];
+        Outlier outlier{int32_t((k + l) / 4), 0, sum, 128 * scale};
+        std::memcpy(&outlier.high, reinterpret_cast<const int8_t*>(&narrowed) + l, sizeof outlier.high);
+        if (outlier.high) out.outliers[token * out.most_outliers() + out.outlier_count[token]++] = outlier;
+    }
+    return code - high * 128;
+}
+
 }  // namespace
 
 // One token's inputs, in place.
@@ -114,20 +162,40 @@ void round_inputs(float* x, int64_t columns, const InputFormat& format) {
     }
 }
 
-// The token's row of x to 8 bits: as the format has it where that is one of integers, else each block by its largest
-// magnitude. A block of zeros has scale 0.
+// A block whose largest |x| is far from the others: what is beyond 8 bits goes to the token's outliers.
+static __attribute__((noinline)) void quantize_apart(const float* x, int64_t columns, int64_t token, int64_t b,
+                                                     float most, const Quantized& out) {
+    const int64_t begin = b * out.block, end = begin + out.block, last = end < columns ? end : columns;
+    const float mean = mean_up_to(kKept * mean_up_to(most, x, begin, last), x, begin, last);
+    const float limit = kKept * mean > most / 128 ? kKept * mean : most / 128, scale = limit / 127;
+    const vf inverse = broadcast(127 / limit), largest_code = broadcast(127 * 128);
+    vi total = {};
+    for (int64_t k = begin; k < end; k += LANES) {
+        const vf v = k < columns ? load_some(x + k, columns - k) : vf{};
+        const vi code = __builtin_convertvector(clamp(round_even(v * inverse), -largest_code, largest_code), vi);
+        const vi low = take_high(code, k, token, scale, out);
+        const codes narrowed = __builtin_convertvector(low, codes);
+        std::memcpy(out.q + token * out.width + k, &narrowed, sizeof narrowed);
+        total += low;
+    }
+    out.scale[token * out.blocks + b] = scale;
+    out.sum[token * out.blocks + b] = total_of(total);
+}
+
+// The token's row of x to 8 bits: as the format has it where that is one of integers, else block by block, see Quantized.
+// A block of zeros has scale 0.
 void quantize_inputs(const float* x, int64_t columns, int64_t token, const Quantized& out) {
-    typedef int8_t codes __attribute__((vector_size(LANES)));
     const int64_t blocks = out.blocks;
     int8_t* q = out.q + token * out.width;
     const bool defined = out.inputs.integers(), narrow = out.inputs.kind == Rounding::narrow;
     const float factor = narrow ? narrow_factor(x, 0, columns) : 0;
     const float whole = narrow ? 1 / factor : defined ? step_of(x, 0, columns, out.inputs) : 0;
+    out.outlier_count[token] = 0;
     for (int64_t b = 0; b < blocks; ++b) {
-        const int64_t begin = b * out.block, end = begin + out.block;
-        const float most = defined ? 0 : range_of(x, begin, end < columns ? end : columns);
+        const int64_t begin = b * out.block, end = begin + out.block, last = end < columns ? end : columns;
+        const float most = defined ? 0 : range_of(x, begin, last);
         const float scale = defined ? whole : most / 127, inverse = most > 0 ? 127 / most : 0;
-        vi total = {};
+        vi total = {}, magnitudes = {};
         for (int64_t k = begin; k < end; k += LANES) {
             const vf v = k < columns ? load_some(x + k, columns - k) : vf{};
             const vf level = defined ? nearest_integer(narrow ? v * factor : v / broadcast(whole))
@@ -136,11 +204,12 @@ void quantize_inputs(const float* x, int64_t columns, int64_t token, const Quant
             const codes narrowed = __builtin_convertvector(code, codes);
             std::memcpy(q + k, &narrowed, sizeof narrowed);
             total += code;
+            magnitudes += code < 0 ? -code : code;
         }
-        int32_t sum = 0;
-        for (int l = 0; l < LANES; ++l) sum += total[l];
         out.scale[token * blocks + b] = scale;
-        out.sum[token * blocks + b] = sum;
+        out.sum[token * blocks + b] = total_of(total);
+        if (most > 0 && (total_of(magnitudes) - 127) * kFar < 127 * (last - begin - 1))
+            quantize_apart(x, columns, token, b, most, out);
     }
 }
 

@@ -1,7 +1,8 @@
 // Products of inputs with a repacked weight (linear.h), one group of strips at a time.
 //
 // Two ways. Exact (linear_exact.cpp): codes become the float32 values that the format defines, in registers or a panel, and
-// meet float32 inputs. Eight-bit: codes stay bytes, meet 8-bit inputs in integer sums, and scales come in once a block.
+// meet float32 inputs. Eight-bit: codes stay bytes, meet 8-bit inputs in integer sums, and scales come in once a block; outliers among inputs add what is beyond 8 bits
+// afterwards (outliers.cpp).
 // What an output is summed from, and in which order, does not depend on how many tokens there are: a token computed
 // alone and one computed among others agree in every bit.
 #include "linear_parts.h"
@@ -12,26 +13,6 @@ namespace {
 
 constexpr int kTileTokens = LANES == 4 ? 2 : LANES == 8 ? 4 : 6;  // of an 8-bit tile, whose sums stay in registers
 constexpr int64_t kPrefetchBytes = 16384;  // into the second-level cache
-
-// sum + the four products of each lane's bytes with those of `x`. WIDE: bytes of w may exceed 127.
-template <bool WIDE>
-inline vi dot(vi sum, vi w, int32_t x) {
-#if defined(__AVX512VNNI__)
-    return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, _mm512_set1_epi32(x));
-#else
-    if constexpr (WIDE) return dot<false>(dot<false>(sum, w & 0x7f7f7f7f, x), w & int32_t(0x80808080), x);
-#if defined(__AVX512BW__)
-    const __m512i pairs = _mm512_maddubs_epi16((__m512i)w, _mm512_set1_epi32(x));
-    return sum + (vi)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
-#elif defined(__AVX2__)
-    const __m256i pairs = _mm256_maddubs_epi16((__m256i)w, _mm256_set1_epi32(x));
-    return sum + (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-#else
-    for (int j = 0; j < 4; ++j) sum += (w >> 8 * j & 255) * int32_t(int8_t(x >> 8 * j));
-    return sum;
-#endif
-#endif
-}
 
 inline int32_t quad_at(const int8_t* p) {
     int32_t x;
@@ -135,6 +116,7 @@ void eight_bit(const ProductArgs& a, int64_t first, int64_t strips) {
         }
         t += count;
     }
+    add_outliers(a, first, strips);
 }
 
 }  // namespace

@@ -71,14 +71,32 @@ struct Linear {
     int64_t block() const { return group % 128 == 0 ? 128 : group % 64 == 0 ? 64 : 32; }
 };
 
-// Inputs in 8 bits: x = q * scale, one scale per token and block of columns; zero beyond the columns.
-// inputs: where a format of integers defines how, else none, and each block goes by its largest |x|.
+// What outliers of a block are beyond its 8 bits, in a quad of columns with one at least.
+struct Outlier {
+    int32_t quad, high, sum;  // its columns begin at 4 * quad; a byte for each of them; their sum
+    float scale;              // what a unit of them counts
+};
+
+// Inputs in 8 bits: x = q * scale, one scale per token and block of columns, plus what `outliers` add; zero beyond the
+// columns. inputs: where a format of integers defines how, without outliers; else none, and a block goes by its largest
+// |x|, or, where that is far from the others, by theirs.
 struct Quantized {
-    int8_t* q;      // (tokens, width)
-    float* scale;   // (tokens, width / block)
-    int32_t* sum;   // (tokens, width / block): sums of q
+    int8_t* q;               // (tokens, width)
+    float* scale;            // (tokens, width / block)
+    int32_t* sum;            // (tokens, width / block): sums of q
+    Outlier* outliers;       // (tokens, most_outliers), by columns
+    int32_t* outlier_count;  // (tokens)
     int64_t width, block, blocks;  // width and block are multiples of kChunk; blocks = width / block
     InputFormat inputs;
+
+    int64_t most_outliers() const { return width / 4; }
+    // The same of the tokens from `token` on.
+    Quantized from(int64_t token) const {
+        Quantized rest = *this;
+        rest.q += token * width, rest.scale += token * blocks, rest.sum += token * blocks;
+        rest.outliers += token * most_outliers(), rest.outlier_count += token;
+        return rest;
+    }
 };
 
 struct ProductArgs {

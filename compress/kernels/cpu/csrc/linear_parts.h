@@ -12,6 +12,8 @@ namespace ISA {
 // float32 inputs (linear_exact.cpp).
 constexpr int kExactBlock = 64;  // columns of a float32 panel
 void exact_product(const ProductArgs& a, int64_t first, int64_t strips, float* scratch);
+// To outputs that hold all else (outliers.cpp).
+void add_outliers(const ProductArgs& a, int64_t first, int64_t strips);
 
 namespace {
 
@@ -87,6 +89,26 @@ inline vi quad_of(const uint8_t* chunk, int64_t line_bytes, int v, int i) {
         const vi high = line(2);
         return low | ((i < 2 ? high << (2 - i) : high >> (i - 2)) & 0x04040404);
     }
+}
+
+// sum + the four products of each lane's bytes with those of `x`. WIDE: bytes of w may exceed 127.
+template <bool WIDE>
+inline vi dot(vi sum, vi w, int32_t x) {
+#if defined(__AVX512VNNI__)
+    return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, _mm512_set1_epi32(x));
+#else
+    if constexpr (WIDE) return dot<false>(dot<false>(sum, w & 0x7f7f7f7f, x), w & int32_t(0x80808080), x);
+#if defined(__AVX512BW__)
+    const __m512i pairs = _mm512_maddubs_epi16((__m512i)w, _mm512_set1_epi32(x));
+    return sum + (vi)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+#elif defined(__AVX2__)
+    const __m256i pairs = _mm256_maddubs_epi16((__m256i)w, _mm256_set1_epi32(x));
+    return sum + (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#else
+    for (int j = 0; j < 4; ++j) sum += (w >> 8 * j & 255) * int32_t(int8_t(x >> 8 * j));
+    return sum;
+#endif
+#endif
 }
 
 inline void finish(const ProductArgs& a, int64_t strip, int64_t token, const float* sums) {

@@ -153,8 +153,11 @@ void multiply(const PackedLinear& linear, const Input& x, const Output& out, boo
     std::vector<int8_t> q(eight_bit ? tokens * w.padded : 0);
     std::vector<float> scales(eight_bit ? tokens * blocks : 0);
     std::vector<int32_t> sums(eight_bit ? tokens * blocks : 0);
+    std::vector<Outlier> outliers(q.size() / 4);
+    std::vector<int32_t> outlier_counts(eight_bit ? tokens : 0);
     if (eight_bit) {
-        args.quantized = {q.data(), scales.data(), sums.data(), w.padded, block, blocks, w.inputs};
+        args.quantized = {q.data(),  scales.data(), sums.data(), outliers.data(), outlier_counts.data(),
+                          w.padded, block,         blocks,      w.inputs};
         for (int64_t t = 0; t < tokens; ++t) kernels.quantize_inputs(args.x + t * columns, columns, t, args.quantized);
     }
     std::vector<float> rounded;
