@@ -17,8 +17,9 @@ from compress.models.checkpoint import Checkpoint
 from compress.runtime import triton_linears
 from compress.runtime.native_reader import stored_parts
 from compress.runtime.native_shape import EMBEDDING, HEAD, Part, Shape
+from compress.runtime.native_weights import refuse_scales
 from compress.runtime.protocol import LayerUse
-from compress.types import InputScheme, QuantizedTensor, Scheme
+from compress.types import BlockFloatScheme, InputScheme, QuantizedTensor, Scheme
 
 Linear = Callable[[Tensor], Tensor]
 """x (tokens, in) -> (tokens, out) in the dtype of x."""
@@ -111,6 +112,7 @@ class GpuLinears:
         quantized = format.unpack(parts, scheme)
         if tuple(quantized.codes.shape) != size:
             raise IntegrityError(f"{name} holds a weight of {tuple(quantized.codes.shape)}, not {size}", HINT)
+        _refuse_damaged(name, quantized)
         return Stored(name, quantized, triton_linears.static_scale(format, parts, scheme), bias)
 
     def _made(self, stored: Sequence[Stored]) -> Linear:
@@ -169,6 +171,16 @@ class GpuLinears:
             share = held * one.rows // rows
             read = share * self._shape.chosen // self._shape.experts if ".experts." in one.name else share
             self.uses[one.name] = LayerUse(one.name, (), kernel, one.weights, share, read)
+
+
+def _refuse_damaged(name: str, quantized: QuantizedTensor) -> None:
+    scheme, codes = quantized.scheme, quantized.codes
+    if isinstance(scheme, BlockFloatScheme):
+        refuse_scales(name, quantized.scale.view(torch.uint8), scheme.scale_type)
+    elif quantized.nested is None:
+        refuse_scales(name, quantized.scale, "float32")
+    if codes.dtype == torch.float8_e4m3fn and bool((codes.view(torch.uint8) & 0x7F == 0x7F).any()):
+        raise IntegrityError(f"{name}: a weight is NaN", HINT)
 
 
 def _alike(stored: Sequence[Stored]) -> bool:

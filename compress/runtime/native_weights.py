@@ -105,7 +105,7 @@ class Stored:
         self._floats: FloatWeight | None = None
         if isinstance(scheme, IntScheme):
             self._integers = _integers(checkpoint, format, name, size, scheme)
-            _refuse_scales(name, self._integers[1], "float32")
+            refuse_scales(name, self._integers[1], "float32")
             return
         stored = stored_parts(checkpoint, name, format)
         if format.name == "modelopt" and isinstance(scheme, BlockFloatScheme):
@@ -115,7 +115,7 @@ class Stored:
             if tuple(quantized.codes.shape) != size:
                 raise IntegrityError(f"{name} holds a weight of {tuple(quantized.codes.shape)}, not {size}", HINT)
             self._floats = float_weight(quantized)
-        _refuse_scales(name, self._floats.scale, self._floats.scale_type)
+        refuse_scales(name, self._floats.scale, self._floats.scale_type)
 
     def pack(self, rows: slice, bias: Tensor | None) -> Any:
         """Some of its rows, and their part of the bias, repacked.
@@ -144,8 +144,12 @@ class Stored:
             raise IntegrityError(f"{self._name}: {error}", HINT) from error
 
 
-def _refuse_scales(name: str, scale: Tensor, scale_type: str) -> None:
-    """Of float32, and kinds of it, or the codes of `FloatWeight`. Larger scales overflow where products are rounded."""
+def refuse_scales(name: str, scale: Tensor, scale_type: str) -> None:
+    """Of float32, and kinds of it, or the codes of `FloatWeight`. Larger scales overflow where products are rounded.
+
+    Raises:
+        IntegrityError: one is no number, or 2^96 or more.
+    """
     if scale_type == "e8m0":
         sound = scale < 127 + 96
     elif scale_type == "e4m3":

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from compress.errors import UserError, WorkError
+import compress
+from compress.errors import IntegrityError, UserError, WorkError
 from compress.runtime import loading, paged_backend
 from compress.runtime.protocol import SamplingParams
+from compress.schemes import FIXED_SCHEMES
 from compress.types import IntScheme
 from tests.runtime.packed import fitting, write_packed
 from tests.tiny_models import tiny_tokens
@@ -59,7 +63,8 @@ def opened(device: str) -> Open:
 def test_scores_of_every_family_are_the_native_engines(
     model_type: str, tiny: Callable[..., Path], opened: Open, tmp_path: Path
 ) -> None:
-    path, _ = write_packed(tiny(model_type), tmp_path, fitting(4, 32))
+    few = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    path, _ = write_packed(tiny(model_type, **few), tmp_path, fitting(4, 32))
     tokens = tiny_tokens(1, 6)
     runtime, native = opened(path), loading.load(path, device="cpu", kernel="cpu")
     torch.testing.assert_close(runtime.score(tokens).cpu(), native.score(tokens), rtol=2e-4, atol=2e-4)
@@ -164,6 +169,50 @@ def test_experts_as_one_weight_and_one_by_one(
         monkeypatch.setattr(gpu_experts, "MOST_GROUPED", 0)
         torch.testing.assert_close(model.step(chunks), together, rtol=1e-4, atol=1e-4)
     assert not opened(path).model._decode.takes(chunks)  # no kernel takes dense experts by their numbers
+
+
+@pytest.mark.parametrize(("part", "damage"), [("weight_scale", torch.inf), ("weight", torch.nan)])
+def test_damaged_weights_are_refused(
+    part: str, damage: float, plain: Path, packed: Path, opened: Open, tmp_path: Path
+) -> None:
+    path = packed
+    if part == "weight":
+        path = tmp_path / "fp8"
+        compress.quantize(plain, "rtn", scheme="FP8_DYNAMIC", output=path, evaluate=False)
+    copy = shutil.copytree(path, tmp_path / "copy")
+    tensors = load_file(copy / "model.safetensors")
+    damaged = tensors[f"model.layers.0.mlp.up_proj.{part}"]
+    damaged[-1, -1] = damage
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(IntegrityError, match=r"0.mlp.up_proj.*NaN"):
+        opened(copy)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in FIXED_SCHEMES if name != "W2A8"])  # which knows no biases
+def test_every_scheme(name: str, tiny: Callable[..., Path], opened: Open, tmp_path: Path) -> None:
+    wide = {**SMALL, "hidden_size": 128, "head_dim": 64, "intermediate_size": 128}
+    path = tmp_path / name
+    compress.quantize(
+        tiny("llama", **wide), "rtn", scheme=name, output=path, evaluate=False, samples=4, seq_len=32
+    )  # fmt: skip
+    runtime, native = opened(path), loading.load(path, device="cpu", kernel="cpu")
+    tokens = tiny_tokens(1, 3)
+    found, wanted = runtime.score(tokens).cpu(), native.score(tokens)
+    assert float((found - wanted).square().mean().sqrt()) < 1e-3 * float(wanted.std())
+    kernels = {use.kernel for use in runtime.layers() if "proj" in use.name}
+    assert kernels == {"decoded float32" if name == "NF4" else f"triton {FIXED_SCHEMES[name].label}"}
+
+
+@pytest.mark.slow
+def test_long_sequences_take_the_long_factors(tiny: Callable[..., Path], opened: Open) -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0 + 0.1 * i for i in range(8)],
+            "long_factor": [2.0 + 0.7 * i for i in range(8)], "original_max_position_embeddings": 4}  # fmt: skip
+    path = tiny("phi3", num_attention_heads=6, rope_parameters=rope, original_max_position_embeddings=4)
+    runtime, native = opened(path), loading.load(path, device="cpu", kernel="cpu")
+    for length in (4, 6):
+        tokens = tiny_tokens(1, length)
+        torch.testing.assert_close(runtime.score(tokens).cpu(), native.score(tokens), rtol=2e-4, atol=2e-4)
 
 
 @pytest.mark.gpu
