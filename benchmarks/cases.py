@@ -31,8 +31,8 @@ class Variant:
 
 
 MODELS: dict[str, Model] = {
-    "tales-6m": Model("shared:tales-6m", "tales", ((4, 128), (3, 128))),
-    "tales-6m-twin": Model("twin:tales-6m", "tales", ((4, 128), (3, 128))),
+    "tales-6m": Model("shared:tales-6m", "tales", ((4, 128), (3, 128), (2, 128))),
+    "tales-6m-twin": Model("twin:tales-6m", "tales", ((4, 128), (3, 128), (2, 128))),
     "stories260K": Model("shared:stories260K", "tinystories", ((4, "channel"), (3, "channel"))),
     "packaged": Model("packaged", "tales", ((4, 128), (3, 128))),
     "packaged-twin": Model("twin:packaged", "tales", ((4, 128), (3, 128))),
@@ -44,4 +44,8 @@ VARIANTS: dict[str, Variant] = {
     "awq": Variant("awq"),
     # What remains of AWQ without its scales, clipping alone: the difference is what the scales are worth.
     "awq-identity": Variant("awq", {"scale_search": False}, peer=False),
+    "autoround": Variant("autoround", peer=False),
 }
+
+USUAL = ("rtn", "gptq", "awq", "awq-identity")
+"""Those of the table; the others take minutes of a processor each, and are made where they are asked for."""

@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument(
         "--extra", nargs="+", default=[], metavar="NAME=DIR", help="other models of the tales corpus, W4 and W3 g128"
     )
-    parser.add_argument("--variants", nargs="+", choices=tuple(cases.VARIANTS), default=list(cases.VARIANTS))
+    parser.add_argument("--variants", nargs="+", choices=tuple(cases.VARIANTS), default=list(cases.USUAL))
     parser.add_argument("--bits", nargs="+", type=int, default=[4, 3])
     parser.add_argument("--seeds", nargs="+", type=int, default=list(cases.SEEDS))
     parser.add_argument("--eval-tokens", type=int, default=cases.EVAL_TOKENS)
