@@ -114,11 +114,13 @@ def make(workspace: Workspace, point: Point, model: str, seed: int) -> Path:
 
 
 def seeded(point: Point, calibration: Path, seed: int) -> str:
-    """A frozen recipe on the token file of one seed."""
+    """A frozen recipe on the token file of one seed; copies that it redraws are of these windows."""
     recipe: dict[str, Any] = yaml.safe_load(point.recipe)
     if point.text:
         source = {"source": str(calibration), "samples": cases.SAMPLES, "seq_len": cases.SEQ_LEN}
-        recipe["stages"] = [{**stage, "calibration": source} for stage in recipe["stages"]]
+        recipe["stages"] = [
+            {**stage, "calibration": {**stage.get("calibration", {}), **source}} for stage in recipe["stages"]
+        ]
     return json.dumps({**recipe, "seed": seed}, indent=2) + "\n"
 
 
