@@ -2,10 +2,10 @@
 
 A product takes float32 inputs as they are (exact: every weight has the value that its format defines, only that scales
 of FP8 and MXFP4 meet sums of up to 64 products and not each of them), or, of packed integers, rounds them to 8 bits
-first, one scale per token and block of up to 128 inputs; in a block whose largest |x| is beyond 24 times the mean of the
-others, the scale serves the others, and what is beyond it is multiplied apart, in 8 more bits. Where the scheme itself
-rounds inputs, either way does that, and the exact one goes on in float32. An output does not depend on how many other
-tokens there are, nor on the number of threads, in any bit.
+first, one scale per token and block of up to 128 inputs; in a block whose largest |x| is beyond 24 times the mean of
+the others, the scale serves the others, and what is beyond it is multiplied apart, in 8 more bits. Where the scheme
+itself rounds inputs, either way does that, and the exact one goes on in float32. An output does not depend on how many
+other tokens there are, nor on the number of threads, in any bit.
 """
 
 from __future__ import annotations
