@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -99,24 +101,20 @@ class NativeModel(PagedModel):
 
     def step(self, chunks: Sequence[Chunk]) -> Tensor:
         """Logits (wanted rows, vocabulary) float32 of the chunks, which are computed together, in order."""
-        count = sum(len(chunk.tokens) for chunk in chunks)
-        tokens, positions, sequences = torch.empty(3, count, dtype=torch.int32).unbind(0)
-        tables = torch.zeros(len(chunks), max(len(chunk.pages) for chunk in chunks), dtype=torch.int32)
-        contexts = torch.tensor([chunk.long for chunk in chunks], dtype=torch.int32)
-        rows: list[int] = []
-        start = 0
-        for number, chunk in enumerate(chunks):
-            end = start + len(chunk.tokens)
-            tokens[start:end] = torch.tensor(chunk.tokens, dtype=torch.int32)
-            positions[start:end] = torch.arange(chunk.position, chunk.position + end - start, dtype=torch.int32)
-            sequences[start:end] = number
-            tables[number, : len(chunk.pages)] = torch.tensor(chunk.pages, dtype=torch.int32)
-            rows += [start + row for row in chunk.rows]
-            start = end
+        width = max(len(chunk.pages) for chunk in chunks)
+        starts = itertools.accumulate((len(chunk.tokens) for chunk in chunks), initial=0)
+        rows = [start + row for start, chunk in zip(starts, chunks, strict=False) for row in chunk.rows]
         logits = torch.empty(len(rows), self.shape.vocabulary)
-        wanted = torch.tensor(rows, dtype=torch.int32)
         self._decoder.step(
-            tokens, positions, sequences, tables, contexts, wanted, logits, self.eight_bit, torch.get_num_threads()
+            _words([token for chunk in chunks for token in chunk.tokens]),
+            _words([chunk.position + i for chunk in chunks for i in range(len(chunk.tokens))]),
+            _words([number for number, chunk in enumerate(chunks) for _ in chunk.tokens]),
+            _words([[*chunk.pages, *[0] * (width - len(chunk.pages))] for chunk in chunks]),
+            _words([chunk.long for chunk in chunks]),
+            _words(rows),
+            logits,
+            self.eight_bit,
+            torch.get_num_threads(),
         )
         return logits
 
@@ -200,6 +198,11 @@ class NativeModel(PagedModel):
             return [packed_linear.pack_dense(weight[part], _rows(bias, part), eight_bit) for part in rows]
         stored = Stored(self._checkpoint, self.shape.format, name, size, scheme)
         return [stored.pack(part, bias) for part in rows]
+
+
+def _words(numbers: Sequence[object]) -> np.ndarray:
+    """By numpy, which takes a fraction of what small torch tensors take: that counts at one token a step."""
+    return np.array(numbers, dtype=np.int32)
 
 
 def _rows(tensor: Tensor | None, rows: slice) -> Tensor | None:
