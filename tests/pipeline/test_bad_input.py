@@ -278,7 +278,7 @@ def test_bad_places(method: str, tiny: Callable[..., Path], text: Path, tmp_path
         refused(UserError, wanted, model, place / "file" / "out", "which is a file")
         refused(UserError, wanted, model, place / "full", "already holds something else")
         refused(UserError, wanted, model, other.path, "already holds an artifact of another recipe or source")
-        refused(UserError, wanted, model, model, "already holds something else")
+        refused(UserError, wanted, model, model, "is the artifact or model itself")
     result = pipeline.run(wanted, model=model, output=other.path, restart=True)
     assert result.artifact.artifact_id != other.artifact_id
 
