@@ -13,26 +13,22 @@ import torch
 from torch import Tensor
 
 from compress.kernels.dispatch import Choice
-from compress.kernels.triton import available, packing
-from compress.types import QuantizedTensor, Scheme
+from compress.kernels.triton import available, packing, rounded_packing
+from compress.types import Fp8Scheme, QuantizedTensor, Scheme
 
 
 def choose(scheme: Scheme, columns: int, device: torch.device | str) -> Choice:
     """`triton` or `reference` (decoded weights) for a scheme with so many columns on `device`."""
     if (reason := available.obstacle(device)) is not None:
         return Choice("reference", reason)
-    if not _rounds_in_kernel(scheme):
-        if (reason := packing.obstacle(scheme, columns)) is not None:
-            return Choice("reference", reason)
-        before = "" if scheme.inputs is None else ", inputs rounded by torch before it"
-        return Choice("triton", f"weights decoded inside the product{before}")
-    from compress.kernels.triton import rounded_linear
-
-    if (reason := rounded_linear.obstacle(scheme, columns)) is not None:
+    if rounded_packing.obstacle(scheme, columns) is None:
+        if isinstance(scheme, Fp8Scheme) and not available.multiplies_fp8(torch.device(device)):
+            return Choice("triton", "this device multiplies no FP8: both sides decoded to bfloat16 inside the product")
+        return Choice("triton", "8-bit inputs and weights multiplied as they are")
+    if (reason := packing.obstacle(scheme, columns)) is not None:
         return Choice("reference", reason)
-    if scheme.name.startswith("FP8") and not rounded_linear.multiplies_fp8(torch.device(device)):
-        return Choice("triton", "this device multiplies no FP8: both sides decoded to bfloat16 inside the product")
-    return Choice("triton", "8-bit inputs and weights multiplied as they are")
+    before = "" if scheme.inputs is None else ", inputs rounded by torch before it"
+    return Choice("triton", f"weights decoded inside the product{before}")
 
 
 def pack(quantized: QuantizedTensor, input_scale: Tensor | None, bias: Tensor | None) -> tuple[Any, bool]:
@@ -40,10 +36,8 @@ def pack(quantized: QuantizedTensor, input_scale: Tensor | None, bias: Tensor | 
 
     input_scale (1,) where its scheme's inputs are static. ValueError where `choose` names no kernel.
     """
-    if _rounds_in_kernel(quantized.scheme):
-        from compress.kernels.triton import rounded_linear
-
-        return rounded_linear.pack(quantized, input_scale, bias), True
+    if rounded_packing.obstacle(quantized.scheme, quantized.codes.shape[1]) is None:
+        return rounded_packing.pack(quantized, input_scale, bias), True
     return packing.pack(quantized, bias), False
 
 
@@ -75,9 +69,3 @@ def multiply(packed: Any, x: Tensor) -> Tensor:
         if isinstance(packed, packing.PackedWeight):
             return linear.multiply(packed, x)
         return rounded_linear.multiply(packed, x)
-
-
-def _rounds_in_kernel(scheme: Scheme) -> bool:
-    """Whether a kernel rounds the inputs: to 8 bits, with floating scales."""
-    inputs = scheme.inputs
-    return inputs is not None and inputs.bits == 8 and inputs.scale_type == "float"

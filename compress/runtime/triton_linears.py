@@ -1,23 +1,24 @@
-"""Linears of a transformers module that stay packed on the GPU, their products computed by the Triton kernels.
+"""Linears that stay packed on the GPU, their products computed by the Triton kernels.
 
-What enters a linear is rounded as its scheme says: in the kernel for int8 and FP8, before it for 4-bit floats, whose
-products are computed on bfloat16 or whatever the model runs in.
+What enters a linear is rounded as its scheme says: by a kernel where both sides are 8-bit codes of a whole row or tile,
+else by torch before the product, which is then computed on bfloat16 or whatever the model runs in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from compress.errors import UserError, WorkError
 from compress.formats.inputs import round_inputs
-from compress.formats.registry import Format
 from compress.kernels import gpu_linear
 from compress.models.checkpoint import Checkpoint
-from compress.runtime.native_reader import packed_linears, stored_parts
+from compress.runtime.native_reader import packed_linears
+from compress.runtime.stored_linears import Stored, beside, bias_of, read_quantized
 from compress.runtime.swapped import Swapped, exchange, place_of
 from compress.types import InputScheme, QuantizedTensor, Scheme
 
@@ -57,15 +58,70 @@ class TritonLinear(nn.Module):
         return gpu_linear.multiply(self.packed, x)
 
 
+class Packer:
+    """Packs linears for a device. The first of each scheme, alone and joined with so many, is probed."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._probed: set[tuple[Scheme, int]] = set()
+
+    def __call__(self, stored: Sequence[Stored], dtype: torch.dtype) -> TritonLinear:
+        """One linear of those that are `alike`, of a scheme that `gpu_linear.choose` takes; dtype: of its inputs.
+
+        Raises:
+            WorkError: a product is not that of the decoded weights on this device.
+        """
+        quantized, bias, scale, device = beside(stored), bias_of(stored), stored[0].input_scale, self._device
+        scheme = quantized.scheme
+        static = None if scale is None else scale.to(device)
+        moved = QuantizedTensor(
+            quantized.codes.to(device),
+            quantized.scale.to(device),
+            None if quantized.zero_point is None else quantized.zero_point.to(device),
+            scheme,
+            None if quantized.divisor is None else quantized.divisor.to(device),
+        )
+        packed, rounds = gpu_linear.pack(moved, static, None if bias is None else bias.to(device))
+        before = None if rounds or scheme.inputs is None else (scheme.inputs, static)
+        linear = TritonLinear(packed, f"triton {scheme.label}", before)
+        if (scheme, len(stored)) not in self._probed:
+            self._probed.add((scheme, len(stored)))
+            self._probe(linear, stored, bias, dtype)
+        return linear
+
+    def _probe(self, linear: TritonLinear, stored: Sequence[Stored], bias: Tensor | None, dtype: torch.dtype) -> None:
+        """Products of one and of three tokens beside those of the weights, each decoded on its own, on the CPU."""
+        weights = [one.weight for one in stored if isinstance(one.weight, QuantizedTensor)]
+        weight, inputs = torch.cat([one.dequantize() for one in weights]).to(dtype), weights[0].scheme.inputs
+        columns = weight.shape[1]
+        x = torch.randn(3, columns, generator=torch.Generator().manual_seed(0)).to(dtype)
+        with torch.inference_mode():
+            entering = x if inputs is None else round_inputs(x, inputs, stored[0].input_scale)
+            wanted = functional.linear(entering, weight, None if bias is None else bias.to(dtype)).float()
+            of_bias = 0 if bias is None else bias.float().abs()
+            rows = weight.float().norm(dim=1) * (columns**-0.5)
+            for tokens in (1, 3):
+                found = linear(x[:tokens].to(self._device)).float().cpu()
+                size = rows * x[:tokens].float().norm(dim=1, keepdim=True) + of_bias
+                error = float(((found - wanted[:tokens]).abs() / size.clamp(min=1e-30)).max())
+                if not error <= TOLERANCE:
+                    raise WorkError(
+                        f"{stored[0].name}: the Triton product of {tokens} tokens differs from that of the decoded "
+                        f"weight by {error:.1e} of what one expects of an output",
+                        "use --kernel reference, and report this GPU and the versions that `compress doctor` lists",
+                    )
+
+
 def swap(model: nn.Module, checkpoint: Checkpoint, device: torch.device) -> Swapped:
-    """Exchanges the quantised linears of a dense model that kernels on `device` compute, and probes one per scheme.
+    """Exchanges the quantised linears of a dense model that kernels on `device` compute.
 
     Raises:
+        IntegrityError: what is stored contradicts its scheme, or holds NaN.
         WorkError: a product is not that of the decoded weight on this device.
     """
     format, schemes = packed_linears(checkpoint)
     modules = dict(model.named_modules())
-    found, probed = Swapped({}, {}), set()
+    found, packer = Swapped({}, {}), Packer(device)
     for name, scheme in schemes.items():
         place = place_of(name, model, modules)
         module = modules.get(place)
@@ -76,75 +132,13 @@ def swap(model: nn.Module, checkpoint: Checkpoint, device: torch.device) -> Swap
         if choice.name != "triton":
             found.dense[name] = choice.reason
             continue
-        parts = stored_parts(checkpoint, name, format)
+        bias = None if module.bias is None else module.bias.detach()
         try:
-            quantized = format.unpack(parts, scheme)
+            stored = read_quantized(checkpoint, name, format, scheme, bias)
         except UserError as error:  # groups in activation order: decoded weights carry them
             found.dense[name] = error.message
             continue
-        bias = None if module.bias is None else module.bias.detach()
-        linear = packed_linear(quantized, static_scale(format, parts, scheme), bias, device)
-        if scheme not in probed:
-            probe(name, linear, module, module.weight, bias, device)
-            probed.add(scheme)
+        linear = packer([stored], module.weight.dtype)
         exchange(modules, place, linear)
         found.linears[place] = linear
     return found
-
-
-def static_scale(format: Format, parts: dict[str, Tensor], scheme: Scheme) -> Tensor | None:
-    """The stored scale (1,) of static inputs."""
-    if scheme.inputs is None or scheme.inputs.dynamic:
-        return None
-    return format.input_scale(parts, scheme)
-
-
-def packed_linear(
-    quantized: QuantizedTensor, input_scale: Tensor | None, bias: Tensor | None, device: torch.device
-) -> TritonLinear:
-    """A linear over a weight that `gpu_linear.choose` takes there; input_scale as `static_scale` gives it."""
-    scheme = quantized.scheme
-    inputs = scheme.inputs
-    stored = None if input_scale is None else input_scale.to(device)
-    moved = QuantizedTensor(
-        quantized.codes.to(device),
-        quantized.scale.to(device),
-        None if quantized.zero_point is None else quantized.zero_point.to(device),
-        scheme,
-        None if quantized.divisor is None else quantized.divisor.to(device),
-    )
-    packed, rounds = gpu_linear.pack(moved, stored, None if bias is None else bias.to(device))
-    return TritonLinear(packed, f"triton {scheme.label}", None if rounds or inputs is None else (inputs, stored))
-
-
-def probe(
-    name: str,
-    linear: TritonLinear,
-    decoded: Callable[[Tensor], Tensor],
-    weight: Tensor,
-    bias: Tensor | None,
-    device: torch.device,
-) -> None:
-    """Compares products of one and of three tokens with those of the decoded weight, whose inputs are rounded as well.
-
-    decoded: that product on the CPU, in the dtype of `weight` (out, in).
-
-    Raises:
-        WorkError: a product is not that of the decoded weight on this device.
-    """
-    columns = weight.shape[1]
-    x = torch.randn(3, columns, generator=torch.Generator().manual_seed(0)).to(weight.dtype)
-    with torch.inference_mode():
-        wanted = decoded(x).float()
-        of_bias = 0 if bias is None else bias.float().abs()
-        rows = weight.float().norm(dim=1) * (columns**-0.5)
-        for tokens in (1, 3):
-            found = linear(x[:tokens].to(device)).float().cpu()
-            size = rows * x[:tokens].float().norm(dim=1, keepdim=True) + of_bias
-            error = float(((found - wanted[:tokens]).abs() / size.clamp(min=1e-30)).max())
-            if not error <= TOLERANCE:
-                raise WorkError(
-                    f"{name}: the Triton product of {tokens} tokens differs from that of the decoded weight by "
-                    f"{error:.1e} of what one expects of an output",
-                    "use --kernel reference, and report this GPU and the versions that `compress doctor` lists",
-                )

@@ -9,6 +9,7 @@ import torch
 
 OLDEST = (8, 0)
 """Compute capability: bfloat16 on tensor cores."""
+_MULTIPLIES_FP8 = (8, 9)
 
 
 def interpreted() -> bool:
@@ -27,7 +28,14 @@ def obstacle(device: torch.device | str) -> str | None:
         return f"no Triton kernels for {place.type}"
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
+    if torch.version.hip is not None:
+        return "this torch is for AMD GPUs, and the kernels were written and compiled for NVIDIA's alone"
     found = torch.cuda.get_device_capability(place)
     if found < OLDEST:
         return f"compute capability {found[0]}.{found[1]}; the kernels need {OLDEST[0]}.{OLDEST[1]}"
     return None
+
+
+def multiplies_fp8(device: torch.device) -> bool:
+    """Whether the device's tensor cores take FP8."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _MULTIPLIES_FP8

@@ -2,76 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 from torch import Tensor
 
+from compress.kernels.triton import available
 from compress.kernels.triton.configs import config
 from compress.kernels.triton.gemm import finish_kernel
 from compress.kernels.triton.rounded import rounded_kernel
+from compress.kernels.triton.rounded_packing import RoundedWeight
 from compress.kernels.triton.rounding import round_kernel
-from compress.types import FP8_TILE, Fp8Scheme, InputScheme, IntScheme, QuantizedTensor, Scheme
 
 _CHUNK = 128
-_MULTIPLIES_FP8 = (8, 9)
 _FINISH_BLOCK = 1024
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class RoundedWeight:
-    """codes (rows, columns) int8, or uint8 for FP8; scale float32; input_scale (1,) where inputs are static."""
-
-    codes: Tensor
-    scale: Tensor
-    input_scale: Tensor | None
-    bias: Tensor | None
-    scheme: IntScheme | Fp8Scheme
-    inputs: InputScheme
-
-    @property
-    def rows(self) -> int:
-        return self.codes.shape[0]
-
-    @property
-    def columns(self) -> int:
-        return self.codes.shape[1]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that a product reads of it."""
-        parts = (self.codes, self.scale, self.input_scale, self.bias)
-        return sum(part.numel() * part.element_size() for part in parts if part is not None)
-
-
-def obstacle(scheme: Scheme, columns: int) -> str | None:
-    """Why these products do not take weights of a scheme; None if they do."""
-    if isinstance(scheme, Fp8Scheme):
-        tiles = scheme.inputs.granularity == "group" and scheme.inputs.group_size == FP8_TILE
-        if tiles != (scheme.granularity == "tile"):
-            return "FP8 tiles of weights and groups of inputs go together here"
-        return None
-    if isinstance(scheme, IntScheme) and scheme.inputs is not None and scheme.bits == 8:
-        whole_rows = scheme.group_size in (None, columns) and scheme.symmetric
-        if scheme.inputs.granularity != "group" and whole_rows:
-            return None
-    return f"{scheme.name} inputs are not rounded in a Triton product"
-
-
-def pack(quantized: QuantizedTensor, input_scale: Tensor | None = None, bias: Tensor | None = None) -> RoundedWeight:
-    """A weight that `obstacle` has nothing against, its codes as they are. ValueError for another."""
-    scheme = quantized.scheme
-    if reason := obstacle(scheme, quantized.codes.shape[1]):
-        raise ValueError(reason)
-    assert isinstance(scheme, (IntScheme, Fp8Scheme))
-    assert scheme.inputs is not None
-    codes = quantized.codes.view(torch.uint8) if isinstance(scheme, Fp8Scheme) else quantized.codes
-    scale = quantized.scale.float().contiguous()
-    kept = None if input_scale is None else input_scale.float().reshape(1)
-    if scheme.inputs.granularity == "tensor" and kept is None:
-        raise ValueError("static inputs need their scale")
-    return RoundedWeight(codes.contiguous(), scale, kept, bias, scheme, scheme.inputs)
 
 
 def round_inputs(weight: RoundedWeight, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,7 +47,7 @@ def multiply(weight: RoundedWeight, x: Tensor) -> Tensor:
     codes, scale = round_inputs(weight, inputs)
     kind, stored = "int8", weight.codes
     if stored.dtype == torch.uint8:
-        kind = "fp8" if multiplies_fp8(x.device) else "bytes"
+        kind = "fp8" if available.multiplies_fp8(x.device) else "bytes"
         if kind == "fp8":
             codes, stored = codes.view(torch.float8_e4m3fn), stored.view(torch.float8_e4m3fn)
     cut = config("rounded", x.device, 8, tokens, weight.rows, chunks)
@@ -123,8 +66,3 @@ def multiply(weight: RoundedWeight, x: Tensor) -> Tensor:
             target, weight.bias, out, weight.rows, out.numel(), cut.splits, BLOCK=_FINISH_BLOCK
         )
     return out.view(*x.shape[:-1], weight.rows)
-
-
-def multiplies_fp8(device: torch.device) -> bool:
-    """Whether the device's tensor cores take FP8."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _MULTIPLIES_FP8

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from compress.schemes import FIXED_SCHEMES
-from compress.types import BlockFloatScheme, IntScheme, QuantizedTensor, Scheme
+from compress.types import BlockFloatScheme, InputScheme, IntScheme, QuantizedTensor, Scheme
 from tests.kernels.triton.weights import exact, inputs, is_close, quantized
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -168,7 +168,9 @@ def test_what_multiplies_each_scheme_and_why(monkeypatch: pytest.MonkeyPatch) ->
     found["W4A16"] = gpu_linear.choose(IntScheme(4, 128), 256, "cpu")
     for name in ("W4A16", "NVFP4A16", "MXFP4A16", "MXFP8A16"):
         assert (found[name].name, found[name].reason) == ("triton", "weights decoded inside the product")
-    for name in ("NVFP4", "MXFP4", "MXFP8"):
+    found["W4A8"] = gpu_linear.choose(IntScheme(4, 32, True, InputScheme("int", "token")), 256, "cpu")
+    found["W8A8-asym"] = gpu_linear.choose(IntScheme(8, None, False, InputScheme("int", "tensor")), 256, "cpu")
+    for name in ("NVFP4", "MXFP4", "MXFP8", "W2A8", "W4A8", "W8A8-asym"):
         assert found[name].reason.endswith("inputs rounded by torch before it")
     assert "as they are" in found["W8A8"].reason
     assert "multiplies no FP8" in found["FP8_BLOCK"].reason
@@ -177,6 +179,12 @@ def test_what_multiplies_each_scheme_and_why(monkeypatch: pytest.MonkeyPatch) ->
     assert (odd.name, "multiple of 32" in odd.reason) == ("reference", True)
     monkeypatch.setattr(available, "obstacle", lambda _: "triton is not installed")
     assert gpu_linear.choose(IntScheme(4, 128), 256, "cuda") == Choice("reference", "triton is not installed")
+
+
+def test_other_makers_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert "AMD" in (available.obstacle("cuda") or "")
 
 
 def test_doctor_says_why_the_kernels_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

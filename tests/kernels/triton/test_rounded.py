@@ -13,10 +13,17 @@ from tests.kernels.triton.weights import inputs, is_close
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from compress.kernels.triton import rounded_linear
+from compress.kernels.triton import available, rounded_linear, rounded_packing
 from compress.kernels.triton.rounding import round_kernel
 
 NAMES = ("W8A8", "W8A8_STATIC", "FP8_DYNAMIC", "FP8_STATIC", "FP8_BLOCK")
+OF_FP8_CORES = 2e-3
+"""Hopper's add FP8 products in about 14 bits; what is decoded to bfloat16, and the interpreter, add in float32."""
+
+
+def lost(name: str, device: str) -> float:
+    """What sums on the device may lose."""
+    return OF_FP8_CORES if name.startswith("FP8") and available.multiplies_fp8(torch.device(device)) else 0.0
 
 
 def quantized(rows: int, columns: int, scheme: Scheme) -> QuantizedTensor:
@@ -30,11 +37,11 @@ def quantized(rows: int, columns: int, scheme: Scheme) -> QuantizedTensor:
     return QuantizedTensor(codes, scale, None, scheme)
 
 
-def pack(weight: QuantizedTensor, device: str, bias: Tensor | None = None) -> rounded_linear.RoundedWeight:
+def pack(weight: QuantizedTensor, device: str, bias: Tensor | None = None) -> rounded_packing.RoundedWeight:
     moved = QuantizedTensor(weight.codes.to(device), weight.scale.to(device), None, weight.scheme)
     assert weight.scheme.inputs is not None
     static = torch.tensor([0.02], device=device) if weight.scheme.inputs.granularity == "tensor" else None
-    return rounded_linear.pack(moved, static, None if bias is None else bias.to(device))
+    return rounded_packing.pack(moved, static, None if bias is None else bias.to(device))
 
 
 def expected(weight: QuantizedTensor, x: Tensor) -> Tensor:
@@ -45,7 +52,8 @@ def expected(weight: QuantizedTensor, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_products_are_those_of_rounded_inputs(name: str, device: str) -> None:
+def test_products_are_those_of_rounded_inputs(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(available, "multiplies_fp8", lambda _: False)  # the strict bound holds on every device
     weight = quantized(150, 256, FIXED_SCHEMES[name])
     packed = pack(weight, device)
     for tokens, dtype in ((1, torch.float32), (19, torch.bfloat16)):
@@ -65,19 +73,23 @@ def test_many_shapes(name: str, device: str) -> None:
             for dtype in (torch.float32, torch.bfloat16):
                 x = inputs(tokens, columns, dtype)
                 wanted = expected(weight, x) + bias.double()
-                assert is_close(rounded_linear.multiply(packed, x.to(device)), wanted), (rows, tokens, dtype)
+                assert is_close(rounded_linear.multiply(packed, x.to(device)), wanted, lost(name, device)), (
+                    rows,
+                    tokens,
+                )
 
 
-def test_native_fp8_has_the_numbers_of_the_emulated_one(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if device == "cuda" and not rounded_linear.multiplies_fp8(torch.device(device)):
+@pytest.mark.parametrize("name", ["FP8_DYNAMIC", "FP8_BLOCK"])
+def test_native_fp8_has_the_numbers_of_the_emulated_one(
+    name: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native = device == "cpu" or available.multiplies_fp8(torch.device(device))
+    if not native:
         pytest.skip("this GPU multiplies no FP8")
-    for name in ("FP8_DYNAMIC", "FP8_BLOCK"):
-        packed, x = pack(quantized(40, 256, FIXED_SCHEMES[name]), device), inputs(5, 256, torch.float32).to(device)
-        found = []
-        for native in (False, True):
-            monkeypatch.setattr(rounded_linear, "multiplies_fp8", lambda _, native=native: native)
-            found.append(rounded_linear.multiply(packed, x))
-        torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+    weight, x = quantized(40, 256, FIXED_SCHEMES[name]), inputs(5, 256, torch.float32)
+    may_lose = lost(name, device)
+    monkeypatch.setattr(available, "multiplies_fp8", lambda _: True)
+    assert is_close(rounded_linear.multiply(pack(weight, device), x.to(device)), expected(weight, x), may_lose)
 
 
 def test_fp8_codes_are_the_nearest_with_ties_to_even(device: str) -> None:
@@ -93,12 +105,12 @@ def test_fp8_codes_are_the_nearest_with_ties_to_even(device: str) -> None:
 
 
 def test_what_does_not_fit_is_refused(device: str) -> None:
-    assert "not rounded" in (rounded_linear.obstacle(IntScheme(4, 128), 256) or "")
-    assert "not rounded" in (rounded_linear.obstacle(IntScheme(8, 128, True, InputScheme("int", "token")), 256) or "")
-    assert "together" in (rounded_linear.obstacle(Fp8Scheme("tile", InputScheme("float", "token")), 256) or "")
-    assert [name for name in NAMES if rounded_linear.obstacle(FIXED_SCHEMES[name], 256)] == []
+    for other in (IntScheme(4, 128), IntScheme(8, 128, True, InputScheme("int", "token"))):
+        assert "no product of 8-bit codes" in (rounded_packing.obstacle(other, 256) or "")
+    assert "together" in (rounded_packing.obstacle(Fp8Scheme("tile", InputScheme("float", "token")), 256) or "")
+    assert [name for name in NAMES if rounded_packing.obstacle(FIXED_SCHEMES[name], 256)] == []
     weight = quantized(8, 64, FIXED_SCHEMES["W8A8_STATIC"])
     with pytest.raises(ValueError, match="need their scale"):
-        rounded_linear.pack(weight)
+        rounded_packing.pack(weight)
     with pytest.raises(ValueError, match="do not fit"):
         rounded_linear.multiply(pack(weight, device), torch.zeros(1, 65, device=device))

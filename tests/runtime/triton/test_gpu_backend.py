@@ -23,6 +23,7 @@ from tests.tiny_models import tiny_tokens
 pytest.importorskip("triton", reason="triton is not installed")
 
 from compress.kernels import gpu_linear
+from compress.kernels.triton import available
 from compress.runtime import gpu_experts
 from compress.runtime.gpu_backend import GpuRuntime
 from compress.runtime.gpu_graphs import DecodeSteps
@@ -189,17 +190,20 @@ def test_damaged_weights_are_refused(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in FIXED_SCHEMES if name != "W2A8"])  # which knows no biases
+@pytest.mark.parametrize("name", FIXED_SCHEMES)
 def test_every_scheme(name: str, tiny: Callable[..., Path], opened: Open, tmp_path: Path) -> None:
     wide = {**SMALL, "hidden_size": 128, "head_dim": 64, "intermediate_size": 128}
-    path = tmp_path / name
+    wide |= {"attention_bias": False, "mlp_bias": False} if name == "W2A8" else {}  # which knows no biases
+    path, method = tmp_path / name, "ternary" if name == "W2A8" else "rtn"
     compress.quantize(
-        tiny("llama", **wide), "rtn", scheme=name, output=path, evaluate=False, samples=4, seq_len=32
+        tiny("llama", **wide), method, scheme=name, output=path, evaluate=False, samples=4, seq_len=32
     )  # fmt: skip
     runtime, native = opened(path), loading.load(path, device="cpu", kernel="cpu")
     tokens = tiny_tokens(1, 3)
     found, wanted = runtime.score(tokens).cpu(), native.score(tokens)
-    assert float((found - wanted).square().mean().sqrt()) < 1e-3 * float(wanted.std())
+    # FP8 cores add in about 14 bits, which moves some inputs of the next linear to another code
+    coarse = name.startswith("FP8") and available.multiplies_fp8(torch.device(runtime.device))
+    assert float((found - wanted).square().mean().sqrt()) < (3e-2 if coarse else 1e-3) * float(wanted.std())
     kernels = {use.kernel for use in runtime.layers() if "proj" in use.name}
     assert kernels == {"decoded float32" if name == "NF4" else f"triton {FIXED_SCHEMES[name].label}"}
 
