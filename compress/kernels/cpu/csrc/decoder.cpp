@@ -90,7 +90,7 @@ void Decoder::step(const Step& step) {
     int64_t ffn = 0, inner = 0, routed = 0, experts = 0;  // inner: of all rows of one feed-forward part together
     bool branches = false;
     for (const DecoderLayer& layer : layers_) {
-        const int64_t rows = layer.router ? n * layer.chosen : n, width = layer.experts[0].gate->view.rows;
+        const int64_t rows = layer.router ? n * layer.chosen : std::min(n, kFeedTokens), width = layer.experts[0].gate->view.rows;
         ffn = std::max(ffn, width), inner = std::max(inner, rows * width);
         branches = branches || !layer.attention_out_norm.empty() || !layer.mlp_out_norm.empty();
         if (layer.router) routed = std::max(routed, rows), experts = std::max<int64_t>(experts, layer.experts.size());

@@ -46,17 +46,21 @@ void Decoder::feed_forward(Work& w, const DecoderLayer& layer) {
     const int64_t n = w.step.count, hidden = config.hidden;
     const FeedForward& part = layer.experts[0];
     const int64_t inner = part.gate->view.rows;
-    multiply(w, w.x, hidden, n,
-             {{&part.gate->view, w.gate, inner, false, 0, n}, {&part.up->view, w.up, inner, false, 0, n}},
-             [&](int64_t t) {
-                 w.kernels.rms_norm(w.hidden + t * hidden, layer.mlp_norm.data(), hidden, config.epsilon,
-                                    w.x + t * w.width);
-             });
     const bool normed = !layer.mlp_out_norm.empty();
-    multiply(w, w.x, inner, n, {{&part.down->view, normed ? w.branch : w.hidden, hidden, !normed, 0, n}},
-             [&](int64_t t) {
-                 w.activate(config.gelu, w.gate + t * inner, w.up + t * inner, inner, w.x + t * w.width);
-             });
+    for (int64_t first = 0, parts = (n + kFeedTokens - 1) / kFeedTokens; parts > 0; --parts) {
+        const int64_t count = (n - first + parts - 1) / parts;
+        float *rows = w.hidden + first * hidden, *out = normed ? w.branch + first * hidden : rows;
+        multiply(w, w.x, hidden, count,
+                 {{&part.gate->view, w.gate, inner, false, 0, count}, {&part.up->view, w.up, inner, false, 0, count}},
+                 [&](int64_t t) {
+                     w.kernels.rms_norm(rows + t * hidden, layer.mlp_norm.data(), hidden, config.epsilon,
+                                        w.x + t * w.width);
+                 });
+        multiply(w, w.x, inner, count, {{&part.down->view, out, hidden, !normed, 0, count}}, [&](int64_t t) {
+            w.activate(config.gelu, w.gate + t * inner, w.up + t * inner, inner, w.x + t * w.width);
+        });
+        first += count;
+    }
     if (normed) add_branch(w, layer.mlp_out_norm);
 }
 

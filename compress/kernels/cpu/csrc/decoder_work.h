@@ -11,6 +11,7 @@ namespace compress {
 
 constexpr int64_t kFewTokens = 4;           // fewer are not worth dealing out
 constexpr int64_t kSmallProduct = 1 << 15;  // multiplications likewise
+constexpr int64_t kFeedTokens = 144;        // that pass a feed-forward part together: what it holds stays in a cache
 
 inline int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -45,18 +46,16 @@ void Decoder::multiply(Work& w, float* x, int64_t columns, int64_t rows, const s
     const int threads = w.step.threads;
     Quantized quantized = w.quantized;
     bool eight_bit = false;
+    quantized.tokens = rows;
     quantized.block = block;
-    quantized.width = 0;
+    int64_t width = 0;
     for (const Product& p : products) {
         if (!w.step.eight_bit || !p.linear->takes_eight_bit()) continue;
         quantized.block = quantized.block ? std::min(quantized.block, p.linear->block()) : p.linear->block();
-        quantized.width = std::max(quantized.width, p.linear->padded);
+        width = std::max(width, p.linear->padded);
         eight_bit = true;
     }
-    if (eight_bit) {
-        quantized.width = rounded_up(quantized.width, quantized.block);
-        quantized.blocks = quantized.width / quantized.block;
-    }
+    if (eight_bit) quantized.blocks = (width + quantized.block - 1) / quantized.block;
     for_tokens(rows, threads, [&](int64_t row) {
         prepare(row);
         InputFormat format{};

@@ -21,20 +21,6 @@ inline float float_of(uint32_t word) {
 // none of their bits.
 constexpr int kFar = 24, kKept = 8;
 
-// Lane 0: all lanes, two and two.
-template <typename Combine>
-inline int32_t folded(vi v, Combine combine) {
-    vi lanes;
-    for (int l = 0; l < LANES; ++l) lanes[l] = l;
-#pragma GCC unroll 4
-    for (int n = LANES / 2; n > 0; n /= 2) v = combine(v, (vi)permute((vf)v, (lanes + n) & (LANES - 1)));
-    return v[0];
-}
-
-inline int32_t total_of(vi v) {
-    return folded(v, [](vi a, vi b) { return a + b; });
-}
-
 // The largest |x| from `begin` to `end`; NaN where something is not finite, so that it shows in the output.
 inline float range_of(const float* x, int64_t begin, int64_t end) {
     constexpr int32_t kInfinity = 0x7f800000;
@@ -44,7 +30,7 @@ inline float range_of(const float* x, int64_t begin, int64_t end) {
         const vi word = (vi)v & 0x7fffffff;
         high = word > high ? word : high;
     }
-    const int32_t most = folded(high, [](vi a, vi b) { return a > b ? a : b; });
+    const int32_t most = largest(high);
     return float_of(uint32_t(most >= kInfinity ? kInfinity + 1 : most));
 }
 
@@ -175,26 +161,25 @@ static __attribute__((noinline)) void quantize_apart(const float* x, int64_t col
         const vi code = __builtin_convertvector(clamp(round_even(v * inverse), -largest_code, largest_code), vi);
         const vi low = take_high(code, k, token, scale, out);
         const codes narrowed = __builtin_convertvector(low, codes);
-        std::memcpy(out.q + token * out.width + k, &narrowed, sizeof narrowed);
+        std::memcpy(out.q + out.at(token, b) * out.block + k - begin, &narrowed, sizeof narrowed);
         total += low;
     }
-    out.scale[token * out.blocks + b] = scale;
-    out.sum[token * out.blocks + b] = total_of(total);
+    out.scale[out.at(token, b)] = scale;
+    out.sum[out.at(token, b)] = sum(total);
 }
 
 // The token's row of x to 8 bits: as the format has it where that is one of integers, else block by block, see Quantized.
 // A block of zeros has scale 0.
 void quantize_inputs(const float* x, int64_t columns, int64_t token, const Quantized& out) {
-    const int64_t blocks = out.blocks;
-    int8_t* q = out.q + token * out.width;
     const bool defined = out.inputs.integers(), narrow = out.inputs.kind == Rounding::narrow;
     const float factor = narrow ? narrow_factor(x, 0, columns) : 0;
     const float whole = narrow ? 1 / factor : defined ? step_of(x, 0, columns, out.inputs) : 0;
     out.outlier_count[token] = 0;
-    for (int64_t b = 0; b < blocks; ++b) {
+    for (int64_t b = 0; b < out.blocks; ++b) {
         const int64_t begin = b * out.block, end = begin + out.block, last = end < columns ? end : columns;
         const float most = defined ? 0 : range_of(x, begin, last);
         const float scale = defined ? whole : most / 127, inverse = most > 0 ? 127 / most : 0;
+        int8_t* const q = out.q + out.at(token, b) * out.block;
         vi total = {}, magnitudes = {};
         for (int64_t k = begin; k < end; k += LANES) {
             const vf v = k < columns ? load_some(x + k, columns - k) : vf{};
@@ -202,13 +187,13 @@ void quantize_inputs(const float* x, int64_t columns, int64_t token, const Quant
                                      : clamp(round_even(v * inverse), broadcast(-127), broadcast(127));
             const vi code = __builtin_convertvector(level, vi);
             const codes narrowed = __builtin_convertvector(code, codes);
-            std::memcpy(q + k, &narrowed, sizeof narrowed);
+            std::memcpy(q + k - begin, &narrowed, sizeof narrowed);
             total += code;
             magnitudes += code < 0 ? -code : code;
         }
-        out.scale[token * blocks + b] = scale;
-        out.sum[token * blocks + b] = total_of(total);
-        if (most > 0 && (total_of(magnitudes) - 127) * kFar < 127 * (last - begin - 1))
+        out.scale[out.at(token, b)] = scale;
+        out.sum[out.at(token, b)] = sum(total);
+        if (most > 0 && (sum(magnitudes) - 127) * kFar < 127 * (last - begin - 1))
             quantize_apart(x, columns, token, b, most, out);
     }
 }

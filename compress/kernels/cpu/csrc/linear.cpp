@@ -1,8 +1,8 @@
 // Products of inputs with a repacked weight (linear.h), one group of strips at a time.
 //
-// Two ways. Exact (linear_exact.cpp): codes become the float32 values that the format defines, in registers or a panel, and
-// meet float32 inputs. Eight-bit: codes stay bytes, meet 8-bit inputs in integer sums, and scales come in once a block; outliers among inputs add what is beyond 8 bits
-// afterwards (outliers.cpp).
+// Two ways. Exact (linear_exact.cpp): codes become the float32 values that the format defines, in registers or a panel,
+// and meet float32 inputs. Eight-bit: codes stay bytes, meet 8-bit inputs in integer sums, and scales come in once a
+// block; outliers among inputs add what is beyond 8 bits afterwards (outliers.cpp).
 // What an output is summed from, and in which order, does not depend on how many tokens there are: a token computed
 // alone and one computed among others agree in every bit.
 #include "linear_parts.h"
@@ -12,7 +12,8 @@ namespace ISA {
 namespace {
 
 constexpr int kTileTokens = LANES == 4 ? 2 : LANES == 8 ? 4 : 6;  // of an 8-bit tile, whose sums stay in registers
-constexpr int64_t kPrefetchBytes = 16384;  // into the second-level cache
+constexpr int kGroupTokens = 6 * kTileTokens;  // whose totals, and a block's codes, stay in the first-level cache
+constexpr int64_t kPrefetchBytes = 16384;      // into the second-level cache
 
 inline int32_t quad_at(const int8_t* p) {
     int32_t x;
@@ -31,92 +32,122 @@ constexpr bool prefetches(int bits, int tokens, int strips) {
     return tokens >= 3 && bits < 8 && strips == kStripsTogether;
 }
 
-// STRIPS strips (one, or a whole bundle) and TOKENS tokens, from packed registers straight to outputs.
+// One block of columns, of the group of scales `g`, for STRIPS strips (one, or a whole bundle) and TOKENS tokens: from
+// packed registers to totals, (token, kStripsTogether, 16).
 template <int BITS, int TOKENS, int STRIPS>
-__attribute__((noinline)) void tile(const ProductArgs& a, int64_t strip, int64_t token) {
-    const Linear& w = *a.linear;
-    const Quantized& x = a.quantized;
+__attribute__((noinline)) void tile(const Linear& w, const Quantized& x, int64_t strip, int64_t token, int64_t b,
+                                    int64_t g, bool ahead, float* totals) {
     constexpr int kSums = TOKENS * STRIPS * kVectors, kChains = kSums >= 4 ? 1 : 4 / kSums;
-    const int64_t group_blocks = w.group / x.block, line = 64 * (STRIPS == 1 ? w.together(strip) : STRIPS);
-    const uint8_t* codes = w.codes + w.line_offset(strip);
-    const int8_t* q = x.q + token * x.width;
-    vf totals[STRIPS][TOKENS][kVectors] = {};
-    for (int64_t b = 0, g = 0, left = group_blocks; b < x.blocks && g < w.groups; ++b) {
-        vi sums[STRIPS][TOKENS][kVectors][kChains];  // integer sums: any order gives the same
+    const int64_t line = 64 * (STRIPS == 1 ? w.together(strip) : STRIPS);
+    const uint8_t* codes = w.codes + w.line_offset(strip) + b * x.block / kChunk * BITS * line;
+    const int8_t* q = x.q + x.at(token, b) * x.block;
+    const float* input_scales = x.scale + x.at(token, b);
+    const int32_t* input_sums = x.sum + x.at(token, b);
+    vi sums[STRIPS][TOKENS][kVectors][kChains];  // integer sums: any order gives the same
 #pragma GCC unroll 4
-        for (int s = 0; s < STRIPS; ++s)
-            for (int v = 0; v < kVectors; ++v) {
-                const int64_t at = w.scale_index(strip, g) + s * kStripRows + v * LANES;
+    for (int s = 0; s < STRIPS; ++s)
+        for (int v = 0; v < kVectors; ++v) {
+            const int64_t at = w.scale_index(strip, g) + s * kStripRows + v * LANES;
 #pragma GCC unroll 8
-                for (int m = 0; m < TOKENS; ++m) {
-                    const int32_t sum = x.sum[(token + m) * x.blocks + b];
-                    for (int c = 0; c < kChains; ++c) sums[s][m][v][c] = vi{};
-                    sums[s][m][v][0] = w.zeros ? -load_zeros(w, at) * sum : spread(-w.zero * sum);
-                }
-            }
-        for (int64_t k = 0; k < x.block; k += kChunk, q += kChunk, codes += BITS * line) {
-            if constexpr (prefetches(BITS, TOKENS, STRIPS))
-                for (int l = 0; l < BITS * STRIPS; ++l) __builtin_prefetch(codes + l * 64 + kPrefetchBytes, 0, 2);
-#pragma GCC unroll 8
-            for (int i = 0; i < 8; ++i) {
-                vi quads[STRIPS][kVectors];
-#pragma GCC unroll 4
-                for (int s = 0; s < STRIPS; ++s)
-                    for (int v = 0; v < kVectors; ++v) quads[s][v] = quad_of<BITS>(codes + s * 64, line, v, i);
-#pragma GCC unroll 8
-                for (int m = 0; m < TOKENS; ++m) {
-                    const int32_t input = quad_at(q + m * x.width + 4 * i);
-#pragma GCC unroll 4
-                    for (int s = 0; s < STRIPS; ++s)
-                        for (int v = 0; v < kVectors; ++v)
-                            sums[s][m][v][i % kChains] =
-                                dot<BITS == 8>(sums[s][m][v][i % kChains], quads[s][v], input);
-                }
+            for (int m = 0; m < TOKENS; ++m) {
+                for (int c = 0; c < kChains; ++c) sums[s][m][v][c] = vi{};
+                sums[s][m][v][0] = w.zeros ? -load_zeros(w, at) * input_sums[m] : spread(-w.zero * input_sums[m]);
             }
         }
-#pragma GCC unroll 4
-        for (int s = 0; s < STRIPS; ++s)
-            for (int v = 0; v < kVectors; ++v) {
-                const vf scale = load_scales(w, w.scale_index(strip, g) + s * kStripRows + v * LANES);
+    for (int64_t k = 0; k < x.block; k += kChunk, q += kChunk, codes += BITS * line) {
+        if constexpr (prefetches(BITS, TOKENS, STRIPS))
+            for (int l = 0; ahead && l < BITS * STRIPS; ++l) __builtin_prefetch(codes + l * 64 + kPrefetchBytes, 0, 2);
 #pragma GCC unroll 8
-                for (int m = 0; m < TOKENS; ++m) {
-                    vi sum = sums[s][m][v][0];
-                    for (int c = 1; c < kChains; ++c) sum += sums[s][m][v][c];
-                    totals[s][m][v] += to_floats(sum) * (scale * x.scale[(token + m) * x.blocks + b]);
-                }
+        for (int i = 0; i < 8; ++i) {
+            vi quads[STRIPS][kVectors];
+#pragma GCC unroll 4
+            for (int s = 0; s < STRIPS; ++s)
+                for (int v = 0; v < kVectors; ++v) quads[s][v] = quad_of<BITS>(codes + s * 64, line, v, i);
+#pragma GCC unroll 8
+            for (int m = 0; m < TOKENS; ++m) {
+                const int32_t input = quad_at(q + m * x.block + 4 * i);
+#pragma GCC unroll 4
+                for (int s = 0; s < STRIPS; ++s)
+                    for (int v = 0; v < kVectors; ++v)
+                        sums[s][m][v][i % kChains] =
+                            dot<BITS == 8>(sums[s][m][v][i % kChains], quads[s][v], input);
             }
-        if (--left == 0) ++g, left = group_blocks;
+        }
     }
+#pragma GCC unroll 4
     for (int s = 0; s < STRIPS; ++s)
-        for (int m = 0; m < TOKENS; ++m)
-            finish(a, strip + s, token + m, reinterpret_cast<const float*>(totals[s][m]));
+        for (int v = 0; v < kVectors; ++v) {
+            const vf scale = load_scales(w, w.scale_index(strip, g) + s * kStripRows + v * LANES);
+#pragma GCC unroll 8
+            for (int m = 0; m < TOKENS; ++m) {
+                vi sum = sums[s][m][v][0];
+                for (int c = 1; c < kChains; ++c) sum += sums[s][m][v][c];
+                float* const total = totals + (m * kStripsTogether + s) * kStripRows + v * LANES;
+                store(total, load(total) + to_floats(sum) * (scale * input_scales[m]));
+            }
+        }
 }
 
+// The same for `strips` strips.
 template <int BITS, int TOKENS>
-void tiles(const ProductArgs& a, int64_t strip, int64_t strips, int64_t token) {
+void tiles(const Linear& w, const Quantized& x, int64_t strip, int64_t strips, int64_t token, int64_t b, int64_t g,
+           bool ahead, float* totals) {
     constexpr int kTogether = strips_of_tile(TOKENS);
     int64_t s = 0;
-    for (; s + kTogether <= strips; s += kTogether) tile<BITS, TOKENS, kTogether>(a, strip + s, token);
+    for (; s + kTogether <= strips; s += kTogether)
+        tile<BITS, TOKENS, kTogether>(w, x, strip + s, token, b, g, ahead, totals + s * kStripRows);
     if constexpr (kTogether > 1)
-        for (; s < strips; ++s) tile<BITS, TOKENS, 1>(a, strip + s, token);
+        for (; s < strips; ++s)
+            tile<BITS, TOKENS, 1>(w, x, strip + s, token, b, g, ahead, totals + s * kStripRows);
+}
+
+// Calls work(first, count) for `total` things in parts of `most` at most, a multiple of `step` each but the last, and else
+// as equal as can be: tiles of 4 tokens and 4 keep the multipliers busier than ones of 6 and 2.
+template <typename Work>
+inline void in_parts(int64_t total, int64_t most, int64_t step, Work work) {
+    for (int64_t first = 0, parts = (total + most - 1) / most; first < total; --parts) {
+        const int64_t equal = (total - first + parts - 1) / parts;
+        const int64_t count = least((equal + step - 1) / step * step, total - first);
+        work(first, count);
+        first += count;
+    }
+}
+
+// The outputs of `count` tokens from `token` on will be written: they are brought near meanwhile.
+inline void expect(const ProductArgs& a, int64_t strip, int64_t token, int64_t count) {
+    for (int64_t t = token; t < token + count; ++t) {
+        const float* out = a.out + t * a.out_stride + strip * kStripRows;
+        for (int s = 0; s < kStripsTogether; ++s) __builtin_prefetch(out + s * kStripRows, 1);
+    }
 }
 
 template <int BITS>
-void eight_bit(const ProductArgs& a, int64_t first, int64_t strips) {
-    // Tiles of as equal size as can be: one of 4 tokens and another keep the multipliers busier than one of 6 and one of 2.
-    for (int64_t t = 0, parts = (a.tokens + kTileTokens - 1) / kTileTokens; parts > 0; --parts) {
-        const int64_t count = (a.tokens - t + parts - 1) / parts;
-        switch (count) {
-            case 1: tiles<BITS, 1>(a, first, strips, t); break;
-            case 2: tiles<BITS, 2>(a, first, strips, t); break;
-            case 3: tiles<BITS, least(3, kTileTokens)>(a, first, strips, t); break;
-            case 4: tiles<BITS, least(4, kTileTokens)>(a, first, strips, t); break;
-            case 5: tiles<BITS, least(5, kTileTokens)>(a, first, strips, t); break;
-            default: tiles<BITS, least(6, kTileTokens)>(a, first, strips, t);
+void eight_bit(const ProductArgs& a, int64_t strip, int64_t strips) {
+    const Linear& w = *a.linear;
+    const Quantized& x = a.quantized;
+    constexpr int kStride = kStripsTogether * kStripRows;
+    const int64_t group_blocks = w.group / x.block;
+    in_parts(a.tokens, kGroupTokens, kTileTokens, [&](int64_t first, int64_t count) {
+        alignas(64) float totals[kGroupTokens * kStride];
+        for (int64_t i = 0; i < count * kStride; ++i) totals[i] = 0;
+        for (int64_t b = 0, g = 0, left = group_blocks; b < x.blocks && g < w.groups; ++b) {
+            expect(a, strip, first + count * b / x.blocks, count * (b + 1) / x.blocks - count * b / x.blocks);
+            in_parts(count, kTileTokens, 1, [&](int64_t t, int64_t tokens) {
+                const auto take = [&](auto run) { run(w, x, strip, strips, first + t, b, g, first + t == 0, totals + t * kStride); };
+                switch (tokens) {
+                    case 1: return take(tiles<BITS, 1>);
+                    case 2: return take(tiles<BITS, 2>);
+                    case 3: return take(tiles<BITS, least(3, kTileTokens)>);
+                    case 4: return take(tiles<BITS, least(4, kTileTokens)>);
+                    case 5: return take(tiles<BITS, least(5, kTileTokens)>);
+                    default: return take(tiles<BITS, least(6, kTileTokens)>);
+                }
+            });
+            if (--left == 0) ++g, left = group_blocks;
         }
-        t += count;
-    }
-    add_outliers(a, first, strips);
+        for (int64_t t = 0; t < count; ++t) finish(a, strip, strips, first + t, totals + t * kStride);
+    });
+    add_outliers(a, strip, strips);
 }
 
 }  // namespace

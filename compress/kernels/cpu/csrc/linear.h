@@ -81,19 +81,20 @@ struct Outlier {
 // columns. inputs: where a format of integers defines how, without outliers; else none, and a block goes by its largest
 // |x|, or, where that is far from the others, by theirs.
 struct Quantized {
-    int8_t* q;               // (tokens, width)
-    float* scale;            // (tokens, width / block)
-    int32_t* sum;            // (tokens, width / block): sums of q
+    int8_t* q;               // (blocks, tokens, block): what a product reads together lies together
+    float* scale;            // (blocks, tokens)
+    int32_t* sum;            // (blocks, tokens): sums of q
     Outlier* outliers;       // (tokens, most_outliers), by columns
     int32_t* outlier_count;  // (tokens)
-    int64_t width, block, blocks;  // width and block are multiples of kChunk; blocks = width / block
+    int64_t tokens, block, blocks;  // block is a multiple of kChunk
     InputFormat inputs;
 
-    int64_t most_outliers() const { return width / 4; }
-    // The same of the tokens from `token` on.
+    int64_t most_outliers() const { return blocks * block / 4; }
+    int64_t at(int64_t token, int64_t b) const { return b * tokens + token; }
+    // The same, counted from `token` on.
     Quantized from(int64_t token) const {
         Quantized rest = *this;
-        rest.q += token * width, rest.scale += token * blocks, rest.sum += token * blocks;
+        rest.q += token * block, rest.scale += token, rest.sum += token;
         rest.outliers += token * most_outliers(), rest.outlier_count += token;
         return rest;
     }

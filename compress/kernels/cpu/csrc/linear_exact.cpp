@@ -140,7 +140,7 @@ __attribute__((noinline)) void Plain<BITS>::one_token(const ProductArgs& a, int6
         for (int s = 0; s < STRIPS; ++s)
             for (int v = 0; v < kVectors; ++v) totals[s][v] += sums[s][v];
     }
-    for (int s = 0; s < STRIPS; ++s) finish(a, first + s, 0, reinterpret_cast<const float*>(totals[s]));
+    finish(a, first, STRIPS, 0, reinterpret_cast<const float*>(totals));
 }
 
 // The same of a packed weight, whose columns are a multiple of kChunk: codes become values in registers.
@@ -180,7 +180,7 @@ __attribute__((noinline)) void Packed<Format>::one_token(const ProductArgs& a, i
                 sums[s][v] = vf{};
             }
     }
-    for (int s = 0; s < STRIPS; ++s) finish(a, first + s, 0, reinterpret_cast<const float*>(totals[s]));
+    finish(a, first, STRIPS, 0, reinterpret_cast<const float*>(totals));
 }
 
 template <typename Weight>
@@ -216,8 +216,7 @@ void exact(const ProductArgs& a, int64_t first, int64_t strips, float* scratch) 
         for (; t < a.tokens; ++t)
             multiply_strips<1, kStripsTogether, kLate>(b, x + t * a.x_stride, a.x_stride, totals + t * stride, stride);
     }
-    for (int64_t t = 0; t < a.tokens; ++t)
-        for (int64_t s = 0; s < strips; ++s) finish(a, first + s, t, totals + t * stride + s * kStripRows);
+    for (int64_t t = 0; t < a.tokens; ++t) finish(a, first, strips, t, totals + t * stride);
 }
 
 // The table of formats: what a weight is made of -> its product.

@@ -5,6 +5,7 @@
 #include "linear.h"
 #include "simd.h"
 #include "small_floats.h"
+#include "vector_math.h"
 
 namespace compress {
 namespace ISA {
@@ -111,13 +112,16 @@ inline vi dot(vi sum, vi w, int32_t x) {
 #endif
 }
 
-inline void finish(const ProductArgs& a, int64_t strip, int64_t token, const float* sums) {
+// sums: of `strips` strips' rows, one after the other.
+inline void finish(const ProductArgs& a, int64_t strip, int64_t strips, int64_t token, const float* sums) {
     const Linear& w = *a.linear;
-    const int64_t row = strip * kStripRows, count = least(kStripRows, w.rows - row);
+    const int64_t row = strip * kStripRows, count = least(strips * kStripRows, w.rows - row);
     float* out = a.out + token * a.out_stride + row;
-    for (int64_t r = 0; r < count; ++r) {
-        const float value = w.bias ? sums[r] + w.bias[row + r] : sums[r];
-        out[r] = a.add ? out[r] + value : value;
+    for (int64_t r = 0; r < count; r += LANES) {
+        vf value = load(sums + r);
+        if (w.bias) value += load_some(w.bias + row + r, count - r);
+        if (a.add) value += load_some(out + r, count - r);
+        store_some(out + r, value, count - r);
     }
 }
 

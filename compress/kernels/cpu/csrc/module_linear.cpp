@@ -149,16 +149,18 @@ void multiply(const PackedLinear& linear, const Input& x, const Output& out, boo
     positive("threads", threads);
     const Kernels& kernels = active_kernels();
     nb::gil_scoped_release release;
-    const int64_t block = w.block(), blocks = w.padded / block;
-    std::vector<int8_t> q(eight_bit ? tokens * w.padded : 0);
+    const int64_t block = w.block(), blocks = (w.padded + block - 1) / block;
+    std::vector<int8_t> q(eight_bit ? tokens * blocks * block : 0);
     std::vector<float> scales(eight_bit ? tokens * blocks : 0);
     std::vector<int32_t> sums(eight_bit ? tokens * blocks : 0);
     std::vector<Outlier> outliers(q.size() / 4);
     std::vector<int32_t> outlier_counts(eight_bit ? tokens : 0);
     if (eight_bit) {
         args.quantized = {q.data(),  scales.data(), sums.data(), outliers.data(), outlier_counts.data(),
-                          w.padded, block,         blocks,      w.inputs};
-        for (int64_t t = 0; t < tokens; ++t) kernels.quantize_inputs(args.x + t * columns, columns, t, args.quantized);
+                          tokens,   block,         blocks,      w.inputs};
+        Pool::shared().run(tokens, threads, [&](int64_t t, int) {
+            kernels.quantize_inputs(args.x + t * columns, columns, t, args.quantized);
+        });
     }
     std::vector<float> rounded;
     if (w.inputs.kind != Rounding::none && !eight_bit) {

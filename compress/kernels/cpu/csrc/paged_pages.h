@@ -7,6 +7,7 @@ namespace compress {
 namespace ISA {
 
 constexpr int kScoreVectors = kPageTokens / LANES;
+constexpr int kTogether = 4;  // registers of a token's values
 
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -95,25 +96,13 @@ struct Page {
                     if constexpr (How::kGrids) added[r] += weights[r][t] * widened(value_grid[kPageTokens + t]);
                     weights[r][t] *= widened(value_grid[t]);
                 }
-        const int64_t blocks = dim / kFloatBlock;
-        const int64_t width = dim / How::kParts;
+        const int64_t blocks = dim / kFloatBlock, width = dim / How::kParts;
         for (int part = 0; part < How::kParts; ++part) {
             float* out = sums + part * width;
             int64_t d = 0;
-            for (; d + LANES <= width; d += LANES) {
-                vf s[QUERIES];
-                for (int r = 0; r < QUERIES; ++r) {
-                    s[r] = load(out + r * dim + d);
-                    if constexpr (How::kGrids) s[r] += added[r];
-                }
-                for (int64_t t = first; t < end; ++t) {
-                    vf v = How::load(values + t * width + d, part);
-                    if constexpr (How::kBlocks)
-                        v *= from_e4m3(value_scales[t * blocks + (part * width + d) / kFloatBlock]);
-                    for (int r = 0; r < QUERIES; ++r) s[r] += v * weights[r][t];
-                }
-                for (int r = 0; r < QUERIES; ++r) store(out + r * dim + d, s[r]);
-            }
+            for (; d + kTogether * LANES <= width; d += kTogether * LANES)
+                weigh_values<kTogether>(weights, added, part, d, first, end);
+            for (; d + LANES <= width; d += LANES) weigh_values<1>(weights, added, part, d, first, end);
             for (; d < width; ++d)
                 for (int r = 0; r < QUERIES; ++r) {
                     if constexpr (How::kGrids) out[r * dim + d] += added[r];
@@ -125,6 +114,30 @@ struct Page {
                     }
                 }
         }
+    }
+
+    // Adds the values' dimensions [d, d + VECTORS * LANES) of a part to the sums, token by token.
+    template <int VECTORS>
+    void weigh_values(const float (&weights)[QUERIES][kPageTokens], const float (&added)[QUERIES], int part, int64_t d,
+                      int64_t first, int64_t end) const {
+        const int64_t dim = of.dim, blocks = dim / kFloatBlock, width = dim / How::kParts;
+        float* const out = of.sums + part * width + d;
+        vf s[QUERIES][VECTORS];
+        for (int r = 0; r < QUERIES; ++r)
+            for (int v = 0; v < VECTORS; ++v) {
+                s[r][v] = load(out + r * dim + v * LANES);
+                if constexpr (How::kGrids) s[r][v] += added[r];
+            }
+        for (int64_t t = first; t < end; ++t)
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; ++v) {
+                vf value = How::load(values + t * width + d + v * LANES, part);
+                if constexpr (How::kBlocks)
+                    value *= from_e4m3(value_scales[t * blocks + (part * width + d + v * LANES) / kFloatBlock]);
+                for (int r = 0; r < QUERIES; ++r) s[r][v] += value * weights[r][t];
+            }
+        for (int r = 0; r < QUERIES; ++r)
+            for (int v = 0; v < VECTORS; ++v) store(out + r * dim + v * LANES, s[r][v]);
     }
 
     void score(float (*weights)[kPageTokens]) const {

@@ -4,6 +4,7 @@
 // range, round on the grids that cover shares of it, and add up the squared errors by the columns' importance. The
 // best share counts.
 #include "tile.h"
+#include "vector_math.h"
 
 namespace compress {
 namespace ISA {
@@ -17,19 +18,6 @@ struct Group {
     const float* importance;
     int64_t count;
 };
-
-static inline vf part(const float* p, int64_t at, int64_t count) {
-    if (at + LANES <= count) return load(p + at);
-    float padded[LANES] = {};
-    for (int64_t l = 0; at + l < count; ++l) padded[l] = p[at + l];
-    return load(padded);
-}
-
-float largest(vf v) {
-    float best = v[0];
-    for (int l = 1; l < LANES; ++l) best = v[l] > best ? v[l] : best;
-    return best;
-}
 
 // The loss of `scaled` on the grid from -bottom to top.
 float grid_loss(const RoundingArgs& a, const Group& g, const float* scaled, float bottom, float top) {
@@ -53,7 +41,7 @@ float grid_loss(const RoundingArgs& a, const Group& g, const float* scaled, floa
     for (int64_t c = 0; c < g.count; c += LANES) {
         const vf x = load(scaled + c);
         const vf error = round_even(clamp(x / broadcast(step), lowest, highest)) * step - x;
-        total += error * error * part(g.importance, c, g.count);
+        total += error * error * load_some(g.importance + c, g.count - c);
     }
     return sum(total);
 }
@@ -61,7 +49,7 @@ float grid_loss(const RoundingArgs& a, const Group& g, const float* scaled, floa
 float group_loss(const RoundingArgs& a, const Group& g, float* scaled) {
     vf high = {}, low = {};
     for (int64_t c = 0; c < g.count; c += LANES) {
-        const vf x = part(g.weight, c, g.count) * part(g.scale, c, g.count);
+        const vf x = load_some(g.weight + c, g.count - c) * load_some(g.scale + c, g.count - c);
         store(scaled + c, x);
         high = x > high ? x : high;
         low = -x > low ? -x : low;  // the lower end of the range, its sign turned

@@ -54,12 +54,6 @@ static inline bool any_nonzero(vf v) {
     return any;
 }
 
-static inline float sum(vf v) {
-    float total = 0;
-    for (int l = 0; l < LANES; ++l) total += v[l];
-    return total;
-}
-
 // result[lane] = v[index[lane]].
 static inline vf permute(vf v, vi index) {
 #if defined(__AVX512F__)
@@ -71,6 +65,28 @@ static inline vf permute(vf v, vi index) {
     for (int l = 0; l < LANES; ++l) result[l] = v[index[l]];
     return result;
 #endif
+}
+
+// Lane 0: all lanes combined, two and two.
+template <typename Combine>
+static inline vf folded(vf v, Combine combine) {
+    vi lanes;
+    for (int l = 0; l < LANES; ++l) lanes[l] = l;
+#pragma GCC unroll 4
+    for (int n = LANES / 2; n > 0; n /= 2) v = combine(v, permute(v, (lanes + n) & (LANES - 1)));
+    return v;
+}
+static inline float sum(vf v) {
+    return folded(v, [](vf a, vf b) { return a + b; })[0];
+}
+static inline float largest(vf v) {
+    return folded(v, [](vf a, vf b) { return a > b ? a : b; })[0];
+}
+static inline int32_t sum(vi v) {
+    return ((vi)folded((vf)v, [](vf a, vf b) { return (vf)((vi)a + (vi)b); }))[0];
+}
+static inline int32_t largest(vi v) {
+    return ((vi)folded((vf)v, [](vf a, vf b) { return (vf)((vi)a > (vi)b ? (vi)a : (vi)b); }))[0];
 }
 
 }  // namespace ISA

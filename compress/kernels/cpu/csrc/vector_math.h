@@ -7,12 +7,14 @@ namespace ISA {
 
 // A register of what is left of an array: `count` floats at most, zeros after them.
 static inline vf load_some(const float* p, int64_t count) {
+    if (count >= LANES) return load(p);
     vf v = {};
-    std::memcpy(&v, p, (count < LANES ? count : LANES) * sizeof(float));
+    std::memcpy(&v, p, count * sizeof(float));
     return v;
 }
 static inline void store_some(float* p, vf v, int64_t count) {
-    std::memcpy(p, &v, (count < LANES ? count : LANES) * sizeof(float));
+    if (count >= LANES) return store(p, v);
+    std::memcpy(p, &v, count * sizeof(float));
 }
 
 // e^x for x <= 0, to the last bit or two: x = n ln 2 + r, and e^r by its series up to r^6.
@@ -51,12 +53,6 @@ static inline vf tanh_of(vf x) {
     series = series * square - 1.0f / 3;
     series = x + x * square * series;
     return size < broadcast(0.25f) ? series : x < 0 ? -far : far;
-}
-
-static inline float largest(vf v) {
-    float best = v[0];
-    for (int l = 1; l < LANES; ++l) best = v[l] > best ? v[l] : best;
-    return best;
 }
 
 }  // namespace ISA
