@@ -10,6 +10,8 @@ import json
 import re
 import statistics
 import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,14 @@ from typing import Any
 import torch
 
 import compress
+from benchmarks.gpu_products import DENSE, Save
 from benchmarks.gpu_shapes import Shape
-from benchmarks.gpu_timing import Clock, ratio, summary
+from benchmarks.gpu_timing import Clock, ratios, summary
 from benchmarks.make_random_llama import make_random_llama
 from compress.models.checkpoint import Checkpoint
 from compress.runtime.gpu_backend import GpuRuntime
 from compress.runtime.loading import decide
+from compress.runtime.paged_model import Chunk
 from compress.runtime.protocol import SamplingParams
 
 ROUNDS = 9
@@ -30,32 +34,40 @@ PROMPT, NEW = 64, 64
 PACKED = "W4A16-g128"
 
 
-def decode(shape: Shape, clock: Clock) -> dict[str, Any]:
+def decode(shape: Shape, clock: Clock, found: dict[str, Any], save: Save) -> None:
     """By number of sequences: seconds of a step of each model, rounds taking turns, and their ratio.
 
-    A step is all of `LLM.generate` between two tokens: inputs put together, layers, head, the choice of tokens.
+    A step is what the device does for one token of each sequence: a recorded graph, its inputs copied. A whole step is
+    all of `LLM.generate` between two tokens: inputs put together, layers, head, the choice of tokens.
     """
     with tempfile.TemporaryDirectory() as place:
         models = _models(shape, clock, Path(place))
-        batches = (2,) if clock.dry else (1, 4, 8, 16, 32)
         prompt, new, rounds = (3, 2, 1) if clock.dry else (PROMPT, NEW, ROUNDS)
-        found: dict[str, Any] = {"prompt_tokens": prompt, "new_tokens": new, "kernels": {}}
-        for name, model in models.items():
-            found["kernels"][name] = sorted({use.kernel for use in model.layers()})
-        for batch in batches:
-            steps: dict[str, list[float]] = {name: [] for name in models}
+        kernels = {name: sorted({use.kernel for use in model.layers()}) for name, model in models.items()}
+        found |= {"prompt_tokens": prompt, "new_tokens": new, "kernels": kernels}
+        for batch in (2,) if clock.dry else (1, 4, 8, 16, 32):
+            with ExitStack() as lent:
+                steps = clock.turns({name: _step(model, batch, prompt, lent) for name, model in models.items()}, False)
+            whole: dict[str, list[float]] = {name: [] for name in models}
             for number in range(rounds + 1):
                 for name, model in models.items():
                     taken = _step_seconds(model, batch, prompt, new)
-                    if number or clock.dry:  # the first records its steps
-                        steps[name].append(taken)
-            slow, fast = (None if clock.dry else steps[name] for name in ("bfloat16", PACKED))
+                    if number and not clock.dry:  # the first records its steps
+                        whole[name].append(taken)
             found[str(batch)] = {
-                "bfloat16": summary(slow),
-                PACKED: summary(fast),
-                "times_faster_than_bfloat16": ratio(slow, fast),
+                "step": {name: summary(taken) for name, taken in steps.items()},
+                "times_faster_than_bfloat16": ratios(steps[DENSE], steps[PACKED]),
+                "whole_step": {name: summary(taken) for name, taken in whole.items()},
+                "whole_times_faster": ratios(whole[DENSE], whole[PACKED]),
             }
-        return found
+            save()
+
+
+def _step(model: GpuRuntime, batch: int, prompt: int, lent: ExitStack) -> Callable[[], object]:
+    """A step of so many sequences behind their prompts, whose keys and values nobody computed."""
+    pages = [lent.enter_context(model.model.pages.lend(prompt + 1)) for _ in range(batch)]
+    chunks = [Chunk([1], prompt, own, [0]) for own in pages]
+    return lambda: model.model.step(chunks)
 
 
 def _models(shape: Shape, clock: Clock, place: Path) -> dict[str, GpuRuntime]:
@@ -64,7 +76,7 @@ def _models(shape: Shape, clock: Clock, place: Path) -> dict[str, GpuRuntime]:
     compress.quantize(
         place / "dense", "rtn", 4, group_size=128, output=place / "packed", device="cpu", evaluate=False
     )  # fmt: skip
-    paths = {"bfloat16": place / "dense", PACKED: place / "packed"}
+    paths = {DENSE: place / "dense", PACKED: place / "packed"}
     return {name: _opened(repeated(path, shape.layers), clock) for name, path in paths.items()}
 
 
