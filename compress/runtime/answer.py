@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Protocol
 
+from compress.runtime.detokenizer import Detokenizer
 from compress.runtime.protocol import FinishReason, Generation, SamplingParams
 from compress.runtime.sampling import Sampler
-
-_TAIL_TOKENS = 8  # before a stop string, so that how decoding begins does not touch it
 
 
 class Reader(Protocol):
@@ -39,6 +38,8 @@ class Answer:
         self.cached_tokens = 0
         self._started = time.perf_counter()
         self._stamps: list[float] = []
+        self._text = Detokenizer(reader.decode, prompt)
+        self._tokens_read = 0
 
     def start(self) -> None:
         """The clock begins now instead of when the answer was made."""
@@ -51,24 +52,22 @@ class Answer:
             self.reason = "stop"
             return
         self.fresh.append(token)
-        if self._stopped():
+        if self.params.stop and self._end(self._read().steady) is not None:
             self.reason = "stop"
         elif len(self.fresh) == self.limit:
             self.reason = "length" if self.limit == self.params.max_tokens else "context"
 
     def text(self) -> str:
-        """What has come so far, up to a stop string."""
-        text = self._continuation()
-        for stop in self.params.stop:
-            text = text.split(stop, 1)[0]
-        return text
+        """What has come so far, up to the first stop string in it."""
+        found = self._read()
+        text = found.text + found.rest
+        return text[: self._end(text)]
 
     def settled(self) -> str:
         """The text so far without what may still change: an unfinished character, or what may become a stop string."""
         if self.reason is not None:
             return self.text()
-        text = self.text().rstrip("\ufffd")
-        stops = self.params.stop
+        text, stops = self._read().steady, self.params.stop
         held = max((size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size])), default=0)
         return text[: len(text) - held]
 
@@ -89,16 +88,13 @@ class Answer:
             logprobs=None if self.params.logprobs is None else tuple(chosen),
         )
 
-    def _continuation(self) -> str:
-        """The text that `fresh` adds: decoded together, because many tokenizers drop a leading space decoded alone."""
-        decode = self._reader.decode
-        before, whole = decode(self.prompt), decode(self.prompt + self.fresh)
-        return whole[len(before) :] if whole.startswith(before) else decode(self.fresh)
+    def _read(self) -> Detokenizer:
+        """The text of all tokens so far; they are read where it is asked for."""
+        if tokens := self.fresh[self._tokens_read :]:
+            self._text.extend(tokens)
+            self._tokens_read = len(self.fresh)
+        return self._text
 
-    def _stopped(self) -> bool:
-        """Whether the answer holds a stop string; decodes all of it only where its last tokens seem to."""
-        stops = self.params.stop
-        if not stops:
-            return False
-        tail = self._reader.decode(self.fresh[-(max(len(stop.encode()) for stop in stops) + _TAIL_TOKENS) :])
-        return any(stop in tail and stop in self._continuation() for stop in stops)
+    def _end(self, text: str) -> int | None:
+        """Where the first stop string in a text begins."""
+        return min((at for stop in self.params.stop if (at := text.find(stop)) >= 0), default=None)
