@@ -11,10 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from compress.errors import UserError
+from compress.runtime.loss import divergence, predictions
 
 if TYPE_CHECKING:
     from compress.runtime.paged_model import PagedModel
@@ -73,7 +71,13 @@ def choose(
         raise UserError(f"--kv-skip has nothing to skip in a {kind} cache", "choose a smaller --kv-cache")
     choice = CacheChoice(kind, tuple(_without(wanted, named)), named)
     if skip == "auto" or (kind == "fp8" and not stored):
-        losses = _Losses(model, tokens())
+        sample = tokens()
+        if not sample:
+            raise UserError(
+                f"what a {kind} key-value cache loses cannot be measured: no token of the sample is in the vocabulary",
+                "name the layers of --kv-skip, or use --kv-cache int8",
+            )
+        losses = _Losses(model, sample)
         choice = _measured(losses, wanted) if skip == "auto" else _judged(losses, choice)
         if kind == "fp8" and not stored and not (choice.kl or 0.0) <= COLLAPSED:
             raise UserError(
@@ -87,8 +91,8 @@ def choose(
 def _named(skip: str, count: int) -> tuple[int, ...]:
     if skip in ("none", "auto"):
         return ()
-    parts = [part.strip() for part in skip.split(",")]
-    if not all(part.isdecimal() and int(part) < count for part in parts):
+    parts = [part.strip() for part in str(skip).split(",")]
+    if not all(part.isdecimal() and len(part) < 8 and int(part) < count for part in parts):
         raise UserError(
             f"--kv-skip {skip} names layers that are not there",
             f"give auto, or numbers from 0 to {count - 1} with commas",
@@ -126,14 +130,9 @@ class _Losses:
         self._model = model
         self._tokens = tokens
         self.exact = LayerCache(model.caches[0])
-        self._exact = self._predictions([self.exact] * model.shape.layers)
+        model.keep([self.exact] * model.shape.layers)
+        self._exact = predictions(model, tokens)
 
     def of(self, caches: Sequence[LayerCache]) -> float:
-        found = self._predictions(caches)
-        return float((self._exact.exp() * (self._exact - found)).sum(-1).mean())
-
-    def _predictions(self, caches: Sequence[LayerCache]) -> Tensor:
         self._model.keep(caches)
-        count = len(self._tokens)
-        with self._model.pages.lend(count) as pages, torch.inference_mode():
-            return self._model.sequence(self._tokens, 0, pages, range(count)).double().log_softmax(-1)
+        return divergence(self._exact, predictions(self._model, self._tokens))

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from compress.errors import UserError
 from compress.runtime.answer import Answer
 from compress.runtime.paged_model import STEP_TOKENS, Chunk
 from compress.runtime.pages import PagePool
-from compress.runtime.sampling import choose_all
+from compress.runtime.sampling import choose_finite
 from compress.runtime.scheduler import Request, Scheduler
 
 MOST_RUNNING = 64
@@ -51,7 +52,7 @@ class Engine:
             raise UserError(
                 f"{len(answer.prompt)} tokens and an answer of up to {answer.limit} do not fit the key-value cache of "
                 f"{capacity} tokens",
-                "shorten the prompt, ask for fewer tokens, or give a larger cache",
+                "shorten the prompt, ask for fewer tokens, or give a larger cache_tokens",
             )
         request = Request(list(answer.prompt), priority, leader=leader, long=long)
         self._answers[request] = answer
@@ -66,8 +67,7 @@ class Engine:
     def step(self) -> list[Request]:
         """Computes one step; the requests whose answers grew, finished ones among them.
 
-        Raises:
-            WorkError: logits that are not finite. No request is lost; cancel them.
+        A request whose logits are not finite ends without a reason in its answer; what it computed is not shared.
         """
         work = self._scheduler.plan()
         chunks = [
@@ -83,13 +83,20 @@ class Engine:
         if not chunks:
             return []
         logits = self._step(chunks)
+        ending = [request for request, count in work if count == request.left]
+        finite = torch.isfinite(logits).all(-1)
+        if not bool(finite.all()):
+            for request, fine in zip(ending, finite.tolist(), strict=True):
+                if not fine:
+                    self.cancel(request)
+            work = [(request, count) for request, count in work if not request.finished]
+            logits = logits[finite]
         for request, count in work:
             self._scheduler.computed(request, count)
-        grown = [request for request, _ in work if request.left == 0]
+        grown = [request for request in ending if not request.finished]
         answers = [self._answers[request] for request in grown]
-        for request, answer, token in zip(
-            grown, answers, choose_all(logits, [answer.sampler for answer in answers]), strict=True
-        ):
+        tokens = choose_finite(logits, [answer.sampler for answer in answers])
+        for request, answer, token in zip(grown, answers, tokens, strict=True):
             if not answer.fresh:
                 answer.cached_tokens = request.shared_tokens
             answer.take(token)

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from compress.runtime.loss import divergence, predictions
 
 if TYPE_CHECKING:
     from compress.runtime.native_model import NativeModel
@@ -30,17 +29,14 @@ def rounding_loss(model: NativeModel, sample: Callable[[], Sequence[int]]) -> fl
     """
     if not any(part.takes_eight_bit for parts in model.linears.values() for part in parts):
         return None
-    tokens = [token for token in sample() if token < model.shape.vocabulary][:TOKENS]
+    tokens = sample()[:TOKENS]
     if not tokens:
         return None
-    exact, rounded = (_predictions(model, tokens, eight_bit) for eight_bit in (False, True))
-    return float((exact.exp() * (exact - rounded)).sum(-1).mean())
-
-
-def _predictions(model: NativeModel, tokens: Sequence[int], eight_bit: bool) -> Tensor:
-    before, model.eight_bit = model.eight_bit, eight_bit
+    before = model.eight_bit
     try:
-        with model.pages.lend(len(tokens)) as pages, torch.inference_mode():
-            return model.sequence(tokens, 0, pages, range(len(tokens))).double().log_softmax(-1)
+        model.eight_bit = False
+        exact = predictions(model, tokens)
+        model.eight_bit = True
+        return divergence(exact, predictions(model, tokens))
     finally:
         model.eight_bit = before

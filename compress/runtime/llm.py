@@ -10,11 +10,11 @@ import torch
 
 from compress.content import default_model
 from compress.runtime.loading import load
+from compress.runtime.prompts import Prompt, several
 from compress.runtime.protocol import Generation, SamplingParams
 from compress.runtime.sound import check_artifact
 from compress.runtime.text_model import TextModel
-
-Prompt = str | Sequence[int]
+from compress.runtime.transformers_scoring import target_scores
 
 
 class LLM:
@@ -57,31 +57,22 @@ class LLM:
         params: of all prompts, or one for each. The native engine computes them together, and what prompts begin with
         in common only once.
         """
-        return cast(TextModel, self.runtime).generate(_several(prompts), params or SamplingParams())
+        return cast(TextModel, self.runtime).generate(several(prompts), SamplingParams() if params is None else params)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[str]:
         """The text of one answer piece by piece, as soon as it cannot change any more."""
-        return cast(TextModel, self.runtime).stream(prompt, params or SamplingParams())
+        return cast(TextModel, self.runtime).stream(prompt, SamplingParams() if params is None else params)
 
     def score(self, texts: Prompt | Sequence[Prompt]) -> list[list[float]]:
         """The log-probability in nats of each token of a text but its first, given all before it.
 
         A text is read with the begin token before it, where the tokenizer has one; token ids are taken as they are.
         """
-        return [self._score(text) for text in _several(texts)]
+        return [self._score(text) for text in several(texts)]
 
     def _score(self, text: Prompt) -> list[float]:
-        if isinstance(text, str):
-            begin = [] if self.runtime.prefix_id is None else [self.runtime.prefix_id]
-            text = begin + self.runtime.encode(text)
-        ids = torch.tensor([list(text)], dtype=torch.int64)
-        found = self.runtime.score(ids)[0, :-1].cpu().double().log_softmax(-1).gather(1, ids[0, 1:].unsqueeze(1))
-        return cast(list[float], found[:, 0].tolist())
-
-
-def _several(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str):
-        return [prompts]
-    if prompts and isinstance(prompts[0], int):
-        return [cast(Sequence[int], prompts)]
-    return list(cast(Sequence[Prompt], prompts))
+        ids = torch.tensor([cast(TextModel, self.runtime).prompt_ids(text)])
+        logits = self.runtime.score(ids)[0, :-1]
+        at = torch.arange(len(logits), device=logits.device)
+        values, _ = target_scores(logits, at, ids[0, 1:].to(logits.device))
+        return cast(list[float], values.tolist())

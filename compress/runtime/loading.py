@@ -26,6 +26,7 @@ from compress.runtime.protocol import Runtime
 from compress.runtime.transformers_loader import load_config
 
 KERNELS = ("auto", "cpu", "cpu-int8", "triton", "reference")
+MOST_CACHE_TOKENS = 2**28
 KV_CACHES = ("auto", *CACHES)
 
 
@@ -62,12 +63,12 @@ def load(
     linears in them; `reference`, dense arithmetic in transformers; `auto`, on a CPU `cpu` where there is one for the
     model, the engine's answers with inputs of integers in 8 bits where that costs little (`input_choice`), on a GPU
     `triton` where that runs, and `reference` elsewhere. prefix_cache: the engine keeps what it computed of prompts for
-    later calls that begin the same (never for scores). cache_tokens: room of its key-value cache. kv_cache: how the
-    engine keeps keys and values: `float32` (on a GPU the model's dtype), `bfloat16`; `int8` and `int4` with a grid per
-    token and head; `fp8` with the artifact's calibrated scales, or 1, and then refused where it breaks the model; on a
-    CPU `int2` with keys by channel, and `nvfp4`; `auto`, `fp8` where the artifact has scales, else what loses
-    nothing. kv_skip: layers that keep bfloat16 instead: `none`, numbers with commas, or `auto`, those that lose most,
-    as measured.
+    later calls that begin the same (never for scores). cache_tokens: room of its key-value cache, 2^28 at most.
+    kv_cache: how the engine keeps keys and values: `float32` (on a GPU the model's dtype), `bfloat16`; `int8` and
+    `int4` with a grid per token and head; `fp8` with the artifact's calibrated scales, or 1, and then refused where it
+    breaks the model; on a CPU `int2` with keys by channel, and `nvfp4`; `auto`, `fp8` where the artifact has scales,
+    else what loses nothing. kv_skip: layers that keep bfloat16 instead: `none`, numbers with commas, or `auto`, those
+    that lose most, as measured.
 
     Raises:
         UserError: no model there, an unknown architecture, device, dtype, kernel or cache, or a kernel or cache that
@@ -79,6 +80,11 @@ def load(
         raise UserError(f"kernel {kernel!r} is not available", f"choose {', '.join(KERNELS[:-1])} or {KERNELS[-1]}")
     if kv_cache not in KV_CACHES:
         raise UserError(f"key-value cache {kv_cache!r} is not known", f"choose {', '.join(KV_CACHES)}")
+    if cache_tokens is not None and not (isinstance(cache_tokens, int) and 1 <= cache_tokens <= MOST_CACHE_TOKENS):
+        raise UserError(
+            f"cache_tokens is {cache_tokens!r}; it must be a whole number from 1 to {MOST_CACHE_TOKENS}",
+            "leave it out for the model's context",
+        )
     if kernel == "reference":
         _refuse_cache(path, kv_cache, kv_skip, "--kernel reference computes in transformers")
         return transformers_backend.load(path, device, dtype, "reference")

@@ -21,5 +21,6 @@ def guarded(doing: str) -> Iterator[None]:
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and _CPU_ALLOCATOR not in str(error):
             raise
         raise WorkError(
-            f"out of memory while {doing}", "use --dtype bfloat16, a shorter --seq-len, or a machine with more memory"
+            f"out of memory while {doing}",
+            "use shorter texts and fewer at once, compressed weights, or a machine with more memory",
         ) from error

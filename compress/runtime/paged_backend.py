@@ -20,6 +20,7 @@ from compress.runtime.kv_cache import Scales, stored_scales
 from compress.runtime.memory import guarded
 from compress.runtime.paged_model import PagedModel
 from compress.runtime.paged_sequence import PagedSequence
+from compress.runtime.sampling import not_finite
 from compress.runtime.scheduler import Request
 from compress.runtime.text_model import TextModel
 from compress.runtime.transformers_scoring import BATCH_TOKENS, target_scores
@@ -31,6 +32,7 @@ class PagedRuntime(TextModel):
     """A model over pages behind the `Runtime` protocol; a back end adds what computes its steps."""
 
     batched_generate = True
+    device: str
     model: PagedModel
     cache: CacheChoice
 
@@ -54,10 +56,11 @@ class PagedRuntime(TextModel):
             return choose(self.model, kind, skip, scales, self._sample)
 
     def _sample(self) -> list[int]:
-        """Tokens to measure inputs and caches on."""
+        """Tokens to measure inputs and caches on, without those that only the tokenizer has."""
         text = (calibration_dir() / "tales.txt").read_text(encoding="utf-8")[: 16 * TOKENS]
         begin = [] if self.prefix_id is None else [self.prefix_id]
-        return (begin + self.encode(text))[: min(TOKENS, self.context_length or TOKENS)]
+        known = [token for token in begin + self.encode(text) if token < self.vocab_size]
+        return known[: min(TOKENS, self.context_length or TOKENS)]
 
     def parameters(self) -> int:
         """Number of weights, tied ones once."""
@@ -74,11 +77,11 @@ class PagedRuntime(TextModel):
         """Logits (batch, seq, vocab) float32 for token ids (batch, seq) int64, no padding."""
         self._check(token_ids)
         with guarded("scoring"), self._scoring():
-            rows = []
-            for sequence in token_ids.tolist():
+            logits = torch.empty(*token_ids.shape, self.vocab_size, device=self.device)
+            for sequence, out in zip(token_ids.tolist(), logits, strict=True):
                 with self.model.pages.lend(len(sequence)) as pages:
-                    rows.append(self.model.sequence(sequence, 0, pages, range(len(sequence))))
-            return torch.stack(rows)
+                    self.model.sequence(sequence, 0, pages, range(len(sequence)), out=out)
+            return logits
 
     @contextmanager
     def _scoring(self) -> Iterator[None]:
@@ -137,20 +140,26 @@ class PagedRuntime(TextModel):
 
     def _finished(self, answers: Sequence[Answer]) -> Sequence[Answer]:
         """All answers together, step by step."""
-        with self._requests(answers):
+        with self._requests(answers) as requests:
             while any(answer.reason is None for answer in answers):
-                self.engine.step()
+                self._step(requests, answers)
         return answers
 
     def _grow(self, answer: Answer) -> Generator[None, None, None]:
         """One answer, beside whatever else the engine is asked for meanwhile."""
-        with self._requests([answer]):
+        with self._requests([answer]) as requests:
             while answer.reason is None:
-                self.engine.step()
+                self._step(requests, [answer])
                 yield
 
+    def _step(self, requests: Sequence[Request], answers: Sequence[Answer]) -> None:
+        """One step of the engine; WorkError where one of these requests has failed, in this step or another's."""
+        self.engine.step()
+        if any(request.finished and answer.reason is None for request, answer in zip(requests, answers, strict=True)):
+            raise not_finite()
+
     @contextmanager
-    def _requests(self, answers: Sequence[Answer]) -> Iterator[None]:
+    def _requests(self, answers: Sequence[Answer]) -> Iterator[Sequence[Request]]:
         """The engine's requests for some answers; those not finished at the end are cancelled."""
         requests: list[Request] = []
         leader: Request | None = None
@@ -161,7 +170,7 @@ class PagedRuntime(TextModel):
                 long = self.model.long(len(answer.prompt) + answer.limit)
                 requests.append(self.engine.add(answer, priority=answer.params.priority, leader=leader, long=long))
                 leader = leader or requests[-1]
-            yield
+            yield requests
         finally:
             for request in requests:
                 self.engine.cancel(request)

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from compress.runtime.cache_choice import LayerCache
@@ -82,18 +81,25 @@ class PagedModel(ABC):
         pages: Sequence[int],
         rows: Sequence[int],
         length: int | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """Logits (rows, vocabulary) of one sequence's next tokens, in steps of `step_tokens`; rows in ascending order.
 
-        length: of the whole sequence in the end; with these tokens if None.
+        length: of the whole sequence in the end; with these tokens if None. out: where they are written; new if None.
         """
         long = self.long(position + len(tokens) if length is None else length)
-        found = []
+        done = 0
         for start in range(0, len(tokens), self.step_tokens):
             part = tokens[start : start + self.step_tokens]
             inside = [row - start for row in rows if start <= row < start + len(part)]
-            found.append(self.step([Chunk(part, position + start, pages, inside, long)]))
-        return found[0] if len(found) == 1 else torch.cat(found)
+            logits = self.step([Chunk(part, position + start, pages, inside, long)])
+            if out is None:
+                out = logits if len(part) == len(tokens) else logits.new_empty(len(rows), logits.shape[1])
+            if out is not logits:
+                out[done : done + len(logits)] = logits
+            done += len(logits)
+        assert out is not None
+        return out
 
 
 def default_cache_tokens(context: int) -> int:

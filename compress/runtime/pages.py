@@ -23,7 +23,8 @@ class PagePool:
     def __init__(self, count: int, tokens: int) -> None:
         self.count = count
         self.tokens = tokens
-        self._empty = list(range(count))  # a heap: the lowest first, so that memory is touched only as it is needed
+        self._untouched = 0  # this page and those behind it were never taken: memory is touched only as it is needed
+        self._empty: list[int] = []  # a heap of the other empty ones, the lowest first
         self._idle: OrderedDict[int, None] = OrderedDict()  # the one unused for longest first
         self._users: dict[int, int] = {}
         self._page_of: dict[bytes, int] = {}
@@ -32,7 +33,7 @@ class PagePool:
     @property
     def free(self) -> int:
         """Pages that nobody uses."""
-        return len(self._empty) + len(self._idle)
+        return len(self._empty) + len(self._idle) + self.count - self._untouched
 
     @property
     def named(self) -> int:
@@ -113,6 +114,9 @@ class PagePool:
     def _next_free(self) -> int:
         if self._empty:
             return heapq.heappop(self._empty)
+        if self._untouched < self.count:
+            self._untouched += 1
+            return self._untouched - 1
         page, _ = self._idle.popitem(last=False)
         del self._page_of[self._digest_of.pop(page)]
         return page

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from compress.errors import UserError
+from compress.runtime import sampling_rules
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,8 @@ class SamplingParams:
     positive and multiplies negative logits of tokens in the prompt and the answer; `presence_penalty` is taken from the
     logits of tokens in the answer, `frequency_penalty` as often as they are there. `n` answers per prompt. `logprobs`
     asks for the log-probability of each new token and of so many of the likeliest, all before penalties, temperature
-    and filters. `stop` ends an answer where its text holds one of these strings, which is left out of the text.
+    and filters. `stop` ends an answer where its text holds one of these strings (or a single one given), which is left
+    out of the text.
     `ignore_end` goes on past end tokens (for timing). Where not all answers have room at once, those of lower
     `priority` go first; it changes no answer, and back ends that answer one by one do without. The same seed, prompt
     and position in the list of prompts give the same text on the same machine.
@@ -54,23 +55,10 @@ class SamplingParams:
     priority: int = 0
 
     def __post_init__(self) -> None:
-        rules: tuple[tuple[str, float, bool, str], ...] = (
-            ("max_tokens", self.max_tokens, self.max_tokens >= 1, "at least 1"),
-            ("temperature", self.temperature, 0.0 <= self.temperature <= 100.0, "between 0 (greedy) and 100"),
-            ("top_k", self.top_k, self.top_k >= 0, "0 (off) or more"),
-            ("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "above 0 and at most 1 (off)"),
-            ("seed", self.seed, 0 <= self.seed < 2**63, "0 or more"),
-            ("stop", len(self.stop), all(self.stop), "strings that are not empty"),
-            ("min_p", self.min_p, 0.0 <= self.min_p <= 1.0, "between 0 (off) and 1"),
-            ("repetition_penalty", self.repetition_penalty, 0.0 < self.repetition_penalty <= 100.0, "in (0, 100]"),
-            ("presence_penalty", self.presence_penalty, abs(self.presence_penalty) <= 100.0, "between -100 and 100"),
-            ("frequency_penalty", self.frequency_penalty, abs(self.frequency_penalty) <= 100.0, "between -100 and 100"),
-            ("n", self.n, self.n >= 1, "at least 1"),
-            ("logprobs", self.logprobs or 0, (self.logprobs or 0) >= 0, "0 or more"),
-        )
-        for name, value, allowed, rule in rules:
-            if not allowed:
-                raise UserError(f"{name} is {value}; it must be {rule}", f"choose another {name}")
+        given: Any = self.stop
+        if isinstance(given, str | list):
+            object.__setattr__(self, "stop", (given,) if isinstance(given, str) else tuple(given))
+        sampling_rules.check(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 
@@ -102,9 +103,19 @@ def choose_all(logits: Tensor, samplers: Sequence[Sampler]) -> list[int]:
         WorkError: the logits are not finite.
     """
     if not bool(torch.isfinite(logits).all()):
-        raise WorkError(
-            "the model's logits are not finite", "the weights are damaged or the dtype overflows; try --dtype float32"
-        )
+        raise not_finite()
+    return choose_finite(logits, samplers)
+
+
+def not_finite() -> WorkError:
+    """What is said where a model gives NaN or infinity."""
+    return WorkError(
+        "the model's logits are not finite", "its weights are damaged, or overflow in half precision: make it again"
+    )
+
+
+def choose_finite(logits: Tensor, samplers: Sequence[Sampler]) -> list[int]:
+    """The next token of each row of logits (rows, vocab) that are known to be finite."""
     if all(sampler.plain for sampler in samplers):
         found: list[int] = logits.argmax(-1).tolist()
         return found
@@ -112,9 +123,10 @@ def choose_all(logits: Tensor, samplers: Sequence[Sampler]) -> list[int]:
 
 
 def seeded(params: SamplingParams, index: int) -> torch.Generator:
-    """The generator of answer number `index`."""
+    """The generator of answer number `index`: seeds and numbers that follow each other give unrelated draws."""
+    digest = hashlib.sha256(f"{params.seed} {index}".encode()).digest()
     generator = torch.Generator(device="cpu")
-    generator.manual_seed((params.seed + index) % 2**63)
+    generator.manual_seed(int.from_bytes(digest[:8], "little"))
     return generator
 
 

@@ -10,7 +10,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from compress.errors import UserError
@@ -18,6 +17,7 @@ from compress.models.checkpoint import Checkpoint
 from compress.runtime.answer import Answer
 from compress.runtime.continuations import Continuation
 from compress.runtime.memory import guarded
+from compress.runtime.prompts import Prompt, checked_text, token_ids
 from compress.runtime.protocol import Generation, SamplingParams
 from compress.runtime.transformers_loader import end_tokens, load_tokenizer
 
@@ -37,11 +37,11 @@ class TextModel(ABC):
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, no special tokens added."""
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return list(self.tokenizer(checked_text(text), add_special_tokens=False, verbose=False)["input_ids"])
 
     def encode_prompt(self, text: str) -> list[int]:
         """Token ids of a text with the special tokens that the tokenizer itself adds to one."""
-        return list(self.tokenizer(text, verbose=False)["input_ids"])
+        return list(self.tokenizer(checked_text(text), verbose=False)["input_ids"])
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
@@ -57,7 +57,7 @@ class TextModel(ABC):
         return hashlib.sha256(json.dumps(identity, ensure_ascii=False).encode()).hexdigest()
 
     def generate(
-        self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | Sequence[SamplingParams]
+        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams]
     ) -> list[Generation]:
         """`params.n` answers per prompt, in order; none depends on its neighbours. params: of all, or one each.
 
@@ -67,7 +67,7 @@ class TextModel(ABC):
         with guarded("generating"):
             return [answer.generation() for answer in self._finished(self.answers(prompts, params))]
 
-    def stream(self, prompt: str | Sequence[int], params: SamplingParams) -> Iterator[str]:
+    def stream(self, prompt: Prompt, params: SamplingParams) -> Iterator[str]:
         """The (first) answer of `generate` piece by piece; together the pieces are its text.
 
         What may still change is held back: bytes of an unfinished character, and what may become a stop string.
@@ -84,16 +84,14 @@ class TextModel(ABC):
                 if ended:
                     return
 
-    def answers(
-        self, prompts: Sequence[str | Sequence[int]], params: SamplingParams | Sequence[SamplingParams]
-    ) -> list[Answer]:
+    def answers(self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams]) -> list[Answer]:
         """`params.n` answers per prompt, each about to begin, those to one prompt side by side. UserError as above."""
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(prompts):
             raise UserError(f"{len(prompts)} prompts with {len(each)} sampling params", "give one for each, or for all")
         found: list[Answer] = []
         for prompt, its in zip(prompts, each, strict=True):
-            ids = self._prompt_ids(prompt)
+            ids = self._fitting(prompt)
             found += [Answer(self, ids, its, len(found) + j) for j in range(its.n)]
         return found
 
@@ -110,14 +108,24 @@ class TextModel(ABC):
     def _grow(self, answer: Answer) -> Generator[None, None, None]:
         """Token after token of one answer until it ends."""
 
-    def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Token ids that the model has: of a text behind the token that begins one, or as they are given.
+
+        Raises:
+            UserError: neither text nor ids, none at all, or one outside the vocabulary.
+        """
         if isinstance(prompt, str):
             ids = ([] if self.prefix_id is None else [self.prefix_id]) + self.encode(prompt)
         else:
-            ids = list(prompt)
-            self._check(torch.tensor([ids], dtype=torch.int64))
+            ids = token_ids(prompt)
         if not ids:
-            raise UserError("the prompt is empty and the tokenizer has no begin token", "give a prompt")
+            raise UserError("the prompt is empty and there is no begin token", "give a prompt")
+        self._check_ids(min(ids), max(ids))
+        return ids
+
+    def _fitting(self, prompt: Prompt) -> list[int]:
+        """The same, with room for an answer in the context."""
+        ids = self.prompt_ids(prompt)
         if self.context_length is not None and len(ids) >= self.context_length:
             raise UserError(
                 f"the prompt has {len(ids)} tokens and the model's context {self.context_length}", "shorten the prompt"
@@ -146,6 +154,9 @@ class TextModel(ABC):
                 f"a sequence of {length} tokens exceeds the model's context of {self.context_length}",
                 "use shorter windows (--seq-len)",
             )
+        self._check_ids(low, high)
+
+    def _check_ids(self, low: int, high: int) -> None:
         if low < 0 or high >= self.vocab_size:
             raise UserError(
                 f"token id {low if low < 0 else high} is outside the vocabulary of {self.vocab_size}",

@@ -1,4 +1,4 @@
-"""The text of answers: the same however their tokens come, and cut at the first stop string, whatever tokens it spans."""
+"""The text of answers: the same however their tokens come, and cut at the first stop string, wherever it begins."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -524,9 +523,9 @@ def test_answers_do_not_depend_on_company_chunks_or_cache(
     params = SamplingParams(max_tokens=30, temperature=temperature, seed=3, logprobs=3, min_p=0.01)
     runtime = native(four_bits[0], kernel)
     together = tokens_and_logprobs(runtime.generate(PROMPTS, params))
-    for index, prompt in enumerate(PROMPTS):
-        alone = runtime.generate([prompt], dataclasses.replace(params, seed=3 + index))
-        assert tokens_and_logprobs(alone) == together[index : index + 1]
+    for index, answer in enumerate(runtime.answers(PROMPTS, params)):
+        (alone,) = runtime._finished([answer])
+        assert tokens_and_logprobs([alone.generation()]) == together[index : index + 1]
 
     cached = loading.load(four_bits[0], kernel=kernel, prefix_cache=True)
     long = [f"{PROMPTS[3]} {PROMPTS[1]} {prompt}" * 3 for prompt in PROMPTS]

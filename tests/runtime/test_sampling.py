@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
 from compress.errors import UserError, WorkError
 from compress.kernels import dispatch
 from compress.runtime.protocol import SamplingParams
-from compress.runtime.sampling import Sampler, choose_all, distribution
+from compress.runtime.sampling import Sampler, choose_all, distribution, seeded
 
 LOGITS = torch.tensor([0.3, 2.0, -1.0, 1.9, 0.0, -4.0])
 
@@ -106,12 +108,34 @@ def test_logits_that_are_not_finite_stop_the_work(value: float, temperature: flo
         {"top_p": 0.0},
         {"top_p": 1.1},
         {"seed": -1},
+        {"max_tokens": 1.5},
+        {"temperature": 1e-50},
+        {"temperature": "hot"},
+        {"top_k": 10**20},
+        {"seed": 2**63},
+        {"n": 10**9},
+        {"logprobs": 0.5},
+        {"stop": ("",)},
+        {"stop": (1,)},
+        {"stop": 1},
+        {"priority": None},
     ],
 )
-def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+def test_settings_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     name, value = next(iter(wrong.items()))
-    with pytest.raises(UserError, match=f"{name} is {value}"):
+    with pytest.raises(UserError, match=re.escape(f"{name} is {value!r}")):
         SamplingParams(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_single_stop_or_a_list_counts_as_a_tuple() -> None:
+    assert SamplingParams(stop="END").stop == ("END",)  # type: ignore[arg-type]
+    assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")  # type: ignore[arg-type]
+
+
+def test_seeds_that_follow_each_other_give_answers_of_their_own() -> None:
+    numbers = [(seed, index) for seed in range(8) for index in range(8)]
+    found = {seeded(SamplingParams(seed=seed), index).initial_seed() for seed, index in numbers}
+    assert len(found) == len(numbers)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.95, 1.0])

@@ -10,12 +10,13 @@ from dataclasses import replace
 
 import torch
 
-from compress.errors import UserError, WorkError
+from compress.errors import UserError
 from compress.runtime.answer import Answer
 from compress.runtime.drafting.draft_model import Draft, Proposal
 from compress.runtime.drafting.sequence import opened
 from compress.runtime.memory import guarded
 from compress.runtime.protocol import Generation, SamplingParams, Speculation
+from compress.runtime.sampling import not_finite
 from compress.runtime.text_model import TextModel
 
 MOST_PROPOSED = 16
@@ -51,9 +52,7 @@ class Speculator:
             proposal = Proposal((), None)
             while True:
                 if not bool(torch.isfinite(rows).all()):
-                    raise WorkError(
-                        "the model's logits are not finite", "the weights are damaged or the dtype overflows"
-                    )
+                    raise not_finite()
                 for at in range(len(proposal.tokens) + 1):
                     kept = at < len(proposal.tokens)
                     if kept:
