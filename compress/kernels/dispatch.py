@@ -17,7 +17,6 @@ from compress.kernels import batched, reference
 from compress.kernels.triton.available import obstacle as triton_obstacle
 
 OPERATIONS = (
-    "gemv_int4",
     "gptq_quantize",
     "coordinate_descent",
     "prune_columns",
@@ -62,8 +61,6 @@ def choose(operation: str, device: torch.device | str) -> Choice:
         module = native()
         available = ", ".join(module.available_isas())
         return Choice(f"native-{module.isa()}", f"C++ kernel; this processor runs {available}")
-    if operation == "gemv_int4":
-        return Choice("reference", f"no {kind} kernel: the weight is dequantised before the product")
     if operation in ("rounding_loss", "search_range"):
         return Choice("reference", f"no {kind} kernel: plain torch, one candidate at a time")
     if operation == "packed_linear":
@@ -79,26 +76,6 @@ def choose(operation: str, device: torch.device | str) -> Choice:
     if operation == "prune_columns":
         return Choice("reference", f"no {kind} kernel: all rows at once, one column after the other")
     return Choice("batched", f"batched torch: all rows at once on {kind}, columns in chunks of {batched.COLUMN_CHUNK}")
-
-
-def gemv_int4(
-    packed: Tensor, scale: Tensor, zero_point: Tensor | None, x: Tensor, group_size: int, threads: int | None = None
-) -> Tensor:
-    """x (tokens, in) or (in,) float32 times a packed 4-bit weight, transposed: (tokens, out) or (out,) float32.
-
-    packed int32 (out, ceil(in / 8)) as compressed-tensors packs it; scale (out, groups) float32, float16 or bfloat16;
-    zero_point int8 (out, groups) or None.
-    """
-    inputs = x.reshape(1, -1) if x.dim() == 1 else x
-    if choose("gemv_int4", x.device).name == "reference":
-        out = reference.gemv_int4(packed, scale, zero_point, inputs, group_size).float()
-    else:
-        out = torch.empty(inputs.shape[0], packed.shape[0])
-        zero_point = None if zero_point is None else zero_point.contiguous()
-        native().gemv_int4(
-            packed.contiguous(), scale.contiguous(), zero_point, inputs.contiguous(), out, group_size, _threads(threads)
-        )
-    return out[0] if x.dim() == 1 else out
 
 
 def gptq_quantize(

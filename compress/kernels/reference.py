@@ -13,23 +13,6 @@ from torch import Tensor
 from compress.kernels.scales import stored_scale
 
 
-def unpack_int4(packed: Tensor, in_features: int) -> Tensor:
-    """Signed codes (out, in) int8 of int32 words (out, ceil(in / 8)): stored nibble = code + 8, lowest bits first."""
-    shifts = torch.arange(0, 32, 4, device=packed.device, dtype=torch.int32)
-    nibbles = (packed.unsqueeze(-1) >> shifts) & 15
-    return (nibbles.reshape(packed.shape[0], -1)[:, :in_features] - 8).to(torch.int8)
-
-
-def gemv_int4(packed: Tensor, scale: Tensor, zero_point: Tensor | None, x: Tensor, group_size: int) -> Tensor:
-    """x (tokens, in) times the dequantised weight, transposed: (tokens, out) in float64."""
-    in_features = x.shape[1]
-    codes = unpack_int4(packed, in_features).double().reshape(packed.shape[0], -1, group_size)
-    if zero_point is not None:
-        codes = codes - zero_point.double().unsqueeze(-1)
-    weight = (codes * scale.double().unsqueeze(-1)).reshape(packed.shape[0], in_features)
-    return x.double() @ weight.T
-
-
 def nearest_code(value: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> tuple[Tensor, Tensor]:
     """(codes, dequantised): clamp(round half to even(value / scale) + zero_point, qmin, qmax), all of one shape."""
     codes = torch.clamp(torch.round(value / scale) + zero_point, qmin, qmax)

@@ -305,7 +305,6 @@ def test_doctor_finds_this_installation_sound_and_a_broken_one_not(
     assert {
         "python",
         "torch",
-        "kernel parity",
         "product parity",
         "deterministic",
         "scheme NVFP4 on cpu",

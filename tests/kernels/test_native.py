@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -41,18 +40,6 @@ def descent() -> dict[str, Any]:
     arguments["gradient"], arguments["hessian"] = arguments.pop("weight"), arguments.pop("upper")
     del arguments["loss"]
     return {**arguments, "sweeps": 2}
-
-
-def gemv() -> dict[str, Any]:
-    return {
-        "packed": torch.zeros(3, 2, dtype=torch.int32),
-        "scale": torch.ones(3, 2),
-        "zero_point": torch.zeros(3, 2, dtype=torch.int8),
-        "x": torch.zeros(1, 16),
-        "out": torch.zeros(1, 3),
-        "group_size": 8,
-        "threads": 1,
-    }
 
 
 def rounding() -> dict[str, Any]:
@@ -88,7 +75,6 @@ def search() -> dict[str, Any]:
 CALLS = {
     "gptq_quantize": (_native.gptq_quantize, gptq),
     "coordinate_descent": (_native.coordinate_descent, descent),
-    "gemv_int4": (_native.gemv_int4, gemv),
     "rounding_loss": (_native.rounding_loss, rounding),
     "search_range": (_native.search_range, search),
 }
@@ -170,11 +156,6 @@ def test_not_contiguous(call: str, name: str) -> None:
         ("gptq_quantize", {"zero_point": torch.full((3, 2), 1e9)}, "zero_point"),
         ("coordinate_descent", {"sweeps": -1}, "sweeps"),
         ("coordinate_descent", {"group_of_column": torch.full((16,), 2, dtype=torch.int32)}, "group_of_column"),
-        ("gemv_int4", {"group_size": 0}, "group_size"),
-        ("gemv_int4", {"group_size": 5}, "group_size"),
-        ("gemv_int4", {"group_size": 4, "scale": torch.ones(3, 4)}, "group_size"),
-        ("gemv_int4", {"group_size": 16}, "scale"),
-        ("gemv_int4", {"threads": -1}, "threads"),
         ("rounding_loss", {"group_size": 5}, "group_size"),
         ("rounding_loss", {"bits": 9}, "bits"),
         ("rounding_loss", {"threads": 0}, "threads"),
@@ -203,7 +184,6 @@ def test_not_an_array(value: object) -> None:
         ("gptq_quantize", "loss"),
         ("coordinate_descent", "gradient"),
         ("coordinate_descent", "codes"),
-        ("gemv_int4", "out"),
         ("rounding_loss", "loss"),
         ("search_range", "share"),
         ("search_range", "sign"),
@@ -218,15 +198,16 @@ def test_results_are_not_written_to_read_only_memory(call: str, name: str) -> No
         function(**{**arguments, name: array})
 
 
-def test_numpy_arrays_and_bits_of_bfloat16() -> None:
-    arguments = gemv()
-    arguments["packed"] = np.full((3, 2), 0x99999999 - 2**32, dtype=np.int32)  # every code is 1
-    arguments["scale"] = torch.tensor([[0.5, 2.0]] * 3).bfloat16().view(torch.uint16).numpy()
-    arguments["zero_point"] = None
-    arguments["x"] = np.ones((1, 16), dtype=np.float32)
-    out = arguments["out"] = np.zeros((1, 3), dtype=np.float32)
-    _native.gemv_int4(**arguments)
-    assert out.tolist() == [[20.0, 20.0, 20.0]]
+def test_numpy_arrays_are_as_good_as_tensors() -> None:
+    of_torch = gptq()
+    of_torch["weight"] = torch.arange(48.0).reshape(3, 16) - 20
+    of_numpy = {
+        name: value.numpy().copy() if isinstance(value, torch.Tensor) else value for name, value in of_torch.items()
+    }
+    _native.gptq_quantize(**of_torch)
+    _native.gptq_quantize(**of_numpy)
+    assert of_numpy["codes"].any()
+    assert (of_numpy["codes"] == of_torch["codes"].numpy()).all()
 
 
 def test_other_threads_run_meanwhile() -> None:
@@ -286,7 +267,7 @@ def test_dispatch_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(_native, "isa", refuse)
     with pytest.raises(UserError, match="COMPRESS_ISA"):
-        dispatch.choose("gemv_int4", "cpu")
+        dispatch.choose("packed_linear", "cpu")
 
 
 @pytest.mark.parametrize("operation", dispatch.OPERATIONS)
@@ -296,7 +277,7 @@ def test_dispatch_gives_a_reason(operation: str) -> None:
     assert on_gpu.name in ("batched", "reference")
     assert "cuda" in on_gpu.reason.lower()
     with pytest.raises(ValueError, match="unknown operation"):
-        dispatch.choose("gemv_int5", "cpu")
+        dispatch.choose("gemv_int4", "cpu")
 
 
 def test_stub_lists_what_the_module_has() -> None:

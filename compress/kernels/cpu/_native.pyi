@@ -22,7 +22,6 @@ def keep_tokens(logits: Any, temperature: float, top_k: int, top_p: float, min_p
     ValueError: NaN among the logits, or none that is finite at their largest.
     """
 
-def gemv_int4(packed: Any, scale: Any, zero_point: Any, x: Any, out: Any, group_size: int, threads: int) -> None:
     """out (tokens, out) = x (tokens, in) times the dequantised weight, transposed.
 
     packed int32 (out, ceil(in / 8)), stored nibble = code + 8, lowest bits first along `in`; scale (out, groups)

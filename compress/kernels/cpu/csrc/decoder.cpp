@@ -24,10 +24,7 @@ void Decoder::embed(Work& w, int64_t token) const {
     if (embedding_.packed)
         embedding_.packed->decode_row(w.step.tokens[token], out);
     else if (embedding_.bfloat16)
-        for (int64_t i = 0; i < n; ++i) {
-            const uint32_t word = uint32_t(static_cast<const uint16_t*>(embedding_.dense)[row + i]) << 16;
-            std::memcpy(out + i, &word, sizeof word);
-        }
+        for (int64_t i = 0; i < n; ++i) out[i] = widened(static_cast<const uint16_t*>(embedding_.dense)[row + i]);
     else
         std::memcpy(out, static_cast<const float*>(embedding_.dense) + row, n * sizeof(float));
     if (config.embedding_scale != 1)
@@ -95,7 +92,7 @@ void Decoder::step(const Step& step) {
         branches = branches || !layer.attention_out_norm.empty() || !layer.mlp_out_norm.empty();
         if (layer.router) routed = std::max(routed, rows), experts = std::max<int64_t>(experts, layer.experts.size());
     }
-    Work w{step, active_kernels(), {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, open_pages(step)};
+    Work w{step, active_kernels(), open_pages(step)};
     w.width = rounded_up(std::max({hidden, q_width, ffn}), 128);
     PagedArgs shape{};
     shape.cache.dim = config.dim;
@@ -103,21 +100,35 @@ void Decoder::step(const Step& step) {
     w.scratch_floats = rounded_up(
         std::max(w.kernels.product_scratch(std::max(n, step.row_count)), w.kernels.paged_scratch(shape)), 16) + 16;
 
-    const int64_t sizes[] = {n * hidden, std::max(n, step.row_count) * w.width, n * q_width, n * kv_width, n * kv_width,
-                             inner, inner, std::max(branches ? n : 0, routed) * hidden, routed * w.width, n * experts,
-                             rotations * n * half, rotations * n * half, rows * w.width / 4, rows * w.width / kChunk,
-                             rows * w.width / kChunk, rows * w.width / 4 * int64_t(sizeof(Outlier) / sizeof(float)), rows,
-                             step.threads * w.scratch_floats};
-    float** const parts[] = {&w.hidden, &w.x, &w.q, &w.k, &w.v, &w.gate, &w.up, &w.branch, &w.routed, &w.router,
-                             &w.cosine, &w.sine, reinterpret_cast<float**>(&w.quantized.q), &w.quantized.scale,
-                             reinterpret_cast<float**>(&w.quantized.sum),
-                             reinterpret_cast<float**>(&w.quantized.outliers),
-                             reinterpret_cast<float**>(&w.quantized.outlier_count), &w.scratch};
-    int64_t total = 16;
-    for (const int64_t size : sizes) total += rounded_up(size, 16);
-    if (int64_t(memory_.size()) < total) memory_.resize(total);
-    float* next = memory_.data() + (64 - reinterpret_cast<uintptr_t>(memory_.data()) % 64) % 64 / sizeof(float);
-    for (size_t i = 0; i < std::size(sizes); ++i) *parts[i] = next, next += rounded_up(sizes[i], 16);
+    const auto lay_out = [&](auto place) {  // calls place(part, how many it holds) for every part of the step's memory
+        place(w.hidden, n * hidden);
+        place(w.x, std::max(n, step.row_count) * w.width);
+        place(w.q, n * q_width);
+        place(w.k, n * kv_width);
+        place(w.v, n * kv_width);
+        place(w.gate, inner);
+        place(w.up, inner);
+        place(w.branch, std::max(branches ? n : 0, routed) * hidden);
+        place(w.routed, routed * w.width);
+        place(w.router, n * experts);
+        place(w.cosine, rotations * n * half);
+        place(w.sine, rotations * n * half);
+        place(w.quantized.q, rows * w.width);
+        place(w.quantized.scale, rows * w.width / kChunk);
+        place(w.quantized.sum, rows * w.width / kChunk);
+        place(w.quantized.outliers, rows * w.width / 4);
+        place(w.quantized.outlier_count, rows);
+        place(w.scratch, step.threads * w.scratch_floats);
+    };
+    const auto bytes_of = [](auto* part, int64_t count) { return rounded_up(count * int64_t(sizeof *part), 64); };
+    int64_t total = 0;
+    lay_out([&](auto*& part, int64_t count) { total += bytes_of(part, count); });
+    if (memory_bytes_ < total) memory_ = Buffer(), memory_ = Buffer(total), memory_bytes_ = total;
+    uint8_t* next = memory_.data();
+    lay_out([&](auto*& part, int64_t count) {
+        part = reinterpret_cast<std::remove_reference_t<decltype(part)>>(next);
+        next += bytes_of(part, count);
+    });
 
     for (int64_t t = 0; t < n; ++t) {
         const bool follows = t > 0 && step.sequences[t] == step.sequences[t - 1] &&

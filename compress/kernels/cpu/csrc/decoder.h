@@ -125,7 +125,8 @@ private:
     const std::vector<float> final_norm_;
     Weight head_;
     std::vector<DecoderLayer> layers_;
-    std::vector<float> memory_;  // of steps, kept between them
+    Buffer memory_;  // of steps, kept between them
+    int64_t memory_bytes_ = 0;
     Buffer open_;  // [place][layer of int2][keys, values][kv head], as pages of bfloat16
     int64_t open_stride_ = 0;           // numbers in a place; 0 without int2
     std::vector<int32_t> places_;       // by page: the place of an open one; -1

@@ -47,8 +47,8 @@ void Decoder::feed_forward(Work& w, const DecoderLayer& layer) {
     const FeedForward& part = layer.experts[0];
     const int64_t inner = part.gate->view.rows;
     const bool normed = !layer.mlp_out_norm.empty();
-    for (int64_t first = 0, parts = (n + kFeedTokens - 1) / kFeedTokens; parts > 0; --parts) {
-        const int64_t count = (n - first + parts - 1) / parts;
+    for (int64_t first = 0, parts = ceil_div(n, kFeedTokens); parts > 0; --parts) {
+        const int64_t count = ceil_div(n - first, parts);
         float *rows = w.hidden + first * hidden, *out = normed ? w.branch + first * hidden : rows;
         multiply(w, w.x, hidden, count,
                  {{&part.gate->view, w.gate, inner, false, 0, count}, {&part.up->view, w.up, inner, false, 0, count}},

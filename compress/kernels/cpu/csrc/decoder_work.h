@@ -6,14 +6,13 @@
 #include "decoder.h"
 #include "isa.h"
 #include "pool.h"
+#include "scalars.h"
 
 namespace compress {
 
 constexpr int64_t kFewTokens = 4;           // fewer are not worth dealing out
 constexpr int64_t kSmallProduct = 1 << 15;  // multiplications likewise
 constexpr int64_t kFeedTokens = 144;        // that pass a feed-forward part together: what it holds stays in a cache
-
-inline int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // Calls work(token) for each; on several threads where there are enough.
 template <typename Work>
@@ -24,13 +23,14 @@ void for_tokens(int64_t count, int threads, Work&& work) {
 struct Decoder::Work {
     const Step& step;
     const Kernels& kernels;
+    std::vector<int32_t> filled;  // pages that this step makes full, where one is open until then
+    std::vector<Run> runs{};
     // branch: what is normed before it is added to hidden, or what experts give; routed: their inputs, one row for each
     // token and expert; router: (tokens, experts) of the layer.
-    float *hidden, *x, *q, *k, *v, *gate, *up, *branch, *routed, *router, *cosine, *sine, *scratch;
-    int64_t width, scratch_floats;  // width: of a row of x and of routed
-    Quantized quantized;            // memory for the widest row in blocks of kChunk
-    std::vector<Run> runs;
-    std::vector<int32_t> filled;  // pages that this step makes full, where one is open until then
+    float *hidden = nullptr, *x = nullptr, *q = nullptr, *k = nullptr, *v = nullptr, *gate = nullptr, *up = nullptr;
+    float *branch = nullptr, *routed = nullptr, *router = nullptr, *cosine = nullptr, *sine = nullptr, *scratch = nullptr;
+    int64_t width = 0, scratch_floats = 0;  // width: of a row of x and of routed
+    Quantized quantized{};                  // memory for the widest row in blocks of kChunk
 
     void activate(bool gelu, const float* gate_row, const float* up_row, int64_t count, float* out) const {
         (gelu ? kernels.geglu : kernels.swiglu)(gate_row, up_row, count, out);
@@ -55,7 +55,7 @@ void Decoder::multiply(Work& w, float* x, int64_t columns, int64_t rows, const s
         width = std::max(width, p.linear->padded);
         eight_bit = true;
     }
-    if (eight_bit) quantized.blocks = (width + quantized.block - 1) / quantized.block;
+    if (eight_bit) quantized.blocks = ceil_div(width, quantized.block);
     for_tokens(rows, threads, [&](int64_t row) {
         prepare(row);
         InputFormat format{};
@@ -71,7 +71,7 @@ void Decoder::multiply(Work& w, float* x, int64_t columns, int64_t rows, const s
     std::vector<int64_t> ends;
     int64_t tasks = 0, size = 0;
     for (const Product& p : products) {
-        ends.push_back(tasks += (p.linear->strips() + kStripsTogether - 1) / kStripsTogether);
+        ends.push_back(tasks += ceil_div(p.linear->strips(), kStripsTogether));
         size += p.linear->rows * p.linear->columns * p.tokens;
     }
     Pool::shared().run(tasks, size < kSmallProduct ? 1 : threads, [&](int64_t task, int thread) {

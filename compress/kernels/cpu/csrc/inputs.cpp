@@ -10,12 +10,6 @@ namespace {
 
 constexpr float kLeastScale = 0x1p-23f, kNarrowRange = 1e-5f, kZeroBlock = 0.125f;
 
-inline float float_of(uint32_t word) {
-    float x;
-    std::memcpy(&x, &word, sizeof x);
-    return x;
-}
-
 // A block whose largest |x| is beyond kFar times the mean of the others (found by the codes) keeps 8 bits up to kKept times
 // the mean. So heavy tails, as gated activations have, mostly stay as they are, and a channel far above the others takes
 // none of their bits.

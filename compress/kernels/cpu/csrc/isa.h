@@ -12,7 +12,7 @@ namespace compress {
 
 #define COMPRESS_KERNELS(isa, lanes)                                                                      \
     Kernels {                                                                                             \
-        #isa, lanes, isa::gemv_int4_scratch, isa::gemv_int4_tile, isa::gptq_scratch, isa::gptq_tile,      \
+        #isa, lanes, isa::gptq_scratch, isa::gptq_tile,      \
             isa::descent_scratch, isa::descent_tile, isa::rounding_scratch, isa::rounding_tile,           \
             isa::search_scratch, isa::search_tile, isa::moment_scratch, isa::moment_panel,                \
             isa::sparse_scratch, isa::sparse_tile, isa::attention_scratch, isa::attention_head,           \

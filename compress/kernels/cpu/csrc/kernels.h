@@ -99,24 +99,10 @@ struct SparseArgs {
     int64_t rows, columns, group, drop;
 };
 
-struct GemvArgs {
-    const int32_t* packed;  // (out, words)
-    const void* scale;      // (out, groups)
-    ScaleType scale_type;
-    const int8_t* zero_point;  // (out, groups) or null
-    const float* x;            // (tokens, padded words * 8), interleaved and scaled as gemv_int4.cpp says
-    const float* offsets;      // (tokens, padded words): -8 times the sum of a word's inputs
-    const float* group_sums;   // (tokens, groups): sums of x over each group
-    float* out;                // (tokens, out), written
-    int64_t rows, words, padded_words, groups, words_per_group, tokens;
-};
-
 // One set of kernels; each *_scratch says how many floats of scratch memory a call of the tile function needs.
 struct Kernels {
     const char* name;
     int lanes;
-    int64_t (*gemv_int4_scratch)(const GemvArgs&);
-    void (*gemv_int4_tile)(const GemvArgs&, int64_t first_row, float* scratch);
     int64_t (*gptq_scratch)(const GptqArgs&);
     void (*gptq_tile)(const GptqArgs&, int64_t first_row, float* scratch);
     int64_t (*descent_scratch)(const DescentArgs&);
@@ -149,8 +135,6 @@ struct Kernels {
 
 #define COMPRESS_DECLARE_KERNELS(isa)                                    \
     namespace isa {                                                      \
-    int64_t gemv_int4_scratch(const GemvArgs&);                          \
-    void gemv_int4_tile(const GemvArgs&, int64_t, float*);               \
     int64_t gptq_scratch(const GptqArgs&);                               \
     void gptq_tile(const GptqArgs&, int64_t, float*);                    \
     int64_t descent_scratch(const DescentArgs&);                         \

@@ -105,9 +105,8 @@ void tiles(const Linear& w, const Quantized& x, int64_t strip, int64_t strips, i
 // as equal as can be: tiles of 4 tokens and 4 keep the multipliers busier than ones of 6 and 2.
 template <typename Work>
 inline void in_parts(int64_t total, int64_t most, int64_t step, Work work) {
-    for (int64_t first = 0, parts = (total + most - 1) / most; first < total; --parts) {
-        const int64_t equal = (total - first + parts - 1) / parts;
-        const int64_t count = least((equal + step - 1) / step * step, total - first);
+    for (int64_t first = 0, parts = ceil_div(total, most); first < total; --parts) {
+        const int64_t count = least(rounded_up(ceil_div(total - first, parts), step), total - first);
         work(first, count);
         first += count;
     }

@@ -20,7 +20,6 @@ namespace {
 
 constexpr int kVectors = kStripRows / LANES;  // registers of a strip
 
-constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline vf as_floats(vi v) { return (vf)v; }
 inline vi spread(int32_t x) { return x - vi{}; }
 
@@ -41,19 +40,6 @@ inline vf from_float16(halves v) {
     const vi scaled = (vi)(as_floats(magnitude << 13) * 0x1p112f);
     const vi infinite = magnitude << 13 | 0x7f800000;
     return as_floats((magnitude >= 0x7c00 ? infinite : scaled) | (word & 0x8000) << 16);
-#endif
-}
-
-// Bytes, each in a lane.
-inline vi load_unsigned(const uint8_t* p) {
-#if defined(__AVX512F__)
-    return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
-#elif defined(__AVX2__)
-    return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
-#else
-    vi v;
-    for (int l = 0; l < LANES; ++l) v[l] = p[l];
-    return v;
 #endif
 }
 

@@ -15,11 +15,6 @@
 namespace compress {
 namespace {
 
-int checked_threads(int threads) {
-    if (threads < 1) bad_value("threads", "at least 1, not " + std::to_string(threads));
-    return threads;
-}
-
 Grid checked_grid(const Input& scale, const Input& zero_point, const Input& group_of_column, int qmin, int qmax,
                   int64_t rows, int64_t columns) {
     const int64_t groups = extents(scale, "scale").second;
@@ -47,7 +42,7 @@ void gptq_quantize(const Input& weight, const Input& upper, const Input& scale, 
                         output<int8_t>(codes, "codes", {rows, columns}),
                         totals.data(), rows, columns};
     float* loss_out = output<float>(loss, "loss", {rows});
-    const int count = checked_threads(threads);
+    const int count = positive("threads", threads);
     const Kernels& kernels = active_kernels();
     nb::gil_scoped_release release;
     for_each_tile(args.rows, kernels.gptq_scratch(args), count,
@@ -64,7 +59,7 @@ void prune_columns(const Output& weight, const Input& upper, const Output& prune
                           output<float>(errors, "errors", {rows, columns}), rows, columns, group, drop};
     if (group < 0 || (group && columns % group != 0)) bad_value("group", "0 or a divisor of the columns");
     if (drop < 0 || drop > group) bad_value("drop", "within the group");
-    const int count = checked_threads(threads);
+    const int count = positive("threads", threads);
     const Kernels& kernels = active_kernels();
     nb::gil_scoped_release release;
     for_each_tile(args.rows, kernels.sparse_scratch(args), count,
@@ -81,7 +76,7 @@ int64_t coordinate_descent(const Output& gradient, const Input& hessian, const I
                            pruned ? input<int8_t>(*pruned, "pruned", {rows, columns}) : nullptr,
                            output<int8_t>(codes, "codes", {rows, columns}), rows, columns, sweeps};
     if (sweeps < 0) bad_value("sweeps", "at least 0");
-    const int count = checked_threads(threads);
+    const int count = positive("threads", threads);
     const Kernels& kernels = active_kernels();
     nb::gil_scoped_release release;
     std::atomic<int64_t> changed{0};
@@ -107,7 +102,7 @@ void rounding_loss(const Input& weight, const Input& scales, const Input& import
                             share_count, group_size,
                             float((1 << bits) - 1), symmetric};
     float* loss_out = output<float>(loss, "loss", {candidates});
-    const int count = checked_threads(threads);
+    const int count = positive("threads", threads);
     const Kernels& kernels = active_kernels();
     nb::gil_scoped_release release;
     for_each_tile(args.rows, kernels.rounding_scratch(args), count,
@@ -152,7 +147,7 @@ void search_range(const Input& weight, const std::optional<Input>& importance, c
     } else {
         bad_value("scale_type", "float32, float16 or bfloat16");
     }
-    const int count = checked_threads(threads);
+    const int count = positive("threads", threads);
     const Kernels& kernels = active_kernels();
     nb::gil_scoped_release release;
     for_each_tile(args.rows, kernels.search_scratch(args), count,
@@ -187,82 +182,11 @@ void causal_attention(const Input& q, const Input& k, const Input& v, const Outp
                              memory_of(v, "v", {batch, kv_heads, tokens, dim}),
                              memory_of(out, "out", {batch, tokens, heads, dim}), bfloat16,
                              batch, heads, kv_heads, tokens, dim, scale};
-    const int count = checked_threads(threads);
+    const int count = positive("threads", threads);
     const Kernels& kernels = active_kernels();
     nb::gil_scoped_release release;
     for_each(batch * kv_heads, kernels.attention_scratch(args), count,
              [&](int64_t index, float* scratch) { kernels.attention_head(args, index, scratch); });
-}
-
-ScaleType checked_scale_type(const Input& scale) {
-    if (scale.dtype() == kFloat32) return ScaleType::float32;
-    if (scale.dtype() == kFloat16) return ScaleType::float16;
-    if (scale.dtype() == kBfloat16 || scale.dtype() == kUint16) return ScaleType::bfloat16;
-    bad_type("scale", "float32, float16 or bfloat16 (or its bits as uint16)");
-}
-
-// What gemv_int4.cpp reads of x (tokens, columns): sets args.x and args.offsets to parts of the result.
-std::vector<float> interleave(const float* x, GemvArgs& args, int64_t columns, int lanes) {
-    constexpr float kScale[8] = {1, 0x1p-4f, 0x1p-8f, 0x1p-12f, 0x1p-16f, 0x1p-20f, 0x1p-24f, 1};
-    const int64_t width = args.padded_words * 8;
-    std::vector<float> result(args.tokens * args.padded_words * 9);
-    float* offsets = result.data() + args.tokens * width;
-    for (int64_t t = 0; t < args.tokens; ++t, x += columns)
-        for (int64_t word = 0; word < args.words; ++word) {
-            float* lane = result.data() + t * width + word / lanes * lanes * 8 + word % lanes;
-            float sum = 0;
-            for (int64_t c = word * 8; c < std::min(word * 8 + 8, columns); ++c) {
-                lane[c % 8 * lanes] = x[c] * kScale[c % 8];
-                sum += x[c];
-            }
-            offsets[t * args.padded_words + word] = -8 * sum;
-        }
-    args.x = result.data();
-    args.offsets = offsets;
-    return result;
-}
-
-std::vector<float> sums_of_groups(const float* x, const GemvArgs& args, int64_t group_size) {
-    std::vector<float> sums(args.tokens * args.groups);
-    for (size_t g = 0; g < sums.size(); ++g)
-        for (int64_t c = 0; c < group_size; ++c) sums[g] += x[g * group_size + c];
-    return sums;
-}
-
-void gemv_int4(const Input& packed, const Input& scale, const std::optional<Input>& zero_point, const Input& x,
-               const Output& out, int64_t group_size, int threads) {
-    const auto [rows, words] = extents(packed, "packed");
-    const auto [tokens, columns] = extents(x, "x");
-    if (words != (columns + 7) / 8)
-        bad_value("packed", "eight codes per word of a row of " + std::to_string(columns));
-    if (group_size < 1 || columns % group_size != 0)
-        bad_value("group_size", "a divisor of " + std::to_string(columns));
-    if (group_size % 8 != 0 && group_size != columns)
-        bad_value("group_size", "a multiple of 8, or all of the " + std::to_string(columns) + " columns");
-    const int64_t groups = columns / group_size;
-
-    const Kernels& kernels = active_kernels();
-    const int64_t padded_words = (words + kernels.lanes - 1) / kernels.lanes * kernels.lanes;
-    GemvArgs args{};
-    args.packed = input<int32_t>(packed, "packed", {rows, words});
-    args.scale_type = checked_scale_type(scale);
-    args.scale = memory_of(scale, "scale", {rows, groups});
-    args.zero_point = zero_point ? input<int8_t>(*zero_point, "zero_point", {rows, groups}) : nullptr;
-    args.out = output<float>(out, "out", {tokens, rows});
-    args.rows = rows, args.words = words, args.padded_words = padded_words, args.groups = groups;
-    args.words_per_group = groups == 1 ? words : group_size / 8, args.tokens = tokens;
-    const float* inputs = input<float>(x, "x", {tokens, columns});
-
-    // A thread costs more to start than a small product takes.
-    constexpr int64_t kCodesPerThread = 1 << 20;
-    const int64_t useful = 1 + rows * columns * tokens / kCodesPerThread;
-    const int count = int(std::min<int64_t>(checked_threads(threads), useful));
-    nb::gil_scoped_release release;
-    const std::vector<float> interleaved = interleave(inputs, args, columns, kernels.lanes);
-    const std::vector<float> sums = sums_of_groups(inputs, args, group_size);
-    args.group_sums = sums.data();
-    for_each_tile(args.rows, kernels.gemv_int4_scratch(args), count,
-                  [&](int64_t row, float* scratch) { kernels.gemv_int4_tile(args, row, scratch); });
 }
 
 std::vector<std::string> available_isas() {
@@ -281,9 +205,6 @@ NB_MODULE(_native, m) {
     m.def("isa", [] { return std::string(active_kernels().name); });
     m.def("set_isa", [](const std::string& name) { active_slot().store(&kernels_named(name)); }, nb::arg("name"));
     m.def("available_isas", &available_isas);
-    m.def("gemv_int4", &gemv_int4, nb::arg("packed").noconvert(), nb::arg("scale").noconvert(),
-          nb::arg("zero_point").noconvert().none(), nb::arg("x").noconvert(), nb::arg("out").noconvert(),
-          nb::arg("group_size"), nb::arg("threads"));
     m.def("gptq_quantize", &gptq_quantize, nb::arg("weight").noconvert(), nb::arg("upper").noconvert(),
           nb::arg("scale").noconvert(), nb::arg("zero_point").noconvert(), nb::arg("group_of_column").noconvert(),
           nb::arg("qmin"), nb::arg("qmax"), nb::arg("codes").noconvert(), nb::arg("loss").noconvert(),

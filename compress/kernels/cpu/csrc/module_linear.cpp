@@ -15,6 +15,7 @@
 #include "isa.h"
 #include "module_runtime.h"
 #include "pool.h"
+#include "scalars.h"
 
 namespace compress {
 namespace {
@@ -149,7 +150,7 @@ void multiply(const PackedLinear& linear, const Input& x, const Output& out, boo
     positive("threads", threads);
     const Kernels& kernels = active_kernels();
     nb::gil_scoped_release release;
-    const int64_t block = w.block(), blocks = (w.padded + block - 1) / block;
+    const int64_t block = w.block(), blocks = ceil_div(w.padded, block);
     std::vector<int8_t> q(eight_bit ? tokens * blocks * block : 0);
     std::vector<float> scales(eight_bit ? tokens * blocks : 0);
     std::vector<int32_t> sums(eight_bit ? tokens * blocks : 0);
@@ -170,7 +171,7 @@ void multiply(const PackedLinear& linear, const Input& x, const Output& out, boo
     }
     const int64_t scratch = kernels.product_scratch(tokens) + 16;
     const Buffer memory(scratch * threads * int64_t(sizeof(float)));
-    Pool::shared().run((w.strips() + kStripsTogether - 1) / kStripsTogether, threads, [&](int64_t task, int thread) {
+    Pool::shared().run(ceil_div(w.strips(), kStripsTogether), threads, [&](int64_t task, int thread) {
         const int64_t first = task * kStripsTogether, count = std::min<int64_t>(kStripsTogether, w.strips() - first);
         kernels.product_strips(args, first, count, reinterpret_cast<float*>(memory.data()) + thread * scratch);
     });

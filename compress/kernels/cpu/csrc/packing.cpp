@@ -1,25 +1,17 @@
 #include "packing.h"
 
-#include <stdlib.h>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <new>
 #include <stdexcept>
 
 #include "pool.h"
-#include "weight_memory.h"
+#include "scalars.h"
 
 namespace compress {
 namespace {
 
-constexpr int64_t kLine = 64, kLargeBuffer = 4 << 20;
-
-int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+constexpr int64_t kLine = 64;
 
 int64_t size_of(ScaleType type) {
     return type == ScaleType::float32 ? 4 : type == ScaleType::float16 || type == ScaleType::bfloat16 ? 2 : 1;
@@ -63,29 +55,11 @@ uint32_t code_in(const uint8_t* strip, int64_t line, int bits, int64_t row, int6
     return bits == 3 ? low | (chunk[2 * line] >> quad & 1) << 2 : low;
 }
 
-uint32_t bits_of(float x) {
-    uint32_t word;
-    std::memcpy(&word, &x, sizeof word);
-    return word;
-}
-
-float float_of(uint32_t word) {
-    float x;
-    std::memcpy(&x, &word, sizeof x);
-    return x;
-}
-
-float value_of_e4m3(uint8_t code) {
-    const uint32_t size = code & 0x7f;
-    const float value = size == 0x7f ? NAN : float_of(size << 20) * 0x1p120f;
-    return code & 0x80 ? -value : value;
-}
-
-float widened(const void* scales, ScaleType type, int64_t at) {
+float scale_at(const void* scales, ScaleType type, int64_t at) {
     if (type == ScaleType::float32) return static_cast<const float*>(scales)[at];
     if (size_of(type) == 1) {
         const uint8_t byte = static_cast<const uint8_t*>(scales)[at];
-        return type == ScaleType::e4m3 ? value_of_e4m3(byte) : byte == 0 ? 0x1p-127f : float_of(uint32_t(byte) << 23);
+        return type == ScaleType::e4m3 ? from_e4m3(byte) : byte == 0 ? 0x1p-127f : float_of(uint32_t(byte) << 23);
     }
     const uint32_t half = static_cast<const uint16_t*>(scales)[at];
     if (type == ScaleType::bfloat16) return float_of(half << 16);
@@ -128,35 +102,6 @@ void pack_row(const PackedLinear::Source& source, int64_t row, int stored_bits, 
 }
 
 }  // namespace
-
-Buffer::Buffer(int64_t bytes) {
-#if defined(__linux__)
-    if (bytes >= kLargeBuffer) {
-        void* mapped = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (mapped == MAP_FAILED) throw std::bad_alloc();
-        madvise(mapped, bytes, MADV_HUGEPAGE);
-        memory_ = static_cast<uint8_t*>(mapped), mapped_ = bytes;
-        return;
-    }
-#endif
-    void* memory = nullptr;
-    if (posix_memalign(&memory, kLine, std::max<int64_t>(bytes, kLine)) != 0) throw std::bad_alloc();
-    memory_ = static_cast<uint8_t*>(memory);
-    std::memset(memory, 0, bytes);
-}
-
-Buffer& Buffer::operator=(Buffer&& other) noexcept {
-    std::swap(memory_, other.memory_);
-    std::swap(mapped_, other.mapped_);
-    return *this;
-}
-
-Buffer::~Buffer() {
-#if defined(__linux__)
-    if (mapped_) munmap(memory_, mapped_), memory_ = nullptr;
-#endif
-    free(memory_);
-}
 
 void PackedLinear::allocate(int64_t rows, int64_t columns, int64_t group, int bits, ScaleType type, bool zeros) {
     view.bits = bits, view.rows = rows, view.columns = columns, view.scale_type = view.value_type = type;
@@ -206,13 +151,13 @@ void PackedLinear::decode_row(int64_t row, float* out) const {
     const int64_t line = view.together(strip) * kLine;
     for (int64_t g = 0, c = 0; g < view.groups; ++g) {
         const int64_t at = view.scale_index(strip, g) + lane;
-        const float scale = widened(view.scales, view.scale_type, at) * view.factor / view.divisor;
+        const float scale = scale_at(view.scales, view.scale_type, at) * view.factor / view.divisor;
         const int zero = view.zeros ? view.zeros[at] : view.zero;
         for (const int64_t end = std::min(view.columns, c + view.group); c < end; ++c) {
             float value;
             if (view.coding == Coding::e4m3) {
                 const int64_t pair = c / 4 * line + c % 4 / 2 * 32 + 2 * lane;
-                value = value_of_e4m3(codes[pair + c % 2]);
+                value = from_e4m3(codes[pair + c % 2]);
             } else {
                 const uint32_t code = code_in(codes, line, view.bits, lane, c);
                 value = view.coding == Coding::table ? view.table[code] : float(int(code) - zero);

@@ -6,24 +6,9 @@
 #include <vector>
 
 #include "linear.h"
+#include "memory.h"
 
 namespace compress {
-
-// Zeroed memory aligned to a cache line. Where it is large the system gives it page by page on first touch, in huge pages
-// if it has them.
-class Buffer {
-public:
-    Buffer() = default;
-    explicit Buffer(int64_t bytes);
-    Buffer(Buffer&& other) noexcept : memory_(other.memory_), mapped_(other.mapped_) { other.memory_ = nullptr; }
-    Buffer& operator=(Buffer&& other) noexcept;
-    ~Buffer();
-    uint8_t* data() const { return memory_; }
-
-private:
-    uint8_t* memory_ = nullptr;
-    int64_t mapped_ = 0;  // bytes of a mapping; 0 for memory of the heap
-};
 
 class PackedLinear {
 public:

@@ -9,9 +9,6 @@ namespace ISA {
 constexpr int kScoreVectors = kPageTokens / LANES;
 constexpr int kTogether = 4;  // registers of a token's values
 
-inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 // Queries that read the same keys, and what they have summed so far. Their q (dim) and sums (dim) are `dim` floats
 // apart; q_sums: the sum of each q, for codes, whose values are low + step * code. seen[r] = {first, end} within the
 // page at hand, possibly empty.

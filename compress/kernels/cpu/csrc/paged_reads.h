@@ -7,8 +7,6 @@
 namespace compress {
 namespace ISA {
 
-typedef uint8_t bytes __attribute__((vector_size(LANES)));
-
 // LANES of them from a position, or one. `part` tells which half of a head's dimensions. kSteps: a token and head has a
 // step; kGrids: and what code 0 is; kBlocks: and a scale for every kFloatBlock dimensions. kOpen: a page that is not full
 // is kept otherwise.
@@ -26,11 +24,6 @@ struct Bfloats {
     static vf load(const uint16_t* p, int) { return load_bfloat16(p); }
     static float one(uint16_t x, int) { return widened(x); }
 };
-inline vi load_unsigned(const uint8_t* p) {
-    bytes v;
-    std::memcpy(&v, p, sizeof v);
-    return __builtin_convertvector(v, vi);
-}
 struct Bytes {
     typedef uint8_t Element;
     static constexpr int kParts = 1;

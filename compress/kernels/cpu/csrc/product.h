@@ -12,11 +12,6 @@
 namespace compress {
 namespace ISA {
 
-static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-static inline float widened(float value) { return value; }
-
 struct Floats {
     typedef float Unit;
     static constexpr int64_t kLength = 1;  // reduction steps in one unit

@@ -33,6 +33,18 @@ static inline vf load_bytes(const int8_t* p) {
     std::memcpy(&v, p, sizeof v);
     return __builtin_convertvector(v, vf);
 }
+// Bytes, each in a lane.
+static inline vi load_unsigned(const uint8_t* p) {
+#if defined(__AVX512F__)
+    return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+#elif defined(__AVX2__)
+    return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+#else
+    vi v;
+    for (int l = 0; l < LANES; ++l) v[l] = p[l];
+    return v;
+#endif
+}
 static inline vf to_floats(vi v) { return __builtin_convertvector(v, vf); }
 static inline vf broadcast(float x) { return x - vf{}; }
 

@@ -1,17 +1,12 @@
 // Numbers of 8 and 4 bits as the cache keeps them: E4M3 (1 sign, 4 exponent, 3 mantissa, no infinities) and E2M1.
 #pragma once
+#include "scalars.h"
 #include "simd.h"
 
 namespace compress {
 namespace ISA {
 
 constexpr float kLargestE4m3 = 448, kLargestE2m1 = 6;
-
-static inline uint32_t bits_of(float x) {
-    uint32_t word;
-    std::memcpy(&word, &x, sizeof word);
-    return word;
-}
 
 // Nearest, ties to even; beyond the largest the largest, and NaN for what is not finite.
 static inline uint8_t e4m3_of(float x) {
@@ -38,15 +33,7 @@ static inline vf from_e4m3(vi code) {
     return value;
 }
 
-static inline float from_e4m3(uint8_t code) {
-    const int size = code & 0x7f;
-    float value = float(size) * (1.0f / 512);
-    if (size >= 8) {
-        const uint32_t word = size == 0x7f ? 0x7fc00000u : uint32_t(size << 20) + (120u << 23);
-        std::memcpy(&value, &word, sizeof value);
-    }
-    return code & 0x80 ? -value : value;
-}
+using compress::from_e4m3;  // of one
 
 static inline uint8_t e2m1_of(float x) {
     const float size = x < 0 ? -x : x;
