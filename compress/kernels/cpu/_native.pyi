@@ -22,13 +22,6 @@ def keep_tokens(logits: Any, temperature: float, top_k: int, top_p: float, min_p
     ValueError: NaN among the logits, or none that is finite at their largest.
     """
 
-    """out (tokens, out) = x (tokens, in) times the dequantised weight, transposed.
-
-    packed int32 (out, ceil(in / 8)), stored nibble = code + 8, lowest bits first along `in`; scale (out, groups)
-    float32, float16, bfloat16, or bfloat16's bits as uint16; zero_point int8 (out, groups) or None; x, out float32.
-    group_size divides `in` and is a multiple of 8, or is `in` itself.
-    """
-
 def gptq_quantize(
     weight: Any,
     upper: Any,
