@@ -16,27 +16,34 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "0"
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
 from triton.compiler import ASTSource
 
-from compress.kernels.triton.attention import attention_kernel
-from compress.kernels.triton.cache import write_kernel
-from compress.kernels.triton.configs import table
+from compress.kernels.triton import linear, packing
+from compress.kernels.triton.attention import attention_kernel, queries_of
+from compress.kernels.triton.cache import PAGE, write_kernel
+from compress.kernels.triton.configs import Config, entries
 from compress.kernels.triton.fused import gate_kernel, norm_kernel, turn_kernel
-from compress.kernels.triton.gemm import finish_kernel, gemm_kernel
+from compress.kernels.triton.gemm import gemm_kernel
 from compress.kernels.triton.gemv import gemv_kernel
+from compress.kernels.triton.packing import PackedWeight
 from compress.kernels.triton.paged import join_kernel, paged_kernel
 from compress.kernels.triton.rounded import rounded_kernel
 from compress.kernels.triton.rounding import round_kernel
+from compress.kernels.triton.softmax import launch_of
+from compress.kernels.triton.splits import finish_kernel
+from compress.schemes import FIXED_SCHEMES
+from compress.types import BlockFloatScheme, IntScheme, QuantizedTensor, Scheme
 
 
 @dataclass(frozen=True)
@@ -51,67 +58,85 @@ class Case:
     stages: int = 3
     floats: tuple[str, ...] = ()
     least_capability: int = 80
-    extra: dict[str, Any] = field(default_factory=dict)
+
+
+POINTERS = {
+    torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int8: "i8", torch.int16: "i16",
+    torch.int32: "i32", torch.uint8: "u8",
+}  # fmt: skip
+INPUTS = {"bf16": 16, "fp16": 16, "fp32": 32}
+"""Dtypes of what a model computes in, and their bits."""
+SCHEMES: dict[str, Scheme] = {
+    **{
+        f"w{bits}-g{group or 'channel'}{'' if symmetric else '-asym'}": IntScheme(bits, group, symmetric)
+        for bits in (2, 3, 4, 8)
+        for group, symmetric in ((128, True), (32, False), (None, True))
+    },
+    **{name.removesuffix("A16").lower(): FIXED_SCHEMES[name] for name in ("NVFP4A16", "MXFP4A16", "MXFP8A16")},
+}
+
+
+def packed_weight(scheme: Scheme) -> PackedWeight:
+    """A weight of zeros as the runtime packs it."""
+    rows, columns, zeros = 16, 1024, None
+    assert isinstance(scheme, (IntScheme, BlockFloatScheme))
+    codes, scale = torch.zeros(rows, columns, dtype=torch.int8), torch.ones(rows, scheme.groups(columns))
+    if isinstance(scheme, IntScheme):
+        zeros = None if scheme.symmetric else torch.zeros(scale.shape, dtype=torch.int8)
+        return packing.pack(QuantizedTensor(codes, scale.bfloat16(), zeros, scheme))
+    steps = scale.to(torch.float8_e4m3fn) if scheme.scale_type == "e4m3" else scale.to(torch.uint8)
+    divisor = torch.ones(1) if scheme.scale_type == "e4m3" else None
+    return packing.pack(QuantizedTensor(codes.view(torch.uint8), steps, None, scheme, divisor))
 
 
 def packed_cases() -> Iterator[Case]:
-    """Both products of every width in both layouts of scales, with the blocks of the table."""
-    kinds: list[tuple[str, int, str, str, int, bool]] = [
-        (f"w{bits}-g{group or 'channel'}{'-asym' if zero else ''}", bits, "int", "float", group, zero)
-        for bits in (2, 3, 4, 8)
-        for group, zero in ((128, False), (32, True), (0, False))
-    ]
-    kinds += [("nvfp4", 4, "fp4", "e4m3", 16, False), ("mxfp4", 4, "fp4", "e8m0", 32, False)]
-    kinds += [("mxfp8", 8, "fp8", "e8m0", 32, False)]
-    for name, bits, codes, scales, group, zero in kinds:
-        low = 2 if bits == 3 else bits
-        chunk = 512 // low
-        planes = 32 // low if group % chunk == 0 else group // 16
-        stored = {"words": "i32", "scale": "bf16" if scales == "float" else "u8"}
-        stored |= ({"high": "i16"} if bits == 3 else {}) | ({"zero": "i8"} if zero else {})
-        stored |= {"divisor": "fp32"} if scales == "e4m3" else {}
-        constants = {
-            "CODES": codes, "SCALE_KIND": scales, "BITS": bits, "FIELD": low, "GROUP": group, "PLANES_PER_SCALE": planes
-        }  # fmt: skip
-        for entry in _entries(bits):
-            blocks = {"BLOCK_ROWS": entry["block_rows"]}
-            blocks |= {"BLOCK_TOKENS": entry["block_tokens"]} if entry["operation"] == "gemm" else {}
-            yield Case(
-                f"{entry['operation']} {name} {'x'.join(str(size) for size in blocks.values())}",
-                gemv_kernel if entry["operation"] == "gemv" else gemm_kernel,
-                {"x": "bf16", "out": "bf16", **stored},
-                {**constants, **blocks},
-                entry["warps"],
-                entry["stages"],
-            )
-            if entry["operation"] == "gemv":
-                yield Case(
-                    f"gemv {name} of experts {entry['block_rows']}",
-                    gemv_kernel,
-                    {"x": "bf16", "out": "bf16", "experts": "i32", **stored},
-                    {**constants, **blocks},
-                    entry["warps"],
-                    entry["stages"],
-                )
+    """Both products of every width in both layouts of scales, with the blocks that the table has for each dtype."""
+    for name, scheme in SCHEMES.items():
+        weight = packed_weight(scheme)
+        parts = {part: getattr(weight, part) for part in ("words", "high", "scale", "zero", "divisor")}
+        stored = {part: POINTERS[tensor.dtype] for part, tensor in parts.items() if tensor is not None}
+        for x, inputs in INPUTS.items():
+            if x == "fp16" and name not in ("w4-g128", "w3-g128", "nvfp4"):
+                continue  # what it is decoded to differs from bfloat16 by one conversion
+            for operation in ("gemv", "gemm"):
+                for entry in entries(operation, "any", weight.bits, inputs):  # type: ignore[arg-type]
+                    yield from _packed(name, x, operation, entry, weight, stored)
     yield Case("finish", finish_kernel, {"partial": "fp32", "bias": "bf16", "out": "bf16"}, {"BLOCK": 1024})
+
+
+def _packed(
+    name: str, x: str, operation: str, entry: dict[str, Any], weight: PackedWeight, stored: dict[str, str]
+) -> Iterator[Case]:
+    cut = Config(entry["block_rows"], entry.get("block_tokens", 1), 1, entry["warps"], entry["stages"])
+    fixed = linear.constants(weight, cut)
+    warps, stages = int(fixed.pop("num_warps")), int(fixed.pop("num_stages"))
+    pointers, of = {"x": x, "out": x, **stored}, "" if x == "bf16" else f" {x}"
+    if operation == "gemm":
+        fixed["BLOCK_TOKENS"] = cut.block_tokens
+        yield Case(
+            f"gemm {name}{of} {cut.block_rows}x{cut.block_tokens}", gemm_kernel, pointers, fixed, warps, stages
+        )  # fmt: skip
+        return
+    yield Case(f"gemv {name}{of} {cut.block_rows}", gemv_kernel, pointers, fixed, warps, stages)
+    experts = {**pointers, "experts": "i32"}
+    yield Case(f"gemv {name}{of} of experts {cut.block_rows}", gemv_kernel, experts, fixed, warps, stages)
 
 
 def rounded_cases() -> Iterator[Case]:
     """Products with rounded inputs, FP8 both as it is and as bytes, and the rounding."""
     for codes, kind, least in (("int8", "i8", 80), ("bytes", "u8", 80), ("fp8", "fp8e4nv", 90)):
         for tiles in (False,) if codes == "int8" else (False, True):
-            for entry in table()["entries"]:
-                if entry["operation"] == "rounded":
-                    blocks = {"BLOCK_ROWS": entry["block_rows"], "BLOCK_TOKENS": entry["block_tokens"]}
-                    yield Case(
-                        f"rounded {codes}{' tiles' if tiles else ''} {'x'.join(map(str, blocks.values()))}",
-                        rounded_kernel,
-                        {"x": kind, "weight": kind, "x_scale": "fp32", "weight_scale": "fp32", "out": "bf16"},
-                        {"CODES": codes, "TILES": tiles, "ROW_SCALES": not tiles, **blocks},
-                        entry["warps"],
-                        entry["stages"],
-                        least_capability=least,
-                    )
+            for entry in entries("rounded", "any", 8, 8):
+                blocks = {"BLOCK_ROWS": entry["block_rows"], "BLOCK_TOKENS": entry["block_tokens"]}
+                yield Case(
+                    f"rounded {codes}{' tiles' if tiles else ''} {'x'.join(map(str, blocks.values()))}",
+                    rounded_kernel,
+                    {"x": kind, "weight": kind, "x_scale": "fp32", "weight_scale": "fp32", "out": "bf16"},
+                    {"CODES": codes, "TILES": tiles, "ROW_SCALES": not tiles, **blocks},
+                    entry["warps"],
+                    entry["stages"],
+                    least_capability=least,
+                )
     for fp8, span, warps in ((False, 4096, 4), (True, 4096, 4), (True, 128, 1), (False, 16384, 16)):
         steps = 448.0 if fp8 else 127.5
         pointers = {"x": "bf16", "codes": "u8" if fp8 else "i8", "scale": "fp32"}
@@ -121,50 +146,56 @@ def rounded_cases() -> Iterator[Case]:
 
 def fused_cases() -> Iterator[Case]:
     """Norms, rotation and gates at the sizes of an 8B model."""
-    norm = {"x": "bf16", "residual": "bf16", "weight": "bf16", "out": "bf16"}
-    yield Case("norm 4096", norm_kernel, norm, {"OFFSET": 0.0, "SPAN": 4096}, 8, floats=("epsilon",))
-    turn = {"x": "bf16", "cos": "fp32", "sin": "fp32"}
-    for name, norms in (("turn 128", {}), ("turn 128 normed", {"norms": "bf16"})):
-        constants = {"OFFSET": 0.0, "DIM": 128, "HALF": 64, "SPAN": 64}
-        yield Case(name, turn_kernel, turn | norms, constants, 1, floats=("epsilon",))
-    for activation in ("silu", "gelu", "gelu_pytorch_tanh"):
-        pointers = {"gate": "bf16", "up": "bf16", "out": "bf16"}
-        yield Case(f"gate {activation}", gate_kernel, pointers, {"ACTIVATION": activation, "BLOCK": 1024})
+    for x in ("bf16", "fp32"):
+        of = "" if x == "bf16" else f" {x}"
+        norm = {"x": x, "residual": x, "weight": x, "out": x}
+        yield Case(f"norm{of} 4096", norm_kernel, norm, {"OFFSET": 0.0, "SPAN": 4096}, 8, floats=("epsilon",))
+        turn = {"x": x, "cos": "fp32", "sin": "fp32"}
+        for name, norms in (("turn 128", {}), ("turn 128 normed", {"norms": x})):
+            constants = {"OFFSET": 0.0, "DIM": 128, "HALF": 64, "SPAN": 64}
+            yield Case(f"{name}{of}", turn_kernel, turn | norms, constants, 1, floats=("epsilon",))
+        for activation in ("silu", "gelu", "gelu_pytorch_tanh"):
+            pointers, constants = {"gate": x, "up": x, "out": x}, {"ACTIVATION": activation, "BLOCK": 1024}
+            yield Case(f"gate {activation}{of}", gate_kernel, pointers, constants)
 
 
 def attention_cases() -> Iterator[Case]:
-    """Attention of chunks and of single tokens with heads of 64 and 128, over every kind of page."""
-    for dim in (64, 128):
-        for kind, stored, scale in (("plain", "bf16", ""), ("int8", "i8", "fp32"), ("int4", "u8", "bf16"),
-                                    ("fp8", "u8", "fp32")):  # fmt: skip
-            pages = {"keys": stored, "values": stored}
-            pages |= {"key_scale": scale, "value_scale": scale} if scale else {}
-            sizes = {"KIND": kind, "DIM": dim, "SPAN": dim, "PAGE": 32}
-            for window, softcap in ((0, 0.0), (4096, 50.0)) if kind == "plain" else ((0, 0.0),):
-                chunk = {"q": "bf16", **pages, "tables": "i32", "blocks": "i32", "out": "bf16"}
-                constants = {**sizes, "WINDOW": window, "SOFTCAP": softcap, "BLOCK_QUERIES": 64}
-                name = f"attention {kind} {dim} window {window}"
-                yield Case(name, attention_kernel, chunk, constants, 4, 2, floats=("scale",))
-            paged = {"q": "bf16", **pages, "tables": "i32", "lengths": "i32"}
-            paged |= {"out": "fp32", "most": "fp32", "weight": "fp32"}
-            constants = {**sizes, "SHARED": 4, "WINDOW": 0, "SOFTCAP": 0.0, "BLOCK_HEADS": 16}
-            yield Case(f"paged {kind} {dim}", paged_kernel, paged, constants, 4, 2, floats=("scale",))
-            written = {"k": "bf16", "v": "bf16", "slots": "i32", **pages}
-            yield Case(f"write {kind} {dim}", write_kernel, written, sizes, 1)
+    """Attention of chunks and of single tokens over every kind of page: heads of 64 to 256, 96 among them, and what
+    float32 and float16 have of their own."""
+    kinds = {"plain": ("", ""), "int8": ("i8", "fp32"), "int4": ("u8", "bf16"), "fp8": ("u8", "fp32")}
+    for x, dims in (("bf16", (64, 96, 128, 256)), ("fp32", (64, 128, 256)), ("fp16", (128,))):
+        for dim in dims:
+            for kind, (stored, scale) in kinds.items():
+                of = "" if x == "bf16" else f" {x}"
+                pages = {"keys": stored or x, "values": stored or x}
+                pages |= {"key_scale": scale, "value_scale": scale} if scale else {}
+                sizes = {"KIND": kind, "DIM": dim, "SPAN": triton.next_power_of_2(dim), "PAGE": PAGE}
+                yield from _attention(f"{kind} {dim}{of}", x, pages, sizes, kind == "plain" and x == "bf16")
+                written = {"k": x, "v": x, "slots": "i32", **pages}
+                yield Case(f"write {kind} {dim}{of}", write_kernel, written, sizes, 1)
     parts = {"part": "fp32", "most": "fp32", "weight": "fp32", "out": "bf16"}
-    yield Case("join 128", join_kernel, parts, {"DIM": 128, "SPAN": 128}, 1)
+    for dim in (128, 256):
+        yield Case(f"join {dim}", join_kernel, parts, {"DIM": dim, "SPAN": dim}, 1)
 
 
-def _entries(bits: int) -> list[dict[str, Any]]:
-    """The table's entries that products of this width get, those behind an entry for all numbers of tokens left out."""
-    found = []
-    for operation in ("gemv", "gemm"):
-        for entry in table()["entries"]:
-            if entry["operation"] == operation and entry.get("bits", bits) == bits:
-                found.append(entry)
-                if "most_tokens" not in entry:
-                    break
-    return found
+def _attention(
+    name: str, x: str, pages: dict[str, str], sizes: dict[str, Any], windows: bool
+) -> Iterator[Case]:  # fmt: skip
+    dtype = next(dtype for dtype, kind in POINTERS.items() if kind == x)
+    warps, stages = launch_of(dtype, sizes["DIM"]).values()
+    for window, softcap in ((0, 0.0), (4096, 50.0)) if windows else ((0, 0.0),):
+        seen = {**sizes, "WINDOW": window, "SOFTCAP": softcap}
+        chunk = {"q": x, **pages, "tables": "i32", "blocks": "i32", "out": x}
+        constants = {**seen, "BLOCK_QUERIES": queries_of(dtype, sizes["DIM"])}
+        said = f"{name} window {window}" if window else name
+        yield Case(f"attention {said}", attention_kernel, chunk, constants, warps, stages, floats=("scale",))
+        paged, constants = (
+            {"q": x, **pages, "tables": "i32", "lengths": "i32"},
+            {**seen, "SHARED": 4, "BLOCK_HEADS": 16},
+        )
+        yield Case(f"paged {said}", paged_kernel, {**paged, "out": x}, constants, warps, stages, floats=("scale",))
+        shares = {**paged, "out": "fp32", "most": "fp32", "weight": "fp32"}
+        yield Case(f"paged {said} in splits", paged_kernel, shares, constants, warps, stages, floats=("scale",))
 
 
 def cases() -> list[Case]:

@@ -6,7 +6,8 @@ import torch
 
 from compress.errors import WorkError
 from compress.kernels.triton.cache import PAGE
-from compress.kernels.triton.paged import PAGES_OF_A_SPLIT
+from compress.kernels.triton.configs import units
+from compress.kernels.triton.paged import PER_UNIT
 from compress.runtime.gpu_graphs import BATCHES
 from compress.runtime.native_shape import Shape
 
@@ -14,18 +15,17 @@ _OTHER = 256 << 20
 """Bytes for what is not counted: the allocator's rounding, compiled kernels, graphs themselves."""
 
 
-def working_bytes(shape: Shape, dtype: torch.dtype, step_tokens: int, cache_tokens: int) -> int:
+def working_bytes(shape: Shape, dtype: torch.dtype, device: torch.device, step_tokens: int) -> int:
     """Bytes that a step takes at most, and those that recorded steps keep: the memory between their kernels.
 
     A step holds a few vectors of each token; the logits of all its tokens, in dtype and in float32, where scores are
-    asked for. Recorded ones share their memory, so that the largest counts; each sequence has the attention of its
-    splits in it, in float32.
+    asked for. Recorded ones share their memory, so that the largest counts. Beside that there is the attention of all
+    splits of all sequences, in float32.
     """
     wide = 4 * shape.hidden + 2 * shape.heads * shape.head_dim + 3 * max(shape.ffn, shape.expert_ffn)
     token = dtype.itemsize * (wide + shape.vocabulary) + 4 * 2 * shape.vocabulary
-    splits = -(-cache_tokens // PAGE // PAGES_OF_A_SPLIT)
-    attention = 4 * splits * shape.heads * (shape.head_dim + 2)
-    return step_tokens * token + BATCHES[-1] * (token + attention) + _OTHER
+    attention = 4 * (PER_UNIT * units(device) // shape.kv_heads) * shape.heads * (shape.head_dim + 2)
+    return step_tokens * token + BATCHES[-1] * token + attention + _OTHER
 
 
 def affordable_pages(
@@ -43,7 +43,7 @@ def affordable_pages(
         return pages
     free, _ = torch.cuda.mem_get_info(device)
     page_bytes = 2 * shape.layers * shape.kv_heads * shape.head_dim * PAGE * dtype.itemsize
-    return fitting_pages(pages, free - working_bytes(shape, dtype, step_tokens, wanted), page_bytes, step_tokens, least)
+    return fitting_pages(pages, free - working_bytes(shape, dtype, device, step_tokens), page_bytes, step_tokens, least)
 
 
 def fitting_pages(pages: int, free: int, page_bytes: int, step_tokens: int, least: bool) -> int:

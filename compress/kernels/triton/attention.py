@@ -1,4 +1,4 @@
-"""Attention of many tokens of a sequence over its pages: tiles with a running softmax (arXiv 2205.14135).
+"""Attention of many tokens of a sequence over its pages: tiles with a running softmax.
 
 Keys and values of the tokens themselves are in the pages already, kept as all others are, so that a prompt in chunks
 meets the same numbers as a whole one.
@@ -12,19 +12,11 @@ import triton.language as tl
 from torch import Tensor
 
 from compress.kernels.triton.cache import PAGE, Cache, heads_together, page_of
-from compress.kernels.triton.decode import dot, rounded_to
+from compress.kernels.triton.decode import rounded_to
+from compress.kernels.triton.softmax import add_page, launch_of
 
 BLOCK_QUERIES = 64
-"""Tokens of one program at most."""
-
-
-@triton.jit
-def capped(scores, SOFTCAP: tl.constexpr):
-    """softcap * tanh(scores / softcap); 0 leaves scores as they are."""
-    if SOFTCAP > 0:
-        return SOFTCAP * (1.0 - 2.0 / (tl.exp(scores * (2.0 / SOFTCAP)) + 1.0))
-    else:
-        return scores
+"""Tokens of one entry of `blocks` at most; programs take them all, or fewer where registers would not hold them."""
 
 
 @triton.jit(do_not_specialize=["table_width"])
@@ -50,10 +42,13 @@ def attention_kernel(
     PAGE: tl.constexpr,
     BLOCK_QUERIES: tl.constexpr,
 ):
-    """out (tokens, heads, dim); a program per block (table, first token, tokens, first position) and head."""
-    block, head = blocks_ptr + tl.program_id(0) * 4, tl.program_id(1)
-    sequence, first = tl.load(block).to(tl.int64), tl.load(block + 1).to(tl.int64)
-    count, start = tl.load(block + 2), tl.load(block + 3)
+    """out (tokens, heads, dim); a program per block (table, first token, tokens, first position), head, and part of
+    the block's tokens."""
+    block, head, skipped = blocks_ptr + tl.program_id(0) * 4, tl.program_id(1), tl.program_id(2) * BLOCK_QUERIES
+    sequence, first = tl.load(block).to(tl.int64), tl.load(block + 1).to(tl.int64) + skipped
+    count, start = tl.minimum(tl.load(block + 2) - skipped, BLOCK_QUERIES), tl.load(block + 3) + skipped
+    if count <= 0:
+        return
     number, lane = tl.arange(0, BLOCK_QUERIES), tl.arange(0, SPAN)
     position = start + number
     inside = (number < count)[:, None] & (lane < DIM)[None, :]
@@ -74,18 +69,10 @@ def attention_kernel(
         k, v, factor = page_of(
             keys_ptr, values_ptr, key_scale_ptr, value_scale_ptr, slot, key < start + count, lane, q.dtype, KIND, DIM
         )
-        scores = dot(q, tl.trans(k), tl.zeros((BLOCK_QUERIES, PAGE), tl.float32)) * (factor * scale)[None, :]
-        scores = capped(scores, SOFTCAP) * 1.4426950408889634
         seen = key[None, :] <= position[:, None]
         if WINDOW > 0:
             seen = seen & (position[:, None] - key[None, :] < WINDOW)
-        scores = tl.where(seen, scores, -1.0e30)
-        now = tl.maximum(most, tl.max(scores, axis=1))
-        share = tl.where(seen, tl.exp2(scores - now[:, None]), 0.0)
-        shrink = tl.exp2(most - now)
-        weight = weight * shrink + tl.sum(share, axis=1)
-        total = dot(rounded_to(share, q.dtype), v, total * shrink[:, None])
-        most = now
+        most, weight, total = add_page(q, k, v, factor * scale, seen, most, weight, total, SOFTCAP)
     result = total / tl.where(weight == 0, 1.0, weight)[:, None]
     out_at = ((first + number)[:, None] * heads + head) * DIM + lane[None, :]
     tl.store(out_ptr + out_at, rounded_to(result, out_ptr.dtype.element_ty), mask=inside)
@@ -112,10 +99,18 @@ def chunk_attention(
     tokens, heads, dim = query.shape
     if out is None:
         out = torch.empty(tokens, heads, dim, dtype=query.dtype, device=query.device)
-    attention_kernel[(blocks.shape[0], heads)](
+    queries, span = queries_of(query.dtype, dim), max(triton.next_power_of_2(dim), 16)
+    attention_kernel[(blocks.shape[0], heads, BLOCK_QUERIES // queries)](
         query, cache.keys, cache.values, cache.key_scale, cache.value_scale, tables, blocks, out,
         heads, cache.keys.shape[1], query.stride(0), tables.shape[1], scale,
-        KIND=cache.kind, WINDOW=window, SOFTCAP=softcap, DIM=dim, SPAN=max(triton.next_power_of_2(dim), 16),
-        PAGE=PAGE, BLOCK_QUERIES=BLOCK_QUERIES, num_warps=4, num_stages=2,
+        KIND=cache.kind, WINDOW=window, SOFTCAP=softcap, DIM=dim, SPAN=span,
+        PAGE=PAGE, BLOCK_QUERIES=queries, **launch_of(query.dtype, dim),
     )  # fmt: skip
     return out
+
+
+def queries_of(dtype: torch.dtype, dim: int) -> int:
+    """Tokens of a program: their sums are float32 in registers, and so are float32 inputs, which tensor cores leave."""
+    if dtype == torch.float32:
+        return 16
+    return BLOCK_QUERIES if dim <= 128 else BLOCK_QUERIES // 2

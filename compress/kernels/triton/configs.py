@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 
 Operation = Literal["gemv", "gemm", "rounded"]
-_PROGRAMS_PER_UNIT = 4
 _LEAST_CHUNKS = 4  # of a split: shorter ones cost more in sums than they win in programs
 
 
@@ -28,16 +27,38 @@ class Config:
 
 @lru_cache(maxsize=4096)
 def config(
-    operation: Operation, device: torch.device, bits: int, tokens: int, rows: int, chunks: int, split: bool = True
+    operation: Operation, device: torch.device, bits: int, tokens: int, rows: int, chunks: int, inputs: int
 ) -> Config:
-    """The entry for a product of `tokens` x (rows, chunks of columns)."""
-    name, units = _device(device)
-    entry = next(entry for entry in table()["entries"] if _fits(entry, name, operation, bits, tokens))
+    """The entry for a product of `tokens` x (rows, chunks of columns), whose inputs have so many bits.
+
+    Columns are split where programs do not fill the device once, each multiprocessor with as many as an entry says are
+    resident, and never so far that they would wait for a second turn.
+    """
+    name, count = _device(device)
+    entry = next(
+        entry for entry in entries(operation, name, bits, inputs) if tokens <= entry.get("most_tokens", tokens)
+    )
     block_rows, block_tokens = entry["block_rows"], entry.get("block_tokens", 1)
     programs = -(-rows // block_rows) * -(-tokens // block_tokens)
-    wanted = entry.get("splits", -(-units * _PROGRAMS_PER_UNIT // programs))
-    splits = max(1, min(wanted, chunks // _LEAST_CHUNKS)) if split else 1
+    splits = max(1, min(count * entry["resident"] // programs, chunks // _LEAST_CHUNKS)) if "resident" in entry else 1
     return Config(block_rows, block_tokens, splits, entry["warps"], entry["stages"])
+
+
+@lru_cache(maxsize=64)
+def entries(operation: Operation, device: str, bits: int, inputs: int) -> list[dict[str, Any]]:
+    """The table's entries for codes and inputs of so many bits, up to the first that takes any number of tokens."""
+    found = []
+    for entry in table()["entries"]:
+        if (
+            entry["operation"] == operation
+            and entry["device"] in ("any", device)
+            and entry.get("bits", bits) == bits
+            and entry.get("inputs", inputs) == inputs
+        ):
+            found.append(entry)
+            if "most_tokens" not in entry:
+                break
+    return found
 
 
 @lru_cache(maxsize=1)
@@ -48,18 +69,14 @@ def table() -> dict[str, Any]:
     return loaded
 
 
-def _fits(entry: dict[str, Any], device: str, operation: str, bits: int, tokens: int) -> bool:
-    return (
-        entry["device"] in ("any", device)
-        and entry["operation"] == operation
-        and entry.get("bits", bits) == bits
-        and tokens <= entry.get("most_tokens", tokens)
-    )
+def units(device: torch.device) -> int:
+    """Streaming multiprocessors; in the interpreter few, so that splits occur."""
+    return _device(device)[1]
 
 
 @lru_cache(maxsize=16)
 def _device(device: torch.device) -> tuple[str, int]:
-    """(`sm_90` and the like, streaming multiprocessors); in the interpreter `cpu` and few, so that splits occur."""
+    """(`sm_90` and the like, streaming multiprocessors); in the interpreter `cpu`."""
     if device.type != "cuda":
         return "cpu", 2
     found = torch.cuda.get_device_properties(device)

@@ -41,8 +41,8 @@ def gemm_kernel(
     PLANES: tl.constexpr = 32 // FIELD
     CHUNK: tl.constexpr = PLANES * 16
     SCALES: tl.constexpr = PLANES // PLANES_PER_SCALE
-    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    token = tl.program_id(1) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
+    token = tl.program_id(0) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)  # first: those that read the same weights
+    row = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)  # run side by side, and the cache has them
     split = tl.program_id(2)
     inside = row < rows
     plane = tl.arange(0, PLANES)
@@ -82,16 +82,3 @@ def gemm_kernel(
     tl.store(
         out_ptr + at, rounded_to(total, out_ptr.dtype.element_ty), mask=inside[:, None] & (token < tokens)[None, :]
     )
-
-
-@triton.jit(do_not_specialize=["size", "splits"])
-def finish_kernel(partial_ptr, bias_ptr, out_ptr, rows, size, splits, BLOCK: tl.constexpr):
-    """out (size,) = sum of partial (splits, size) float32, in order, and the bias of each row; size = tokens * rows."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < size
-    total = tl.zeros((BLOCK,), tl.float32)
-    for split in range(splits):
-        total += tl.load(partial_ptr + split * size.to(tl.int64) + at, mask=inside, other=0.0)
-    if bias_ptr is not None:
-        total += tl.load(bias_ptr + at % rows, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out_ptr + at, rounded_to(total, out_ptr.dtype.element_ty), mask=inside)

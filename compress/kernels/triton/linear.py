@@ -9,12 +9,12 @@ import triton
 from torch import Tensor
 
 from compress.kernels.triton.configs import Config, config
-from compress.kernels.triton.gemm import finish_kernel, gemm_kernel
+from compress.kernels.triton.gemm import gemm_kernel
 from compress.kernels.triton.gemv import MAGIC, gemv_kernel
 from compress.kernels.triton.packing import PackedWeight
+from compress.kernels.triton.splits import Sums
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_FINISH_BLOCK = 1024
 
 
 def multiply(weight: PackedWeight, x: Tensor) -> Tensor:
@@ -30,28 +30,21 @@ def multiply(weight: PackedWeight, x: Tensor) -> Tensor:
             f"{weight.words.device}"
         )
     inputs = x.reshape(-1, weight.columns).contiguous()
-    tokens, chunks = inputs.shape[0], weight.words.shape[0]
-    out = torch.empty(tokens, weight.rows, dtype=x.dtype, device=x.device)
+    tokens, chunks, shape = inputs.shape[0], weight.words.shape[0], (*x.shape[:-1], weight.rows)
     if tokens == 0:
-        return out.view(*x.shape[:-1], weight.rows)
-    cut = config("gemv" if tokens == 1 else "gemm", x.device, weight.bits, tokens, weight.rows, chunks)
-    whole = cut.splits == 1
-    target = out if whole else torch.empty(cut.splits, tokens, weight.rows, dtype=torch.float32, device=x.device)
-    constants = _constants(weight, cut)
-    bias = weight.bias if whole else None
-    stored = (weight.words, weight.high, weight.scale, weight.zero, weight.divisor, bias, target)
+        return x.new_empty(shape)
+    operation = "gemv" if tokens == 1 else "gemm"
+    cut = config(operation, x.device, weight.bits, tokens, weight.rows, chunks, 8 * x.itemsize)
+    sums = Sums(x, tokens, weight.rows, cut.splits, weight.bias)
+    stored = (weight.words, weight.high, weight.scale, weight.zero, weight.divisor, sums.bias, sums.target)
     sizes = (weight.rows, weight.columns, chunks, cut.splits)
     row_blocks = triton.cdiv(weight.rows, cut.block_rows)
     if tokens == 1:
-        gemv_kernel[(row_blocks, cut.splits)](inputs, *stored, None, *sizes, 0, 1, MAGIC, **constants)
+        gemv_kernel[(row_blocks, cut.splits)](inputs, *stored, None, *sizes, 0, 1, MAGIC, **constants(weight, cut))
     else:
-        grid = (row_blocks, triton.cdiv(tokens, cut.block_tokens), cut.splits)
-        gemm_kernel[grid](inputs, *stored, tokens, *sizes, **constants, BLOCK_TOKENS=cut.block_tokens)
-    if not whole:
-        finish_kernel[(triton.cdiv(out.numel(), _FINISH_BLOCK),)](
-            target, weight.bias, out, weight.rows, out.numel(), cut.splits, BLOCK=_FINISH_BLOCK
-        )
-    return out.view(*x.shape[:-1], weight.rows)
+        grid = (triton.cdiv(tokens, cut.block_tokens), row_blocks, cut.splits)
+        gemm_kernel[grid](inputs, *stored, tokens, *sizes, **constants(weight, cut), BLOCK_TOKENS=cut.block_tokens)
+    return sums.finished().view(shape)
 
 
 def multiply_experts(experts: PackedWeight, x: Tensor, chosen: Tensor, every: int) -> Tensor:
@@ -64,26 +57,23 @@ def multiply_experts(experts: PackedWeight, x: Tensor, chosen: Tensor, every: in
     pairs, chunks = chosen.shape[0], experts.words.shape[1]
     if x.shape != (pairs // every, experts.columns) or x.dtype not in DTYPES or not x.is_contiguous():
         raise ValueError(f"inputs {x.dtype} {tuple(x.shape)} do not fit {pairs} pairs, {every} of each row")
-    cut = config("gemv", x.device, experts.bits, 1, experts.rows, chunks)
+    cut = config("gemv", x.device, experts.bits, 1, experts.rows, chunks, 8 * x.itemsize)
     cut = replace(cut, splits=max(1, cut.splits // pairs))
-    whole = cut.splits == 1
-    out = torch.empty(pairs, experts.rows, dtype=x.dtype, device=x.device)
-    target = out if whole else torch.empty(cut.splits, pairs, experts.rows, dtype=torch.float32, device=x.device)
+    whole = cut.splits == 1  # else each row's own bias comes at the end, where experts are not known
+    sums = Sums(x, pairs, experts.rows, cut.splits, experts.bias if whole else None)
     gemv_kernel[(triton.cdiv(experts.rows, cut.block_rows), cut.splits, pairs)](
-        x, experts.words, experts.high, experts.scale, experts.zero, experts.divisor, experts.bias if whole else None,
-        target, chosen, experts.rows, experts.columns, chunks, cut.splits, experts.scale.shape[1], every, MAGIC,
-        **_constants(experts, cut),
+        x, experts.words, experts.high, experts.scale, experts.zero, experts.divisor, sums.bias, sums.target, chosen,
+        experts.rows, experts.columns, chunks, cut.splits, experts.scale.shape[1], every, MAGIC,
+        **constants(experts, cut),
     )  # fmt: skip
-    if not whole:
-        finish_kernel[(triton.cdiv(out.numel(), _FINISH_BLOCK),)](
-            target, None, out, experts.rows, out.numel(), cut.splits, BLOCK=_FINISH_BLOCK
-        )
-        if experts.bias is not None:
-            out += experts.bias[chosen]
+    out = sums.finished()
+    if experts.bias is not None and not whole:
+        out += experts.bias[chosen]
     return out
 
 
-def _constants(weight: PackedWeight, cut: Config) -> dict[str, int | str]:
+def constants(weight: PackedWeight, cut: Config) -> dict[str, int | str]:
+    """What both kernels are compiled for."""
     return {
         "CODES": weight.codes,
         "SCALE_KIND": weight.scale_kind,

@@ -36,8 +36,8 @@ def rounded_kernel(
     x (tokens, columns), x_scale (tokens,) or with TILES (tokens, chunks); weight (rows, columns), weight_scale (rows,)
     with ROW_SCALES, with TILES (rows / 128, chunks), else (1,). CODES: "int8", "fp8", or "bytes": FP8 as uint8.
     """
-    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    token = tl.program_id(1) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
+    token = tl.program_id(0) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)  # first, as in `gemm`
+    row = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     split = tl.program_id(2)
     inside, held = row < rows, token < tokens
     ZERO: tl.constexpr = 0.0 if CODES == "fp8" else 0

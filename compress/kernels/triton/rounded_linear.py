@@ -8,13 +8,12 @@ from torch import Tensor
 
 from compress.kernels.triton import available
 from compress.kernels.triton.configs import config
-from compress.kernels.triton.gemm import finish_kernel
 from compress.kernels.triton.rounded import rounded_kernel
 from compress.kernels.triton.rounded_packing import RoundedWeight
 from compress.kernels.triton.rounding import round_kernel
+from compress.kernels.triton.splits import Sums
 
 _CHUNK = 128
-_FINISH_BLOCK = 1024
 
 
 def round_inputs(weight: RoundedWeight, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,29 +39,23 @@ def multiply(weight: RoundedWeight, x: Tensor) -> Tensor:
     if x.shape[-1] != weight.columns or not x.is_floating_point() or x.device != weight.codes.device:
         raise ValueError(f"inputs {x.dtype} {tuple(x.shape)} on {x.device} do not fit {tuple(weight.codes.shape)}")
     inputs = x.reshape(-1, weight.columns).contiguous()
-    tokens, chunks = inputs.shape[0], -(-weight.columns // _CHUNK)
-    out = torch.empty(tokens, weight.rows, dtype=x.dtype, device=x.device)
+    tokens, chunks, shape = inputs.shape[0], -(-weight.columns // _CHUNK), (*x.shape[:-1], weight.rows)
     if tokens == 0:
-        return out.view(*x.shape[:-1], weight.rows)
+        return x.new_empty(shape)
     codes, scale = round_inputs(weight, inputs)
     kind, stored = "int8", weight.codes
     if stored.dtype == torch.uint8:
         kind = "fp8" if available.multiplies_fp8(x.device) else "bytes"
         if kind == "fp8":
             codes, stored = codes.view(torch.float8_e4m3fn), stored.view(torch.float8_e4m3fn)
-    cut = config("rounded", x.device, 8, tokens, weight.rows, chunks)
-    whole = cut.splits == 1
-    target = out if whole else torch.empty(cut.splits, tokens, weight.rows, dtype=torch.float32, device=x.device)
+    cut = config("rounded", x.device, 8, tokens, weight.rows, chunks, 8)
+    sums = Sums(x, tokens, weight.rows, cut.splits, weight.bias)
     tiles = weight.inputs.granularity == "group"
-    grid = (triton.cdiv(weight.rows, cut.block_rows), triton.cdiv(tokens, cut.block_tokens), cut.splits)
+    grid = (triton.cdiv(tokens, cut.block_tokens), triton.cdiv(weight.rows, cut.block_rows), cut.splits)
     rounded_kernel[grid](
-        codes, scale, stored, weight.scale, weight.bias if whole else None, target,
+        codes, scale, stored, weight.scale, sums.bias, sums.target,
         tokens, weight.rows, weight.columns, chunks, cut.splits,
         CODES=kind, TILES=tiles, ROW_SCALES=not tiles and weight.scale.numel() == weight.rows,
         BLOCK_ROWS=cut.block_rows, BLOCK_TOKENS=cut.block_tokens, num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
-    if not whole:
-        finish_kernel[(triton.cdiv(out.numel(), _FINISH_BLOCK),)](
-            target, weight.bias, out, weight.rows, out.numel(), cut.splits, BLOCK=_FINISH_BLOCK
-        )
-    return out.view(*x.shape[:-1], weight.rows)
+    return sums.finished().view(shape)

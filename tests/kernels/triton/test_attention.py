@@ -10,6 +10,7 @@ from tests.kernels.triton.weights import inputs
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+from compress.kernels.triton import paged
 from compress.kernels.triton.attention import BLOCK_QUERIES, chunk_attention
 from compress.kernels.triton.cache import PAGE, Cache, CacheKind, write
 from compress.kernels.triton.paged import paged_attention
@@ -59,12 +60,16 @@ def filled(kind: CacheKind, lengths: list[int], kv_heads: int, dim: int, dtype: 
     [("plain", torch.float32, 2e-5), ("plain", torch.bfloat16, 2e-2), ("int8", torch.bfloat16, 4e-2),
      ("fp8", torch.bfloat16, 0.12), ("int4", torch.bfloat16, 0.2)],
 )  # fmt: skip
-def test_paged_attention(kind: CacheKind, dtype: torch.dtype, tolerance: float, device: str) -> None:
+def test_paged_attention(
+    kind: CacheKind, dtype: torch.dtype, tolerance: float, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lengths = [1, 70]
     cache, tables, written = filled(kind, lengths, 2, 24, dtype, device)
+    # what a split without pages leaves as it was must not be read
+    monkeypatch.setattr(torch, "empty", lambda *size, **how: torch.full(size, torch.nan, **how))
     query = draw(9, 2, 6, 24).to(dtype)
     count = torch.tensor(lengths, dtype=torch.int32, device=device)
-    for window, softcap, splits in ((0, 0.0, None), (40, 20.0, 2)) if kind == "plain" else ((40, 0.0, 2),):
+    for window, softcap, splits in ((0, 0.0, None), (40, 20.0, 2), (0, 0.0, 4)) if kind == "plain" else ((40, 0.0, 2),):
         found = paged_attention(query.to(device), cache, tables, count, 24**-0.5, window, softcap, splits).cpu()
         for number, (key, value) in enumerate(written):
             wanted = plain(query[number].unsqueeze(1), key, value, 24**-0.5, window, softcap)[0]
@@ -94,6 +99,13 @@ def test_attention_of_chunks(
         wanted = plain(own.transpose(0, 1), key, value, 3 * 24**-0.5, window, softcap)
         error = float((part.double() - wanted).abs().max() / wanted.abs().max())
         assert error < tolerance, error
+
+
+def test_pages_are_shared_out_while_there_are_multiprocessors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paged, "units", lambda _: 132)
+    place = torch.device("cpu")
+    assert [paged.splits_of(pages, 8, place) for pages in (8, 64, 128, 4096)] == [1, 8, 16, 66]
+    assert paged.splits_of(4096, 64 * 8, place) == 1
 
 
 def test_rounded_caches_hold_what_their_format_says(device: str) -> None:

@@ -15,7 +15,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from compress.kernels import gpu_linear
 from compress.kernels.dispatch import Choice
-from compress.kernels.triton import available, packing
+from compress.kernels.triton import available, configs, packing
 from compress.kernels.triton.configs import Config, config, table
 from compress.kernels.triton.linear import multiply, multiply_experts
 from compress.workflows import doctor
@@ -99,7 +99,7 @@ def test_a_bias_is_added_once(scheme: Scheme, device: str) -> None:
     for tokens in (1, 2):
         x = inputs(tokens, packed.columns, torch.float32)
         expected = x.double() @ exact(weight).T + bias.double()
-        assert config("gemm", torch.device(device), scheme.bits, tokens, 40, packed.words.shape[0]).splits > 1
+        assert config("gemm", torch.device(device), scheme.bits, tokens, 40, packed.words.shape[0], 32).splits > 1
         assert is_close(multiply(packed, x.to(device)), expected)
 
 
@@ -195,10 +195,25 @@ def test_doctor_says_why_the_kernels_are_not_used(monkeypatch: pytest.MonkeyPatc
 
 def test_the_table_answers_for_every_shape() -> None:
     place = torch.device("cpu")
-    for operation in ("gemv", "gemm", "rounded"):
+    for operation, inputs_bits in (("gemv", 16), ("gemm", 16), ("gemv", 32), ("gemm", 32), ("rounded", 8)):
         for bits in (2, 3, 4, 8):
             for tokens in (1,) if operation == "gemv" else (2, 16, 17, 4096):
-                found = config(operation, place, bits, tokens, 4096, 32)
+                found = config(operation, place, bits, tokens, 4096, 32, inputs_bits)
                 assert isinstance(found, Config)
                 assert 1 <= found.splits <= 8
     assert table()["measured_on"] is None or table()["measured_on"]["device"]
+
+
+def test_columns_are_split_to_fill_the_device_once_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(configs, "_device", lambda _: ("sm_90", 132))
+    config.cache_clear()
+    place = torch.device("meta")  # a device of its own in what is remembered
+    for tokens, rows in ((1, 4096), (1, 28672), (16, 6144), (64, 4096), (512, 4096), (4096, 28672)):
+        cut = config("gemv" if tokens == 1 else "gemm", place, 4, tokens, rows, 112, 16)
+        programs = -(-rows // cut.block_rows) * -(-tokens // cut.block_tokens)
+        assert cut.splits == 1 or programs * cut.splits <= 4 * 132, (tokens, rows)
+        assert programs * cut.splits >= 64
+    assert config("gemv", place, 4, 1, 4096, 112, 16).splits == 8
+    assert config("gemv", place, 4, 1, 28672, 112, 16).splits == 1  # 448 programs are a turn of all multiprocessors
+    assert config("gemm", place, 4, 512, 4096, 112, 16).splits == 1
+    config.cache_clear()
