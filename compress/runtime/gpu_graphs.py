@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,60 +23,73 @@ Run = Callable[[Inputs], Tensor]
 """Logits (tokens, vocabulary) of inputs on the device, with nothing in it that depends on their values."""
 
 
-class Recorded:
-    """A function of buffers that stay: on CUDA captured as a graph and replayed, elsewhere called."""
+class Recorder:
+    """Records functions of buffers that stay, on one stream and in memory that they share, since one runs at a time.
 
-    def __init__(self, function: Callable[[], Tensor], device: torch.device, pool: Any) -> None:
-        """pool: memory that graphs share, since one runs at a time. The function runs before, to compile kernels.
+    Elsewhere than on CUDA a recorded function is the function.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        if self._cuda:
+            self._device, self._stream, self._pool = device, torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+
+    def __call__(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """The function as a graph: what it gives on what the buffers hold when it is replayed, in one place.
+
+        It runs once before, which compiles kernels.
 
         Raises:
             WorkError: it cannot be captured.
         """
-        self._function = function
-        self._graph: torch.cuda.CUDAGraph | None = None
-        if device.type == "cuda":
-            try:
-                self._record(device, pool)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                raise WorkError(
-                    f"a step cannot be recorded as a CUDA graph: {str(error).splitlines()[0]}",
-                    "use --kernel reference, and report this GPU and the versions that `compress doctor` lists",
-                ) from error
+        if not self._cuda:
+            return function
+        try:
+            return self._recorded(function)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise WorkError(
+                f"a step cannot be recorded as a CUDA graph: {str(error).splitlines()[0]}",
+                "use --kernel reference, and report this GPU and the versions that `compress doctor` lists",
+            ) from error
 
-    def _record(self, device: torch.device, pool: Any) -> None:
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            self._function()
-        torch.cuda.current_stream(device).wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool):
-            self._result = self._function()
+    def _recorded(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        here = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(here)
+        with torch.cuda.stream(self._stream):
+            function()
+        here.wait_stream(self._stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            result = function()
 
-    def __call__(self) -> Tensor:
-        """What the function gives on what the buffers hold now; a next call writes over it."""
-        if self._graph is None:
-            return self._function()
-        self._graph.replay()
-        return self._result
+        def replay() -> Tensor:
+            graph.replay()
+            return result
+
+        return replay
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
     inputs: Inputs
-    recorded: Recorded
+    recorded: Callable[[], Tensor]
 
 
 class DecodeSteps:
-    """Recorded steps by sequences and pages, each made when it is first wanted."""
+    """Recorded steps by sequences and pages, each made when it is first wanted; all write logits into one buffer."""
 
     def __init__(self, run: Run, device: torch.device, most: int = BATCHES[-1]) -> None:
         """most: sequences that `run` may be recorded for, at most; 0 for none."""
         self._run, self._device, self._most = run, device, min(most, BATCHES[-1])
-        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        self._logits: Tensor | None = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Records anew from now on: a buffer that steps read was replaced."""
         self._steps: dict[tuple[int, int], _Step] = {}
+        self._recorder = Recorder(self._device)
 
     def takes(self, chunks: Sequence[Chunk]) -> bool:
         """Whether these are steps of one token each whose logits are all wanted, and not too many."""
@@ -90,12 +102,15 @@ class DecodeSteps:
         step = self._steps.get((rows, pages_of(chunks)))
         if step is None:
             own = inputs.to(self._device)
-            step = _Step(own, Recorded(lambda: self._run(own), self._device, self._pool))
+            step = _Step(own, self._recorder(lambda: self._kept(own)))
             self._steps[rows, pages_of(chunks)] = step
         else:
             step.inputs.flat.copy_(inputs.flat)
         return step.recorded()[: len(chunks)].clone()
 
-    def forget(self) -> None:
-        """Records anew from now on: a buffer that steps read was replaced."""
-        self._steps.clear()
+    def _kept(self, inputs: Inputs) -> Tensor:
+        """A step's logits in the buffer of all, which the first step of all makes before it is recorded."""
+        logits = self._run(inputs)
+        if self._logits is None:
+            self._logits = logits.new_empty(BATCHES[-1], logits.shape[1])
+        return self._logits[: len(logits)].copy_(logits)

@@ -13,6 +13,7 @@ from compress.kernels.triton.cache import PAGE
 from compress.runtime.paged_model import Chunk
 
 _LEAST_PAGES = 8
+_ALIGNED = 4  # int32 numbers in 16 bytes
 _EMPTY = Chunk([0], 0, [0], [])
 
 
@@ -21,14 +22,17 @@ class Inputs:
 
     tokens, positions, slots, long (tokens,) int32: ids, places in their sequences, places in the cache (negative: not
     kept), whether turned by LongRoPE's long factors. lengths (singles,): tokens of each sequence with one new token.
-    tables (sequences, pages): their pages. blocks (blocks, 4) as `chunk_attention` wants them.
+    tables (sequences, pages): their pages. blocks (blocks, 4) as `chunk_attention` wants them. Each begins at a
+    multiple of 16 bytes, whatever the numbers, as kernels are compiled for.
     """
 
     def __init__(self, flat: Tensor, tokens: int, singles: int, sequences: int, pages: int, blocks: int) -> None:
-        """flat: all of them, one after the other; the rest says how many of each."""
+        """flat: all of them, one after the other, each padded to 16 bytes; the rest says how many of each."""
         self.flat, self.singles = flat, singles
         self._sizes = tokens, singles, sequences, pages, blocks
-        parts = flat.split([tokens] * 4 + [singles, sequences * pages, blocks * 4])
+        sizes = [tokens] * 4 + [singles, sequences * pages, blocks * 4]
+        padded = flat.split([size + -size % _ALIGNED for size in sizes])
+        parts = [part[:size] for part, size in zip(padded, sizes, strict=True)]
         self.tokens, self.positions, self.slots, self.long, self.lengths = parts[:5]
         self.tables, self.blocks = parts[5].view(sequences, pages), parts[6].view(blocks, 4)
 
@@ -75,6 +79,9 @@ def inputs_of(chunks: Sequence[Chunk], singles: int | None = None) -> Inputs:
         add(chunk)
         for start in range(0, count, BLOCK_QUERIES):
             blocks.extend([row, first + start, min(BLOCK_QUERIES, count - start), chunk.position + start])
-    flat = tokens + positions + slots + long + lengths + tables + blocks
     sizes = len(tokens), alone + empty, len(chunks) + empty, width, len(blocks) // 4
+    flat = array("i")
+    for part in (tokens, positions, slots, long, lengths, tables, blocks):
+        flat.extend(part)
+        flat.extend([0] * (-len(part) % _ALIGNED))
     return Inputs(torch.frombuffer(flat, dtype=torch.int32), *sizes)

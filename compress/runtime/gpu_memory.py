@@ -13,19 +13,26 @@ from compress.runtime.native_shape import Shape
 
 _OTHER = 256 << 20
 """Bytes for what is not counted: the allocator's rounding, compiled kernels, graphs themselves."""
+_ROUNDING_COPIES = 4
+"""Float32 tensors of a linear's inputs that `formats.inputs.round_inputs` has at a time."""
 
 
 def working_bytes(shape: Shape, dtype: torch.dtype, device: torch.device, step_tokens: int) -> int:
     """Bytes that a step takes at most, and those that recorded steps keep: the memory between their kernels.
 
-    A step holds a few vectors of each token; the logits of all its tokens, in dtype and in float32, where scores are
-    asked for. Recorded ones share their memory, so that the largest counts. Beside that there is the attention of all
-    splits of all sequences, in float32.
+    A step holds a few vectors of each token, those that torch rounds in float32 too, some times over; the logits of
+    all its tokens, in dtype and in float32, where scores are asked for. Recorded ones share their memory and the buffer
+    of their logits, so that the largest counts. Beside that there is the attention of all splits of all sequences, in
+    float32.
     """
-    wide = 4 * shape.hidden + 2 * shape.heads * shape.head_dim + 3 * max(shape.ffn, shape.expert_ffn)
-    token = dtype.itemsize * (wide + shape.vocabulary) + 4 * 2 * shape.vocabulary
+    ffn = max(shape.ffn, shape.expert_ffn)
+    wide = 4 * shape.hidden + 2 * (shape.heads + shape.kv_heads) * shape.head_dim + 3 * ffn
+    rounded = any(scheme.inputs is not None for scheme in shape.schemes.values())
+    rounding = 4 * _ROUNDING_COPIES * max(shape.hidden, shape.heads * shape.head_dim, ffn) if rounded else 0
+    token = dtype.itemsize * (wide + shape.vocabulary) + 4 * 3 * shape.vocabulary + rounding
     attention = 4 * (PER_UNIT * units(device) // shape.kv_heads) * shape.heads * (shape.head_dim + 2)
-    return step_tokens * token + BATCHES[-1] * token + attention + _OTHER
+    kept = BATCHES[-1] * (token + 4 * shape.vocabulary)
+    return step_tokens * token + kept + attention + _OTHER
 
 
 def affordable_pages(
@@ -41,6 +48,7 @@ def affordable_pages(
     pages = -(-wanted // PAGE) + 1
     if device.type != "cuda":
         return pages
+    torch.cuda.empty_cache()  # what loading left, else it counts as taken
     free, _ = torch.cuda.mem_get_info(device)
     page_bytes = 2 * shape.layers * shape.kv_heads * shape.head_dim * PAGE * dtype.itemsize
     return fitting_pages(pages, free - working_bytes(shape, dtype, device, step_tokens), page_bytes, step_tokens, least)

@@ -14,12 +14,12 @@ from compress.errors import WorkError
 from compress.models.checkpoint import Checkpoint
 from compress.runtime.answer import Answer
 from compress.runtime.cache_choice import TOKENS, CacheChoice, choose
-from compress.runtime.continuations import Batch, Continuation, Likelihood, Row, plan
+from compress.runtime.continuations import Batch, Continuation, Likelihood, plan
 from compress.runtime.engine import Engine
 from compress.runtime.kv_cache import Scales, stored_scales
 from compress.runtime.memory import guarded
 from compress.runtime.paged_model import PagedModel
-from compress.runtime.paged_sequence import PagedSequence
+from compress.runtime.paged_trees import together, tree_logits
 from compress.runtime.sampling import not_finite
 from compress.runtime.scheduler import Request
 from compress.runtime.text_model import TextModel
@@ -91,10 +91,11 @@ class PagedRuntime(TextModel):
     def plan_continuations(self, requests: Sequence[Continuation]) -> list[Batch]:
         """Batches that hold each request once, rows by what they share."""
         self._check_continuations(requests)
+        tokens = BATCH_TOKENS[torch.device(self.device).type]
         return plan(
             requests,
-            batch_tokens=BATCH_TOKENS["cpu"],
-            scored_tokens=BATCH_TOKENS["cpu"],
+            batch_tokens=tokens,
+            scored_tokens=tokens,
             hidden=self.model.shape.hidden,
             tree_depth=_ANY_DEPTH,
             apart=self.model.first_context,
@@ -105,38 +106,22 @@ class PagedRuntime(TextModel):
         totals = dict.fromkeys(batch.requests, 0.0)
         greedy = dict.fromkeys(batch.requests, True)
         with guarded("scoring"), self._scoring():
-            for row in batch.rows:
-                nodes = sorted({read.node for read in row.reads})
-                place = {node: at for at, node in enumerate(nodes)}
-                logits = self._tree(row, nodes)
-                at = torch.tensor([place[read.node] for read in row.reads], device=logits.device)
-                targets = torch.tensor([read.target for read in row.reads], device=logits.device)
-                values, best = target_scores(logits, at, targets)
-                for read, value, first in zip(row.reads, values.tolist(), best.tolist(), strict=True):
-                    totals[read.request] += value
-                    greedy[read.request] &= first
+            for rows in together(self.model, batch.rows):
+                nodes = [sorted({read.node for read in row.reads}) for row in rows]
+                for row, own, logits in zip(rows, nodes, tree_logits(self.model, rows, nodes), strict=True):
+                    place = {node: at for at, node in enumerate(own)}
+                    at = torch.tensor([place[read.node] for read in row.reads], device=logits.device)
+                    targets = torch.tensor([read.target for read in row.reads], device=logits.device)
+                    values, best = target_scores(logits, at, targets)
+                    for read, value, first in zip(row.reads, values.tolist(), best.tolist(), strict=True):
+                        totals[read.request] += value
+                        greedy[read.request] &= first
         if not all(map(math.isfinite, totals.values())):
             raise WorkError(
                 f"{self.path} gives log-likelihoods that are not finite",
                 "its weights hold NaN or overflow: make the model again",
             )
         return [Likelihood(totals[request], greedy[request]) for request in batch.requests]
-
-    def _tree(self, row: Row, nodes: Sequence[int]) -> Tensor:
-        """Logits (nodes, vocab) at the given nodes of a prefix tree.
-
-        A node's keys and values lie at its depth. In depth-first order those at smaller depths are its ancestors', so
-        a chain is computed like the end of a plain sequence and overwrites the branch before it.
-        """
-        found = []
-        length = max(row.depths) + 1
-        with self.model.pages.lend(length) as pages:
-            sequence = PagedSequence(self.model, pages, length)
-            for start, end in _chains(row.depths):
-                sequence.rewind(row.depths[start])
-                inside = [node - start for node in nodes if start <= node < end]
-                found.append(sequence.extend(row.tokens[start:end], inside))
-        return torch.cat(found)
 
     def _finished(self, answers: Sequence[Answer]) -> Sequence[Answer]:
         """All answers together, step by step."""
@@ -180,12 +165,3 @@ class PagedRuntime(TextModel):
 
 def _by_layer(stored: Mapping[str, Scales], layers: int) -> list[Scales]:
     return [stored[f"model.layers.{i}.self_attn"] for i in range(layers)]
-
-
-def _chains(depths: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """[start, end) of each run of nodes that are each the child of the one before."""
-    start = 0
-    for node in range(1, len(depths) + 1):
-        if node == len(depths) or depths[node] != depths[node - 1] + 1:
-            yield start, node
-            start = node

@@ -88,13 +88,17 @@ class PagedModel(ABC):
         length: of the whole sequence in the end; with these tokens if None. out: where they are written; new if None.
         """
         long = self.long(position + len(tokens) if length is None else length)
-        done = 0
-        for start in range(0, len(tokens), self.step_tokens):
-            part = tokens[start : start + self.step_tokens]
-            inside = [row - start for row in rows if start <= row < start + len(part)]
-            logits = self.step([Chunk(part, position + start, pages, inside, long)])
+        return self.in_steps(Chunk(tokens, position, pages, rows, long), out)
+
+    def in_steps(self, chunk: Chunk, out: Tensor | None = None) -> Tensor:
+        """Logits (rows, vocabulary) of a chunk of any length, in steps of `step_tokens`; rows, out as in `sequence`."""
+        count, done = len(chunk.tokens), 0
+        for start in range(0, count, self.step_tokens):
+            part = chunk.tokens[start : start + self.step_tokens]
+            inside = [row - start for row in chunk.rows if start <= row < start + len(part)]
+            logits = self.step([Chunk(part, chunk.position + start, chunk.pages, inside, chunk.long)])
             if out is None:
-                out = logits if len(part) == len(tokens) else logits.new_empty(len(rows), logits.shape[1])
+                out = logits if len(part) == count else logits.new_empty(len(chunk.rows), logits.shape[1])
             if out is not logits:
                 out[done : done + len(logits)] = logits
             done += len(logits)

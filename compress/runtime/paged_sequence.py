@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from compress.runtime.paged_model import PagedModel
+from compress.runtime.paged_model import Chunk, PagedModel
 
 
 class PagedSequence:
@@ -20,14 +20,16 @@ class PagedSequence:
 
     def extend(self, tokens: Sequence[int], rows: Sequence[int] | None = None) -> Tensor:
         """Logits (rows, vocabulary) float32 behind tokens, which are added: behind all, or those of indices `rows`."""
+        return self._model.in_steps(self.chunk(tokens, range(len(tokens)) if rows is None else rows))
+
+    def chunk(self, tokens: Sequence[int], rows: Sequence[int]) -> Chunk:
+        """What computes tokens, which are added, and has to be computed before anything else of the sequence."""
         start = len(self.ids)
         begin = self._writable(start)
         self.ids += tokens
-        wanted = range(len(tokens)) if rows is None else rows
-        rows_behind = [start - begin + row for row in wanted]
-        logits = self._model.sequence(self.ids[begin:], begin, self._pages, rows_behind, self._length)
         self._filled = len(self.ids)
-        return logits
+        behind = [start - begin + row for row in rows]
+        return Chunk(self.ids[begin:], begin, self._pages, behind, self._model.long(self._length))
 
     def rewind(self, length: int) -> None:
         """Forgets all but the first `length` tokens."""

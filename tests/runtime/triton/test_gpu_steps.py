@@ -12,7 +12,7 @@ from compress.errors import WorkError
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from compress.runtime.gpu_graphs import BATCHES, DecodeSteps, Recorded
+from compress.runtime.gpu_graphs import BATCHES, DecodeSteps, Recorder
 from compress.runtime.gpu_inputs import Inputs, inputs_of, pages_of
 from compress.runtime.gpu_memory import fitting_pages
 from compress.runtime.paged_model import Chunk
@@ -30,6 +30,8 @@ def test_inputs_of_one_and_of_several_tokens() -> None:
     assert found.lengths.tolist() == [34, 1]
     assert found.tables[:, :5].tolist() == [[6, 3, 0, 0, 0], [0, 0, 0, 0, 0], [4, 2, 9, 5, 0]]
     assert found.blocks.tolist() == [[2, 2, 64, 30], [2, 66, 6, 94]]
+    for part in (found.positions, found.slots, found.long, found.lengths, found.tables, found.blocks):
+        assert (part.data_ptr() - found.tokens.data_ptr()) % 16 == 0  # or each number of tokens has kernels of its own
     copy = found.to(torch.device("cpu"))
     assert torch.equal(copy.flat, found.flat)
     assert copy.flat.data_ptr() != found.flat.data_ptr()
@@ -60,6 +62,9 @@ def test_steps_are_recorded_once_for_a_number_of_sequences_and_a_width() -> None
     steps(chunks[:1])
     steps([Chunk([1], 300, list(range(20)), [0])])
     assert [(one.singles, one.tables.shape[1]) for one in ran] == [(4, 8), (4, 8), (1, 8), (1, 16)]
+    assert steps._logits is not None
+    shared = steps._logits.untyped_storage().data_ptr()
+    assert {step.recorded().untyped_storage().data_ptr() for step in steps._steps.values()} == {shared}
     steps.forget()
     steps(chunks)
     assert ran[-1] is not ran[0]
@@ -86,6 +91,7 @@ class Device:
         self._broken = broken
 
     def Stream(self, device: torch.device) -> Device:
+        self.done.append("stream")
         return self
 
     def current_stream(self, device: torch.device) -> Device:
@@ -93,6 +99,9 @@ class Device:
 
     def wait_stream(self, other: Device) -> None:
         self.done.append("wait")
+
+    def graph_pool_handle(self) -> str:
+        return "a pool"
 
     def CUDAGraph(self) -> Device:
         return self
@@ -106,14 +115,14 @@ class Device:
         yield
 
     @contextmanager
-    def graph(self, graph: Device, pool: object) -> Iterator[None]:
+    def graph(self, graph: Device, pool: object, stream: Device) -> Iterator[None]:
         self.done.append(f"capture in {pool}")
         yield
         if self._broken:
             raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
 
-def test_a_step_is_captured_once_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_are_captured_once_on_one_stream_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = Device()
     monkeypatch.setattr(torch, "cuda", cuda)
     result = torch.ones(1)
@@ -122,13 +131,17 @@ def test_a_step_is_captured_once_and_replayed(monkeypatch: pytest.MonkeyPatch) -
         cuda.done.append("run")
         return result
 
-    recorded = Recorded(function, torch.device("cuda"), "a pool")
-    assert cuda.done == ["wait", "aside", "run", "wait", "capture in a pool", "run"]
+    recorder = Recorder(torch.device("cuda"))
+    recorded = recorder(function)
+    capture = ["wait", "aside", "run", "wait", "capture in a pool", "run"]
+    assert cuda.done == ["stream", *capture]
     assert recorded() is recorded() is result
-    assert cuda.done[6:] == ["replay", "replay"]
+    assert cuda.done[7:] == ["replay", "replay"]
+    recorder(function)
+    assert cuda.done[9:] == capture
     monkeypatch.setattr(torch, "cuda", Device(broken=True))
     with pytest.raises(WorkError, match=r"cannot be recorded as a CUDA graph: operation not permitted$"):
-        Recorded(function, torch.device("cuda"), None)
+        Recorder(torch.device("cuda"))(function)
 
 
 def test_a_cache_takes_what_is_left() -> None:
