@@ -25,6 +25,7 @@ from benchmarks.gpu_timing import Clock, ratios, summary
 from benchmarks.make_random_llama import make_random_llama
 from compress.models.checkpoint import Checkpoint
 from compress.runtime.gpu_backend import GpuRuntime
+from compress.runtime.gpu_model import GpuModel
 from compress.runtime.loading import decide
 from compress.runtime.paged_model import Chunk
 from compress.runtime.protocol import SamplingParams
@@ -97,7 +98,7 @@ def _opened(checkpoint: Checkpoint, clock: Clock) -> GpuRuntime:
     decision = decide(checkpoint, str(clock.device), kernel="triton")
     assert decision.shape is not None, decision.reason
     room = 32 if clock.dry else 32 * (PROMPT + NEW + 32)
-    return GpuRuntime(checkpoint, decision.shape, clock.device, torch.bfloat16, cache_tokens=room)
+    return GpuRuntime(checkpoint, GpuModel(checkpoint, decision.shape, clock.device, torch.bfloat16, room))
 
 
 def _step_seconds(model: GpuRuntime, batch: int, prompt: int, new: int) -> float:

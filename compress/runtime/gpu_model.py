@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from compress.kernels.triton.cache import PAGE, Cache, CacheKind
+from compress.kernels.triton.cache import CODED, PAGE, Cache, CacheKind
 from compress.kernels.triton.fused import Activation, rms_norm
 from compress.models.checkpoint import Checkpoint
 from compress.runtime.cache_choice import LayerCache
@@ -21,10 +21,7 @@ from compress.runtime.gpu_memory import affordable_pages
 from compress.runtime.native_shape import FINAL_NORM, LayerNames, Part, Shape
 from compress.runtime.paged_model import Chunk, PagedModel, default_cache_tokens
 from compress.runtime.pages import PagePool
-from compress.runtime.protocol import LayerUse
 from compress.runtime.rotations import rotations
-
-_KINDS: dict[str, CacheKind] = {"int8": "int8", "int4": "int4", "fp8": "fp8"}
 
 
 class GpuModel(PagedModel):
@@ -40,7 +37,8 @@ class GpuModel(PagedModel):
         dtype: torch.dtype,
         cache_tokens: int | None = None,
     ) -> None:
-        """cache_tokens: room of the key-value cache, all sequences together, taken at once. None: as on a CPU, or what
+        """device: a GPU that `available.obstacle` has nothing against, or the CPU in Triton's interpreter.
+        cache_tokens: room of the key-value cache, all sequences together, taken at once. None: as on a CPU, or what
         the device has left. Nothing can be computed before `keep` is called.
 
         Raises:
@@ -53,18 +51,18 @@ class GpuModel(PagedModel):
         config, scaled = shape.config, shape.family.scaled
         self._offset = 1.0 if shape.family.offset_norms else 0.0
         self._logit_cap = (config.final_logit_softcapping or 0.0) if scaled else 0.0
-        self._linears = GpuLinears(checkpoint, shape, device, dtype)
+        self.linears = GpuLinears(checkpoint, shape, device, dtype)
         turns = rotations(shape)
         self._frequencies = torch.stack([frequencies for frequencies, _ in turns.values()]).to(device)
         self._factors = torch.tensor([factor for _, factor in turns.values()], device=device)
-        self._embedding = self._linears.embedding()
+        self._embedding = self.linears.embedding()
         self._scale = torch.tensor(shape.hidden**0.5, dtype=dtype, device=device) if scaled else None
         self._layers = [
             self._layer(i, list(turns).index(config.layer_types[i]) if shape.family.rope_by_type else 0)
             for i in range(shape.layers)
         ]
         self._final_norm = self._norm(FINAL_NORM)
-        self._head = self._linears.head(self._embedding)
+        self._head = self.linears.head(self._embedding)
         wanted = default_cache_tokens(config.max_position_embeddings) if cache_tokens is None else cache_tokens
         self.pages = PagePool(
             affordable_pages(shape, dtype, device, wanted, self.step_tokens, least=cache_tokens is not None), PAGE
@@ -87,10 +85,10 @@ class GpuModel(PagedModel):
         self._kept = []
         self._decode.forget()
         for cache in caches:
-            dtype = self.dtype if cache.kind in _KINDS else getattr(torch, cache.kind)
+            kind: CacheKind = next((kind for kind in CODED if kind == cache.kind), "plain")
+            dtype = getattr(torch, cache.kind) if kind == "plain" else self.dtype
             key, value = (torch.tensor([scale], device=self.device) for scale in cache.scales)
             sizes = self.pages.count, self.shape.kv_heads, self.shape.head_dim
-            kind = _KINDS.get(cache.kind, "plain")
             self._kept.append(Cache.empty(*sizes, dtype, self.device, kind, (key, value)))
         self.pages.forget()
 
@@ -112,10 +110,6 @@ class GpuModel(PagedModel):
                 return torch.empty(0, self.shape.vocabulary, device=self.device)
             rows = torch.tensor(wanted, device=self.device)
             return self._logits(x[rows], residual[rows])
-
-    def layers(self) -> list[LayerUse]:
-        """Every linear with its kernel and its bytes, the head last."""
-        return list(self._linears.uses.values())
 
     def _everything(self, inputs: Inputs) -> Tensor:
         return self._logits(*self._hidden(inputs))
@@ -152,8 +146,8 @@ class GpuModel(PagedModel):
         heads = [norms.pop(kind) for kind in ("q_norm", "k_norm") if kind in norms]
         scaled, window = shape.family.scaled, shape.windows[i]
         attention = Attention(
-            qkv=self._linears.joined(names.attention[:3]),
-            output=self._linears.whole(names.attention[3].linear),
+            qkv=self.linears.joined(names.attention[:3]),
+            output=self.linears.whole(names.attention[3].linear),
             norms=torch.stack(heads) if heads else None,
             heads=shape.heads,
             kv_heads=shape.kv_heads,
@@ -172,12 +166,12 @@ class GpuModel(PagedModel):
             return experts[0], BATCHES[-1]
         together = grouped(experts)
         renormalise = bool(getattr(self.shape.config, "norm_topk_prob", True))
-        router = self._linears.whole(names.router)
+        router = self.linears.whole(names.router)
         return Experts(router, experts, together, self.shape.chosen, renormalise), MOST_GROUPED if together else 0
 
     def _feed_forward(self, parts: Sequence[Part]) -> FeedForward:
         activation: Activation = "gelu_pytorch_tanh" if self.shape.family.scaled else "silu"
-        return FeedForward(self._linears.joined(parts[:2]), self._linears.whole(parts[2].linear), activation)
+        return FeedForward(self.linears.joined(parts[:2]), self.linears.whole(parts[2].linear), activation)
 
     def _norm(self, name: str) -> Tensor:
         return self._checkpoint.read(f"{name}.weight").to(self.device, self.dtype)

@@ -168,7 +168,7 @@ def _with_triton(checkpoint: Checkpoint, device: torch.device) -> Decision:
     try:
         shape = _shape(checkpoint)
     except Unsupported as error:
-        if (reason := triton_backend.obstacle(checkpoint, device)) is not None:
+        if (reason := triton_backend.obstacle(checkpoint)) is not None:
             return Decision("transformers", f"{error}, and {reason}")
         return Decision("transformers+triton", f"{error}; quantised linears stay packed, in Triton kernels")
     return Decision("gpu", f"{shape.config.model_type} decoders are computed by Triton kernels", shape)
@@ -180,10 +180,14 @@ def _shape(checkpoint: Checkpoint) -> Shape:
     return shape_of(checkpoint, config)
 
 
-def _on_gpu(checkpoint: Checkpoint, shape: Shape, device: str, dtype: str, **settings: Any) -> Runtime:
+def _on_gpu(
+    checkpoint: Checkpoint, shape: Shape, device: str, dtype: str, cache_tokens: int | None, **settings: Any
+) -> Runtime:
     from compress.runtime.gpu_backend import GpuRuntime  # which imports triton
+    from compress.runtime.gpu_model import GpuModel
 
     place = transformers_backend.chosen_device(device)
-    return GpuRuntime(
-        checkpoint, shape, place, transformers_backend.chosen_dtype(dtype, place, checkpoint), **settings
-    )  # fmt: skip
+    kept = transformers_backend.chosen_dtype(dtype, place, checkpoint)
+    with guarded("loading the model"):
+        model = GpuModel(checkpoint, shape, place, kept, cache_tokens)
+    return GpuRuntime(checkpoint, model, **settings)

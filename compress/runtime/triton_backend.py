@@ -20,13 +20,9 @@ from compress.runtime.transformers_backend import chosen_device, chosen_dtype
 from compress.runtime.transformers_loader import load_model
 
 
-def obstacle(checkpoint: Checkpoint, device: torch.device) -> str | None:
-    """Why the packed linears of a checkpoint are not computed by Triton kernels on `device`; None if they are."""
-    if (reason := available.obstacle(device)) is not None:
-        return reason
-    if not native_reader.reads(checkpoint.config):
-        return "it has no quantised linears that are read here"
-    return None
+def obstacle(checkpoint: Checkpoint) -> str | None:
+    """Why no linear of a checkpoint is computed by Triton kernels, wherever they run; None if one may be."""
+    return None if native_reader.reads(checkpoint.config) else "it has no quantised linears that are read here"
 
 
 def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> TritonRuntime:
@@ -39,7 +35,7 @@ def load(path: str | Path, device: str = "auto", dtype: str = "auto") -> TritonR
     """
     place = chosen_device(device)
     checkpoint = Checkpoint.open(path)
-    if (reason := obstacle(checkpoint, place)) is not None:
+    if (reason := available.obstacle(place) or obstacle(checkpoint)) is not None:
         raise UserError(f"kernel 'triton' does not run {path} on {place}: {reason}", "use --kernel auto")
     runtime = TritonRuntime(checkpoint, place, chosen_dtype(dtype, place, checkpoint))
     if not runtime.swapped.linears:

@@ -166,12 +166,18 @@ def gpu_products() -> Iterator[Check]:
     packed, _ = gpu_linear.pack(QuantizedTensor(codes.cuda(), scale.cuda(), None, scheme), None, None)
     x = torch.randn(3, 256, generator=generator)
     exact = x.double() @ (codes.double().unflatten(1, (4, 64)) * scale.double().unsqueeze(-1)).flatten(1).T
-    error = error_of_largest(gpu_linear.multiply(packed, x.cuda()), exact)
+    found = gpu_linear.multiply(packed, x.cuda())
+    error = error_of_largest(found, exact)
     detail = f"a 4-bit product differs from its definition by {error:.1e} of the largest output"
     if error <= TOLERANCE:
         yield Check("triton parity", detail)
     else:
         yield Check("triton parity", detail, "work", "use --kernel reference, and report this GPU")
+    if torch.equal(found, gpu_linear.multiply(packed, x.cuda())):
+        said = "the same steps repeat bit for bit; an answer may differ in rounding with what is computed beside it"
+        yield Check("deterministic on cuda", said)
+    else:
+        yield Check("deterministic on cuda", "a product does not repeat", "work", "report this GPU")
 
 
 def _content() -> Iterator[Check]:

@@ -20,6 +20,8 @@ from compress.kernels.triton.rounding import e4m3_byte, whole
 
 PAGE = 32
 CacheKind = Literal["plain", "int8", "int4", "fp8"]
+CODED: tuple[CacheKind, ...] = ("int8", "int4", "fp8")
+"""Kinds that hold codes, whatever the model's dtype."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)

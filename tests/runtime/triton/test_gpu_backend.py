@@ -107,7 +107,9 @@ def test_places_that_no_sequence_takes_change_nothing(plain: Path, opened: Open)
     with model.pages.lend(96) as pages:  # three sequences in a step for four, one of them in page 0
         alone = [model.step([Chunk([7 + i], 0, [page], [0])]) for i, page in enumerate(pages)]
         kept = model._kept[0].keys[pages[0]].clone()
-        together = model.step([Chunk([7 + i], 0, [page], [0]) for i, page in enumerate(pages)])
+        chunks = [Chunk([7 + i], 0, [page], [0]) for i, page in enumerate(pages)]
+        together = model.step(chunks)
+        assert torch.equal(model.step(chunks), together)  # the same step repeats bit for bit
         torch.testing.assert_close(model._kept[0].keys[pages[0]], kept)
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-4)
 
