@@ -123,6 +123,12 @@ def scheme_of_group(group: Mapping[str, Any]) -> Scheme:
         IntegrityError: it is none that this version reads.
     """
     weights = group["weights"]
+    for part in (weights, group.get("input_activations") or {}):
+        if not isinstance(part, Mapping):
+            raise IntegrityError(
+                f"a group of config_groups has {str(part)[:40]!r} for arguments",
+                "use an artifact written by this version",
+            )
     if (blocks := block_groups.scheme_of(weights, group.get("input_activations"))) is not None:
         return blocks
     inputs = _inputs(group.get("input_activations") or None)
@@ -132,7 +138,7 @@ def scheme_of_group(group: Mapping[str, Any]) -> Scheme:
         _check_counts(weights["num_bits"], size)
         if inputs is None or (size is None and symmetric and weights["num_bits"] == 8 and inputs.type == "int"):
             return IntScheme(int(weights["num_bits"]), size, symmetric, inputs)
-    granularity = _FP8_GRANULARITIES.get(strategy)
+    granularity = _FP8_GRANULARITIES.get(str(strategy))
     if weights.get("type") == "float" and weights.get("num_bits") == 8 and granularity and symmetric and inputs:
         tile = weights.get("block_structure")
         if inputs.type == "float" and (granularity != "tile" or tile == [FP8_TILE, FP8_TILE]):
@@ -170,8 +176,8 @@ def _inputs(args: Mapping[str, Any] | None) -> InputScheme | None:
     )
 
 
-def _matches(target: str, name: str) -> bool:
-    if target.startswith("re:"):
+def _matches(target: object, name: str) -> bool:
+    if isinstance(target, str) and target.startswith("re:"):
         return re.match(target[3:], name) is not None
     return target == name
 

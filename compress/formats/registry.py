@@ -217,7 +217,7 @@ def format_of(quantization: Mapping[str, Any]) -> Format | None:
         bitsandbytes.QUANT_METHOD: "bitsandbytes",
         bitnet.QUANT_METHOD: "bitnet",
     }
-    return FORMATS[names[method]] if method in names else None
+    return FORMATS[names[method]] if isinstance(method, str) and method in names else None
 
 
 def schemes_of(quantization: Mapping[str, Any], names: Mapping[str, object]) -> tuple[Format, dict[str, Scheme]]:

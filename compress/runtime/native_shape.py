@@ -18,6 +18,7 @@ from compress.kernels.packed_linear import obstacle
 from compress.models.checkpoint import Checkpoint
 from compress.models.families import ExpertNames
 from compress.runtime import native_reader
+from compress.runtime.config_checks import check_numbers
 from compress.runtime.native_families import NATIVE_FAMILIES, NativeFamily
 from compress.runtime.native_weights import DENSE, free_parts, input_scale
 from compress.runtime.native_weights import expected as stored
@@ -160,6 +161,7 @@ def shape_of(checkpoint: Checkpoint, config: Any) -> Shape:
 
     Raises:
         Unsupported: the native engine does not compute it.
+        UserError: a number in the config that no model has.
     """
     family = NATIVE_FAMILIES.get(config.model_type)
     if family is None:
@@ -170,14 +172,20 @@ def shape_of(checkpoint: Checkpoint, config: Any) -> Shape:
         raise Unsupported(f"its activation is {found}")
     if getattr(config, "use_bidirectional_attention", False):
         raise Unsupported("its tokens see those behind them")
+    check_numbers(config, family)
     _check_rope(family, config)
     layers, window = config.num_hidden_layers, getattr(config, "sliding_window", None) or _ALL
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * layers
     heads = config.num_attention_heads
     experts, expert_ffn = (getattr(config, name) for name in family.experts) if family.experts else (0, 0)
     chosen = config.num_experts_per_tok if experts else 0
-    if experts and not 1 <= chosen <= experts:
+    if chosen > experts:
         raise Unsupported(f"its tokens go to {chosen} of {experts} experts")
+    mixed = sum(family.mixes(config, i) for i in range(layers))
+    if mixed * experts > len(checkpoint.index):  # before anything is made for each of them
+        raise Unsupported(f"it has no tensor for each of {mixed} x {experts} experts")
+    if len(kinds) != layers:
+        raise Unsupported(f"its config has {len(kinds)} layer_types for {layers} layers")
     format, schemes = _packed_linears(checkpoint)
     shape = Shape(
         config=config,
@@ -208,6 +216,8 @@ def shape_of(checkpoint: Checkpoint, config: Any) -> Shape:
 def _check_rope(family: NativeFamily, config: Any) -> None:
     rope = config.rope_parameters or {}
     for one in rope.values() if family.rope_by_type else (rope,):
+        if not isinstance(one, dict):
+            raise Unsupported("its rotary embedding is not described by layer type")
         kind = one.get("rope_type", "default")
         if kind not in ROPE_TYPES or (kind == "longrope" and family.rope_by_type):
             raise Unsupported(f"its rotary embedding is of type {kind}")

@@ -18,6 +18,7 @@ from compress.errors import CompressError, IntegrityError, UserError
 from compress.models.checkpoint import Checkpoint
 from compress.models.quiet import quiet
 from compress.runtime import native_reader
+from compress.runtime.config_checks import check_counts
 from compress.runtime.kv_cache import round_cache_of, stored_scales
 from compress.runtime.memory import guarded
 from compress.runtime.rounded_inputs import round_inputs_of
@@ -96,6 +97,7 @@ def load_config(checkpoint: Checkpoint) -> Any:
     """What transformers makes of the directory's config.json; raises UserError for what it does not know."""
     from transformers import AutoConfig
 
+    check_counts(checkpoint)
     try:
         return AutoConfig.from_pretrained(str(checkpoint.path), **_LOCAL)
     except Exception as error:

@@ -10,6 +10,7 @@ import random
 import shutil
 import struct
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,16 @@ from compress.runtime.protocol import SamplingParams
 
 HOSTILE = (-1, 0, 1, 3, 2**31 - 1, 2**31, 2**40, 2**63 - 1, 2**63, 2**64)
 DTYPES = ("F32", "F16", "BF16", "I32", "I64", "U8", "I8", "F8_E4M3", "F64", "BOOL", "X9")
+ODD: tuple[Any, ...] = (None, True, "x", "", [], {}, [1], -1.0, 0.0, 0.5, 1e300, float("nan"), float("inf"))
+
+
+def leaves(config: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Every place of a value in nested dictionaries: the dictionary and the key."""
+    for key, value in list(config.items()):
+        if isinstance(value, dict) and value:
+            yield from leaves(value)
+        else:
+            yield config, key
 
 
 def damage(model: Path, seed: int) -> str:
@@ -44,13 +55,13 @@ def damage(model: Path, seed: int) -> str:
             data[at] = draw.randrange(256)
     elif kind == "config":
         config = json.loads((model / "config.json").read_text())
-        key = draw.choice([key for key, value in config.items() if isinstance(value, int)])
-        config[key] = draw.choice((*HOSTILE, 8, 64, 96))
-        if draw.random() < 0.3 and "config_groups" in config["quantization_config"]:
-            group = next(iter(config["quantization_config"]["config_groups"].values()))["weights"]
-            group[draw.choice(("num_bits", "group_size"))] = draw.choice((*HOSTILE, 2, 8, 32))
+        done = []
+        for _ in range(draw.choice((1, 1, 2))):
+            inside, key = draw.choice(list(leaves(config)))
+            inside[key] = draw.choice((*HOSTILE, *ODD, 2, 8, 32, 64, 96))
+            done.append(f"{key} = {inside[key]!r}")
         (model / "config.json").write_text(json.dumps(config))
-        return f"config.json: {key} = {config[key]}"
+        return f"config.json: {', '.join(done)}"
     else:
         if kind == "shape":
             entry["shape"][draw.randrange(len(entry["shape"]))] = draw.choice(HOSTILE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,12 @@ def test_damaged_checkpoints(packed: Path, tmp_path: Path) -> None:
 
 def test_damaged_tables(packaged_model: Path, tmp_path: Path) -> None:
     survived(write_packed(packaged_model, tmp_path / "base", fitting(6, 128), outside=True)[0], tmp_path, 300, 308)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text", "qwen3_moe"])
+def test_many_damaged_checkpoints_of_other_families(model_type: str, tiny: Callable[..., Path], tmp_path: Path) -> None:
+    survived(write_packed(tiny(model_type), tmp_path / "base", fitting(4, 32))[0], tmp_path, 0, 200)
 
 
 @pytest.mark.slow
