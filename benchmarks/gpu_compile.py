@@ -113,9 +113,11 @@ def _packed(
     pointers, of = {"x": x, "out": x, **stored}, "" if x == "bf16" else f" {x}"
     if operation == "gemm":
         fixed["BLOCK_TOKENS"] = cut.block_tokens
-        yield Case(
-            f"gemm {name}{of} {cut.block_rows}x{cut.block_tokens}", gemm_kernel, pointers, fixed, warps, stages
-        )  # fmt: skip
+        blocks = f"{cut.block_rows}x{cut.block_tokens}"
+        yield Case(f"gemm {name}{of} {blocks}", gemm_kernel, pointers, fixed, warps, stages)
+        if x == "bf16":
+            experts = {**pointers, "blocks": "i32", "order": "i32"}
+            yield Case(f"gemm {name} of experts {blocks}", gemm_kernel, experts, fixed, warps, stages)
         return
     yield Case(f"gemv {name}{of} {cut.block_rows}", gemv_kernel, pointers, fixed, warps, stages)
     experts = {**pointers, "experts": "i32"}

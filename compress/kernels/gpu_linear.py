@@ -52,12 +52,19 @@ def stack(experts: Sequence[Any]) -> tuple[Any, list[Any]] | None:
     return None if stacked is None else (stacked, [packing.member(stacked, i) for i in range(len(experts))])
 
 
-def multiply_experts(stacked: Any, x: Tensor, chosen: Tensor, every: int) -> Tensor:
-    """Each x times the weight of its expert, transposed: (pairs, out); `kernels.triton.linear.multiply_experts`."""
-    from compress.kernels.triton import linear
+def route(stacked: Any, chosen: Tensor, dtype: torch.dtype) -> Any:
+    """The way of pairs to their experts for `multiply_experts`: chosen (pairs,) int32."""
+    from compress.kernels.triton import experts
+
+    return experts.route(chosen, stacked, dtype)
+
+
+def multiply_experts(stacked: Any, x: Tensor, way: Any, every: int) -> Tensor:
+    """Each x times the weight of its expert, transposed: (pairs, out); `kernels.triton.experts.multiply_experts`."""
+    from compress.kernels.triton import experts
 
     with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
-        return linear.multiply_experts(stacked, x, chosen, every)
+        return experts.multiply_experts(stacked, x, way, every)
 
 
 def multiply(packed: Any, x: Tensor) -> Tensor:

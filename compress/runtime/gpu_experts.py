@@ -15,9 +15,6 @@ from compress.runtime.gpu_layer import FeedForward
 from compress.runtime.gpu_linears import Linear
 from compress.runtime.triton_linears import TritonLinear
 
-MOST_GROUPED = 8
-"""Tokens up to which each reads its own experts, which few share; beyond, an expert is read once for all of its."""
-
 
 @dataclass(frozen=True, slots=True)
 class Grouped:
@@ -30,9 +27,9 @@ class Grouped:
     def __call__(self, x: Tensor, chosen: Tensor) -> Tensor:
         """x (tokens, hidden), chosen (tokens, experts of each) -> (tokens, experts of each, hidden)."""
         tokens, each = chosen.shape
-        pairs = chosen.flatten().to(torch.int32)
-        gate, up = gpu_linear.multiply_experts(self.gate_up, x, pairs, each).chunk(2, -1)
-        return gpu_linear.multiply_experts(self.down, gated(gate, up, self.activation), pairs, 1).view(tokens, each, -1)
+        way = gpu_linear.route(self.gate_up, chosen.flatten().to(torch.int32), x.dtype)
+        gate, up = gpu_linear.multiply_experts(self.gate_up, x, way, each).chunk(2, -1)
+        return gpu_linear.multiply_experts(self.down, gated(gate, up, self.activation), way, 1).view(tokens, each, -1)
 
 
 def grouped(experts: Sequence[FeedForward]) -> Grouped | None:
@@ -64,7 +61,7 @@ class Experts:
         shares, numbers = self.router(x).float().softmax(-1).topk(self.chosen, -1)
         if self.renormalise:
             shares = shares / shares.sum(-1, keepdim=True)
-        if self.grouped is not None and x.shape[0] <= MOST_GROUPED:
+        if self.grouped is not None:
             return (self.grouped(x, numbers).float() * shares.unsqueeze(-1)).sum(1).to(x.dtype)
         return self._one_by_one(x, shares, numbers)
 

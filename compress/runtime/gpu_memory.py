@@ -20,13 +20,13 @@ _ROUNDING_COPIES = 4
 def working_bytes(shape: Shape, dtype: torch.dtype, device: torch.device, step_tokens: int) -> int:
     """Bytes that a step takes at most, and those that recorded steps keep: the memory between their kernels.
 
-    A step holds a few vectors of each token, those that torch rounds in float32 too, some times over; the logits of
-    all its tokens, in dtype and in float32, where scores are asked for. Recorded ones share their memory and the buffer
-    of their logits, so that the largest counts. Beside that there is the attention of all splits of all sequences, in
-    float32.
+    A step holds a few vectors of each token, of a mixture those of each chosen expert, and what torch rounds in float32
+    some times over; the logits of all its tokens, in dtype and in float32, where scores are asked for. Recorded ones
+    share their memory and the buffer of their logits, so that the largest counts. Beside that there is the attention of
+    all splits of all sequences, in float32.
     """
-    ffn = max(shape.ffn, shape.expert_ffn)
-    wide = 4 * shape.hidden + 2 * (shape.heads + shape.kv_heads) * shape.head_dim + 3 * ffn
+    ffn = max(shape.ffn, shape.chosen * shape.expert_ffn)
+    wide = (4 + 5 * shape.chosen) * shape.hidden + 2 * (shape.heads + shape.kv_heads) * shape.head_dim + 3 * ffn
     rounded = any(scheme.inputs is not None for scheme in shape.schemes.values())
     rounding = 4 * _ROUNDING_COPIES * max(shape.hidden, shape.heads * shape.head_dim, ffn) if rounded else 0
     token = dtype.itemsize * (wide + shape.vocabulary) + 4 * 3 * shape.vocabulary + rounding

@@ -12,7 +12,7 @@ from compress.kernels.triton.cache import CODED, PAGE, Cache, CacheKind
 from compress.kernels.triton.fused import Activation, rms_norm
 from compress.models.checkpoint import Checkpoint
 from compress.runtime.cache_choice import LayerCache
-from compress.runtime.gpu_experts import MOST_GROUPED, Experts, grouped
+from compress.runtime.gpu_experts import Experts, grouped
 from compress.runtime.gpu_graphs import BATCHES, DecodeSteps
 from compress.runtime.gpu_inputs import Inputs, inputs_of
 from compress.runtime.gpu_layer import Attention, FeedForward, Layer, Turn
@@ -167,7 +167,7 @@ class GpuModel(PagedModel):
         together = grouped(experts)
         renormalise = bool(getattr(self.shape.config, "norm_topk_prob", True))
         router = self.linears.whole(names.router)
-        return Experts(router, experts, together, self.shape.chosen, renormalise), MOST_GROUPED if together else 0
+        return Experts(router, experts, together, self.shape.chosen, renormalise), BATCHES[-1] if together else 0
 
     def _feed_forward(self, parts: Sequence[Part]) -> FeedForward:
         activation: Activation = "gelu_pytorch_tanh" if self.shape.family.scaled else "silu"

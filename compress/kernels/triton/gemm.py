@@ -23,11 +23,15 @@ def gemm_kernel(
     divisor_ptr,
     bias_ptr,
     out_ptr,
+    blocks_ptr,
+    order_ptr,
     tokens,
     rows,
     columns,
     chunks,
     splits,
+    groups,
+    every,
     CODES: tl.constexpr,
     SCALE_KIND: tl.constexpr,
     BITS: tl.constexpr,
@@ -37,17 +41,42 @@ def gemm_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
 ):
-    """out (splits, tokens, rows): partial sums in float32, or with one split the result, bias added."""
+    """out (splits, tokens, rows): partial sums in float32, or with one split the result, bias added.
+
+    With blocks and order, those of `experts.Route`: weights lie one expert after the other, and the tokens of a block
+    are pairs of which number i is row i // every of x and row i of out.
+    """
     PLANES: tl.constexpr = 32 // FIELD
     CHUNK: tl.constexpr = PLANES * 16
     SCALES: tl.constexpr = PLANES // PLANES_PER_SCALE
-    token = tl.program_id(0) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)  # first: those that read the same weights
-    row = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)  # run side by side, and the cache has them
+    # blocks of tokens first: those that read the same weights run side by side, and the cache has them
+    row = tl.program_id(1) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     split = tl.program_id(2)
     inside = row < rows
+    number = tl.arange(0, BLOCK_TOKENS)
+    first, last = split * chunks // splits, (split + 1) * chunks // splits
+    if blocks_ptr is not None:
+        block = blocks_ptr + tl.program_id(0) * 3
+        expert, count = tl.load(block).to(tl.int64), tl.load(block + 2)
+        there = number < count
+        token = tl.load(order_ptr + tl.load(block + 1) + number, mask=there, other=0)
+        last = tl.where(count == 0, first, last)
+        words_ptr += expert * chunks * rows * 16
+        scale_ptr += expert * groups * rows
+        if BITS == 3:
+            high_ptr += expert * chunks * rows * 16
+        if zero_ptr is not None:
+            zero_ptr += expert * groups * rows
+        if divisor_ptr is not None:
+            divisor_ptr += expert
+        if bias_ptr is not None:
+            bias_ptr += expert * rows
+        source = token // every
+    else:
+        token = tl.program_id(0) * BLOCK_TOKENS + number
+        there, source = token < tokens, token
     plane = tl.arange(0, PLANES)
     total = tl.zeros((BLOCK_ROWS, BLOCK_TOKENS), tl.float32)
-    first, last = split * chunks // splits, (split + 1) * chunks // splits
     stride = tl.full((), 16, tl.int64) * rows
     for chunk in range(first, last):
         at = chunk * stride + row[:, None] * 16 + tl.arange(0, 16)[None, :]
@@ -71,14 +100,12 @@ def gemm_kernel(
         weight = rounded_to(tl.reshape(value * scale[:, :, None], (BLOCK_ROWS, CHUNK)), x_ptr.dtype.element_ty)
         column = chunk * CHUNK + tl.arange(0, CHUNK)
         x = tl.load(
-            x_ptr + token.to(tl.int64)[None, :] * columns + column[:, None],
-            mask=(token < tokens)[None, :] & (column < columns)[:, None],
+            x_ptr + source.to(tl.int64)[None, :] * columns + column[:, None],
+            mask=there[None, :] & (column < columns)[:, None],
             other=0.0,
         )
         total = dot(weight, x, total)
     if bias_ptr is not None:
         total += tl.load(bias_ptr + row, mask=inside, other=0.0).to(tl.float32)[:, None]
     at = (split.to(tl.int64) * tokens + token)[None, :] * rows + row[:, None]
-    tl.store(
-        out_ptr + at, rounded_to(total, out_ptr.dtype.element_ty), mask=inside[:, None] & (token < tokens)[None, :]
-    )
+    tl.store(out_ptr + at, rounded_to(total, out_ptr.dtype.element_ty), mask=inside[:, None] & there[None, :])

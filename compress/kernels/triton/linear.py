@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 import triton
 from torch import Tensor
@@ -43,37 +41,13 @@ def multiply(weight: PackedWeight, x: Tensor) -> Tensor:
         gemv_kernel[(row_blocks, cut.splits)](inputs, *stored, None, *sizes, 0, 1, MAGIC, **constants(weight, cut))
     else:
         grid = (triton.cdiv(tokens, cut.block_tokens), row_blocks, cut.splits)
-        gemm_kernel[grid](inputs, *stored, tokens, *sizes, **constants(weight, cut), BLOCK_TOKENS=cut.block_tokens)
+        fixed = constants(weight, cut)
+        gemm_kernel[grid](inputs, *stored, None, None, tokens, *sizes, 0, 1, **fixed, BLOCK_TOKENS=cut.block_tokens)
     return sums.finished().view(shape)
 
 
-def multiply_experts(experts: PackedWeight, x: Tensor, chosen: Tensor, every: int) -> Tensor:
-    """Each x times the weight of its expert, transposed, plus its bias: (pairs, out) in the dtype of x.
-
-    experts: of `packing.stack`. chosen (pairs,) int32: their numbers; pair i takes row i // every of x, contiguous.
-    Weights have the value (code - zero) * scale in float32, as one token's in `multiply`. No choice of experts changes
-    what is launched.
-    """
-    pairs, chunks = chosen.shape[0], experts.words.shape[1]
-    if x.shape != (pairs // every, experts.columns) or x.dtype not in DTYPES or not x.is_contiguous():
-        raise ValueError(f"inputs {x.dtype} {tuple(x.shape)} do not fit {pairs} pairs, {every} of each row")
-    cut = config("gemv", x.device, experts.bits, 1, experts.rows, chunks, 8 * x.itemsize)
-    cut = replace(cut, splits=max(1, cut.splits // pairs))
-    whole = cut.splits == 1  # else each row's own bias comes at the end, where experts are not known
-    sums = Sums(x, pairs, experts.rows, cut.splits, experts.bias if whole else None)
-    gemv_kernel[(triton.cdiv(experts.rows, cut.block_rows), cut.splits, pairs)](
-        x, experts.words, experts.high, experts.scale, experts.zero, experts.divisor, sums.bias, sums.target, chosen,
-        experts.rows, experts.columns, chunks, cut.splits, experts.scale.shape[1], every, MAGIC,
-        **constants(experts, cut),
-    )  # fmt: skip
-    out = sums.finished()
-    if experts.bias is not None and not whole:
-        out += experts.bias[chosen]
-    return out
-
-
 def constants(weight: PackedWeight, cut: Config) -> dict[str, int | str]:
-    """What both kernels are compiled for."""
+    """What `gemv_kernel` and `gemm_kernel` are compiled for."""
     return {
         "CODES": weight.codes,
         "SCALE_KIND": weight.scale_kind,

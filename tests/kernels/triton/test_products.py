@@ -16,8 +16,10 @@ pytest.importorskip("triton", reason="triton is not installed")
 from compress.kernels import gpu_linear
 from compress.kernels.dispatch import Choice
 from compress.kernels.triton import available, configs, packing
+from compress.kernels.triton import experts as by_expert
 from compress.kernels.triton.configs import Config, config, table
-from compress.kernels.triton.linear import multiply, multiply_experts
+from compress.kernels.triton.experts import multiply_experts, route
+from compress.kernels.triton.linear import multiply
 from compress.workflows import doctor
 
 BLOCKS = [FIXED_SCHEMES[name] for name in ("NVFP4A16", "MXFP4A16", "MXFP8A16")]
@@ -56,27 +58,29 @@ def test_products_are_those_of_the_format(scheme: Scheme, device: str) -> None:
 
 
 @pytest.mark.parametrize(("scheme", "columns"), [(INTEGERS[1], 1088), (INTEGERS[4], 384), (BLOCKS[0], 192)])
-def test_each_row_meets_its_expert(scheme: Scheme, columns: int, device: str) -> None:
-    """1,088 columns are enough for one pair to have them split."""
+def test_each_row_meets_its_expert(scheme: Scheme, columns: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,088 columns are enough for one pair to have them split; 19 pairs fill more than a block of one expert."""
     weights = [quantized(rows, columns, scheme) for rows in (37, 37, 37)]
     weights = [dataclasses.replace(weight, codes=weight.codes.roll(i, 0)) for i, weight in enumerate(weights)]
     biases = inputs(3, 37, torch.float32)
     each = [packing.pack(on(device, one), bias.to(device)) for one, bias in zip(weights, biases, strict=True)]
     stacked = packing.stack(each)
     assert stacked is not None
-    for chosen, every in ([2], 1), ([2, 0, 1, 2], 2):
+    monkeypatch.setattr(by_expert, "MOST_ALONE", 4)
+    for chosen, every in ([2], 1), ([2, 0, 1, 2], 2), ([2, 0] * 2 + [2] * 18, 2):
         x = inputs(len(chosen) // every, columns, torch.float32)
         numbers = torch.tensor(chosen, dtype=torch.int32, device=device)
+        way = route(numbers, stacked, x.dtype)
         wanted = torch.stack(
             [x[i // every].double() @ exact(weights[e]).T + biases[e].double() for i, e in enumerate(chosen)]
         )
-        assert is_close(multiply_experts(stacked, x.to(device), numbers, every), wanted), every
+        assert is_close(multiply_experts(stacked, x.to(device), way, every), wanted), every
     own = packing.member(stacked, 1)
     assert own.words.data_ptr() == stacked.words[1].data_ptr()
     assert torch.equal(own.words, each[1].words)
     assert packing.stack([each[0], packing.pack(on(device, quantized(38, columns, scheme)))]) is None
-    with pytest.raises(ValueError, match="do not fit 4 pairs"):
-        multiply_experts(stacked, x.to(device), numbers, 1)
+    with pytest.raises(ValueError, match="do not fit 22 pairs"):
+        multiply_experts(stacked, x.to(device), way, 1)
 
 
 @pytest.mark.slow

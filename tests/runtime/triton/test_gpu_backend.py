@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,7 @@ from tests.tiny_models import tiny_tokens
 pytest.importorskip("triton", reason="triton is not installed")
 
 from compress.kernels import gpu_linear
-from compress.kernels.triton import available
-from compress.runtime import gpu_experts
+from compress.kernels.triton import available, experts
 from compress.runtime.gpu_backend import GpuRuntime
 from compress.runtime.gpu_graphs import DecodeSteps
 from compress.runtime.native_families import NATIVE_FAMILIES
@@ -169,7 +169,11 @@ def test_experts_as_one_weight_and_one_by_one(
         chunks = [Chunk([7 + i], 0, [page], [0]) for i, page in enumerate(pages)]
         assert model._decode.takes(chunks)
         together = model.step(chunks)
-        monkeypatch.setattr(gpu_experts, "MOST_GROUPED", 0)
+        monkeypatch.setattr(experts, "MOST_ALONE", 0)  # those of one expert in blocks
+        torch.testing.assert_close(model.step(chunks), together, rtol=1e-4, atol=1e-4)
+        monkeypatch.setattr(
+            model, "_layers", [replace(one, mlp=replace(one.mlp, grouped=None)) for one in model._layers]
+        )
         torch.testing.assert_close(model.step(chunks), together, rtol=1e-4, atol=1e-4)
     assert not opened(path).model._decode.takes(chunks)  # no kernel takes dense experts by their numbers
 
