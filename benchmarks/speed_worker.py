@@ -2,9 +2,10 @@
 
     python -m benchmarks.speed_worker --engine native|transformers --model DIR [--kernel cpu-int8]
 
-Reads one JSON object a line from stdin, `{"threads", "batch", "prompt", "new"}`, and answers `{"seconds"}` for it: a
-prompt of `prompt` tokens where `new` is 0, else `new` steps of `batch` sequences from an empty cache, after a step that
-is not counted. Tokens are random, as llama-bench's are: nothing is sampled.
+Keys and values are kept in bfloat16, as llama.cpp keeps 16 bits of them. Reads one JSON object a line from stdin,
+`{"threads", "batch", "prompt", "new"}`, and answers `{"seconds"}` for it: a prompt of `prompt` tokens where `new` is 0,
+else `new` steps of `batch` sequences from an empty cache, after a step that is not counted. Tokens are random, as
+llama-bench's are: nothing is sampled.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def native(path: str, kernel: str) -> tuple[Timed, dict[str, Any]]:
     from compress.runtime.native_backend import NativeRuntime
     from compress.runtime.paged_model import Chunk
 
-    runtime = load(path, device="cpu", kernel=kernel, cache_tokens=16_384)
+    runtime = load(path, device="cpu", kernel=kernel, cache_tokens=16_384, kv_cache="bfloat16")
     if not isinstance(runtime, NativeRuntime):
         raise SystemExit(f"error: {path} is run by {runtime.name}, not by the native engine")
     model, vocabulary = runtime.model, runtime.vocab_size

@@ -14,6 +14,7 @@ namespace ISA {
 constexpr int kExactBlock = 64;  // columns of a float32 panel
 void exact_product(const ProductArgs& a, int64_t first, int64_t strips, float* scratch);
 // To outputs that hold all else (outliers.cpp).
+template <int BITS>
 void add_outliers(const ProductArgs& a, int64_t first, int64_t strips);
 
 namespace {

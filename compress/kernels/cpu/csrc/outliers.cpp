@@ -32,8 +32,10 @@ void add(const ProductArgs& a, int64_t strip, int64_t token) {
     for (int64_t r = 0; r < count; ++r) out[r] += reinterpret_cast<const float*>(totals)[r];
 }
 
+}  // namespace
+
 template <int BITS>
-void add_all(const ProductArgs& a, int64_t first, int64_t strips) {
+void add_outliers(const ProductArgs& a, int64_t first, int64_t strips) {
     for (int64_t token = 0; token < a.tokens; ++token) {
         if (a.quantized.outlier_count[token] == 0) continue;
         int64_t s = 0;
@@ -42,16 +44,10 @@ void add_all(const ProductArgs& a, int64_t first, int64_t strips) {
     }
 }
 
-}  // namespace
-
-void add_outliers(const ProductArgs& a, int64_t first, int64_t strips) {
-    switch (a.linear->bits) {
-        case 2: return add_all<2>(a, first, strips);
-        case 3: return add_all<3>(a, first, strips);
-        case 4: return add_all<4>(a, first, strips);
-        default: return add_all<8>(a, first, strips);
-    }
-}
+template void add_outliers<2>(const ProductArgs&, int64_t, int64_t);
+template void add_outliers<3>(const ProductArgs&, int64_t, int64_t);
+template void add_outliers<4>(const ProductArgs&, int64_t, int64_t);
+template void add_outliers<8>(const ProductArgs&, int64_t, int64_t);
 
 }  // namespace ISA
 }  // namespace compress
