@@ -90,7 +90,7 @@ class Machine(Common):
 
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.", metavar="NAME", rich_help_panel=GENERAL)] = "auto"
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; all cores if left out.", rich_help_panel=GENERAL)
+        int | None, typer.Option(min=1, max=1024, help="CPU threads; all cores if left out.", rich_help_panel=GENERAL)
     ] = None
 
 

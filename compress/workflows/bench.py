@@ -11,6 +11,7 @@ from compress.errors import UserError
 from compress.evaluation.costs.measure import Settings, measure, measure_pair
 from compress.evaluation.costs.prices import PriceTable, load_prices
 from compress.evaluation.costs.record import CostRecord
+from compress.evaluation.costs.workload import cache_tokens
 from compress.evaluation.identity import environment_record, model_record
 from compress.evaluation.records import EnvironmentRecord, ModelRecord
 from compress.models.checkpoint import Checkpoint
@@ -64,8 +65,12 @@ def bench(
         WorkError: out of memory.
     """
     settings = replace(settings or Settings(), baseline_kernel=_kernel(baseline, baseline_engine))
+    if settings.seconds is not None and not settings.seconds > 0:
+        raise UserError(f"max_seconds is {settings.seconds}; it must be above 0", "300 is enough for a small model")
+    room = cache_tokens(settings.prompt_tokens, settings.new_tokens, settings.batch_sizes)
     table: PriceTable = load_prices(prices)
-    candidate = _open(default_model() if model is None else model, device, dtype, settings.kernel, settings.kv_cache)
+    path = default_model() if model is None else model
+    candidate = _open(path, device, dtype, settings.kernel, room, settings.kv_cache)
     found = None
     if draft is not None:
         target = cast(TextModel, candidate)
@@ -76,7 +81,7 @@ def bench(
         return Bench(model_record(candidate), cost, None, None, environment_record(candidate), found)
     if baseline_engine == "transformers" and dtype == "auto":
         dtype = _stored_dtype(baseline)
-    reference = _open(baseline, device, dtype, settings.baseline_kernel or settings.kernel)
+    reference = _open(baseline, device, dtype, settings.baseline_kernel or settings.kernel, room)
     cost, other = measure_pair(candidate, reference, table, settings, progress=progress)
     return Bench(model_record(candidate), cost, model_record(reference), other, environment_record(candidate), found)
 
@@ -95,6 +100,6 @@ def _stored_dtype(model: str | Path) -> str:
     return found if found in ("float32", "bfloat16", "float16") else "auto"
 
 
-def _open(model: str | Path, device: str, dtype: str, kernel: str, kv_cache: str = "auto") -> Runtime:
+def _open(model: str | Path, device: str, dtype: str, kernel: str, room: int | None, kv_cache: str = "auto") -> Runtime:
     check_artifact(model, scores=False)
-    return load(model, device=device, dtype=dtype, kernel=kernel, kv_cache=kv_cache)
+    return load(model, device=device, dtype=dtype, kernel=kernel, cache_tokens=room, kv_cache=kv_cache)

@@ -139,6 +139,11 @@ def test_bench_reads_your_prices(run: Callable, tmp_path: Path) -> None:
         (("--plot", "no/speed.svg"), "no directory"),
         (("--device", "tpu"), "device 'tpu'"),
         (("nowhere",), "nowhere"),
+        (("--max-seconds", "nan"), "max_seconds is nan"),
+        (("--max-seconds", "-1"), "max_seconds is -1"),
+        (("--batch-sizes", "1,65"), "no 65 rows at once"),
+        (("--new-tokens", "999999999999"), "exceed the model's context"),
+        (("--threads", "100000"), "--threads"),
     ],
 )
 def test_bench_refuses(run: Callable, words: tuple[object, ...], said: str) -> None:

@@ -20,8 +20,9 @@ from compress.evaluation.costs.machine import Busy
 from compress.evaluation.costs.measure import Settings, measure, measure_pair
 from compress.evaluation.costs.prices import load_prices
 from compress.evaluation.costs.record import CostRecord, Measured
-from compress.evaluation.costs.workload import plan
+from compress.evaluation.costs.workload import cache_tokens, plan
 from compress.progress import NullProgress
+from compress.runtime import loading
 from compress.runtime.protocol import Generation, LayerUse, SamplingParams
 from compress.runtime.transformers_backend import TransformersRuntime, load
 
@@ -201,7 +202,9 @@ def test_a_runtime_that_decodes_together_is_measured_so(real: TransformersRuntim
     found = measure(runtime, load_prices(), FAST)
     rates = {(x.what, x.batch): x.tokens_per_second.median for x in found.throughput}
     assert rates["batched decode", 3] == pytest.approx(3 * 4 / 0.46)
-    assert runtime.calls.count("generate 3") == 24, "each time to the first tokens, and to the end"
+    assert runtime.calls.count("generate 3") == 36, "to the first tokens; and to them and to the end"
+    assert rates["batched forward", 3] == pytest.approx(3 * 20 / 2.0)
+    assert not any(call.startswith("score") for call in runtime.calls), "scores have kernels of their own"
     assert found.prices is not None
     assert [row.what for row in found.prices.tokens][-1] == "batched decode"
 
@@ -248,7 +251,9 @@ def test_other_tokenizers_are_not_compared(real: TransformersRuntime, clock: Clo
         (Settings(new_tokens=1), "new_tokens is 1"),
         (Settings(prompt_tokens=1), "prompt_tokens is 1"),
         (Settings(prompt_tokens=60, new_tokens=5), "context of 64"),
+        (Settings(new_tokens=10**12), "context of 64"),
         (Settings(batch_sizes=()), "batch sizes"),
+        (Settings(batch_sizes=(1, 10**10)), "no 10000000000 rows at once"),
         (Settings(batch_sizes=(4, 0)), "batch sizes"),
         (Settings(repeats=9), "repeats is 9"),
         (Settings(machine="nobody's"), "no machine called"),
@@ -261,6 +266,22 @@ def test_settings_that_do_not_fit_are_refused_before_any_work(
     with pytest.raises(UserError, match=said):
         measure(runtime, load_prices(), settings)
     assert runtime.calls == []
+
+
+def test_batches_whose_answers_would_wait_are_refused(packaged_model: Path) -> None:
+    small = loading.load(packaged_model, device="cpu", cache_tokens=256)
+    work = plan(small, prompt_tokens=40, new_tokens=20, batch_sizes=(1, 4))
+    small.generate(work.rows.tolist(), work.sampling)
+    for batch, said in ((5, "5 answers of 60 tokens .* do not fit"), (65, "no 65 rows at once")):
+        with pytest.raises(UserError, match=said):
+            plan(small, prompt_tokens=40, new_tokens=20, batch_sizes=(1, batch))
+
+
+def test_a_cache_is_as_large_as_the_largest_batch() -> None:
+    assert cache_tokens(None, None, (1, 64)) is None, "as it is"
+    assert cache_tokens(1000, 24, (1, 32)) == 32 * 1056
+    assert cache_tokens(1000, 24, (1, 32, 10**10)) == 64 * 1056, "such a batch is refused"
+    assert cache_tokens(10**12, 24, (1,)) is None, "so is such a prompt"
 
 
 def test_lengths_left_out_fit_the_context(real: TransformersRuntime, packaged_model: Path) -> None:

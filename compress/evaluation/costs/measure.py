@@ -197,7 +197,9 @@ def _answer(runtime: Runtime, work: Plan) -> Generation:
 
 
 def _forward(runtime: Runtime, work: Plan, batch: int) -> float:
-    """Seconds of one forward pass over `batch` prompts, until the device is done."""
+    """Seconds in which `batch` prompts are read: an engine's to their first tokens, elsewhere one forward pass."""
+    if runtime.batched_generate:
+        return _longest(runtime, work, batch, 1)
     rows = work.rows[:batch]
     started = time.perf_counter()
     runtime.score(rows)
@@ -208,12 +210,14 @@ def _forward(runtime: Runtime, work: Plan, batch: int) -> float:
 
 def _decode(runtime: Runtime, work: Plan, batch: int) -> float:
     """Seconds that `batch` answers to different prompts take, less what their first tokens alone take."""
-    prompts = work.rows[:batch].tolist()
-    first, whole = (
-        max(answer.seconds for answer in runtime.generate(prompts, replace(work.sampling, max_tokens=tokens)))
-        for tokens in (1, work.new_tokens)
-    )
+    first, whole = (_longest(runtime, work, batch, tokens) for tokens in (1, work.new_tokens))
     return max(whole - first, 1e-9)
+
+
+def _longest(runtime: Runtime, work: Plan, batch: int, tokens: int) -> float:
+    """Seconds until the last of `batch` answers of so many tokens has ended."""
+    params = replace(work.sampling, max_tokens=tokens)
+    return max(answer.seconds for answer in runtime.generate(work.rows[:batch].tolist(), params))
 
 
 def _fresh(

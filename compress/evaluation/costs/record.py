@@ -116,8 +116,9 @@ class Latency(_Record):
 class Throughput(_Record):
     """Tokens per second of all rows together.
 
-    `batched forward`: whole prompts in one forward pass, logits of every position computed. `batched decode`: one new
-    token for every row in one step; only where the runtime decodes rows together.
+    `batched forward`: whole prompts, by the engine's kernels for answers until each has its first token; where the
+    runtime answers one by one, in one forward pass with logits of every position. `batched decode`: one new token for
+    every row in one step; only where the runtime decodes rows together.
     """
 
     what: Literal["batched forward", "batched decode"]
@@ -192,7 +193,7 @@ class CostRecord(_Record):
     """All that was measured of one model.
 
     load_seconds: files in the page cache, in a fresh process. peak_memory_bytes: most memory of the kind `memory_kind`
-    that loading, one prefill of every batch size and decoding took, the interpreter and its libraries not counted;
+    that loading, scores of every batch size and decoding took, the interpreter and its libraries not counted;
     held_memory_bytes: what was held once loaded. mapped_memory_bytes: pages of files that loading and running mapped,
     weights above all: page cache, which the system may take back. first_token_seconds: prompt in, first token out.
     prefill_tokens_per_second: prompt tokens over that time. decode_tokens_per_second: tokens after the first. Both at

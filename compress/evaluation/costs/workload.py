@@ -10,6 +10,10 @@ from torch import Tensor
 
 from compress.errors import UserError
 from compress.evaluation.text import DEFAULT, read_text
+from compress.runtime.engine import MOST_RUNNING
+from compress.runtime.loading import MOST_CACHE_TOKENS
+from compress.runtime.paged_backend import PagedRuntime
+from compress.runtime.paged_model import default_cache_tokens
 from compress.runtime.protocol import Runtime, SamplingParams
 
 PROMPT_TOKENS = 128
@@ -17,6 +21,9 @@ NEW_TOKENS = 32
 BATCH_SIZES = (1, 4, 8)
 REPEATS = 10
 WARM_UP = 2
+MOST_ROWS = 1024
+PAGE_TOKENS = 32
+"""Tokens that pages round an answer's up by, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +57,16 @@ def plan(
     it is as long as it came out.
 
     Raises:
-        UserError: lengths beyond the context, fewer than two new tokens, no batch size, fewer than ten repeats.
+        UserError: lengths beyond the context, fewer than two new tokens, no batch size, or one whose answers are not
+            computed all at once, fewer than ten repeats.
     """
     room = runtime.context_length
     if new_tokens is None:
         new_tokens = NEW_TOKENS if room is None else min(NEW_TOKENS, max(2, room // 4))
     if prompt_tokens is None:
-        prompt_tokens = PROMPT_TOKENS if room is None else min(PROMPT_TOKENS, room - new_tokens)
+        prompt_tokens = PROMPT_TOKENS if room is None else max(2, min(PROMPT_TOKENS, room - new_tokens))
     _check(room, prompt_tokens, new_tokens, batch_sizes, repeats)
+    _check_together(runtime, prompt_tokens + new_tokens, max(batch_sizes))
     prompt, rows = _prompt(runtime, prompt_tokens, max(batch_sizes))
     return Plan(prompt, rows, new_tokens, tuple(sorted(set(batch_sizes))), repeats)
 
@@ -76,6 +85,31 @@ def _check(room: int | None, prompt_tokens: int, new_tokens: int, batch_sizes: S
         raise UserError(f"batch sizes {list(batch_sizes)}: at least one is needed, each 1 or more", "give 1,4,8")
     if repeats < REPEATS:
         raise UserError(f"repeats is {repeats}; a median with a 95% interval needs {REPEATS}", f"ask for {REPEATS}")
+
+
+def _check_together(runtime: Runtime, tokens: int, batch: int) -> None:
+    """No answer of a batch waits for another, which would be timed too."""
+    most = MOST_RUNNING if runtime.batched_generate else MOST_ROWS
+    if batch > most:
+        raise UserError(f"{runtime.name} computes no {batch} rows at once", f"give --batch-sizes up to {most}")
+    if not isinstance(runtime, PagedRuntime):
+        return
+    pages = runtime.model.pages
+    if batch * pages.pages_for(tokens + 1) > pages.count:
+        raise UserError(
+            f"{batch} answers of {tokens} tokens with their prompts do not fit a key-value cache of "
+            f"{pages.count * pages.tokens} tokens at once",
+            "give smaller --batch-sizes, or load the model with a larger cache_tokens",
+        )
+
+
+def cache_tokens(prompt_tokens: int | None, new_tokens: int | None, batch_sizes: Sequence[int]) -> int | None:
+    """Room that the largest batch needs of an engine's cache; None where any has it, or none can."""
+    each = (PROMPT_TOKENS if prompt_tokens is None else prompt_tokens) + (
+        NEW_TOKENS if new_tokens is None else new_tokens
+    )
+    wanted = min(max(batch_sizes, default=1), MOST_RUNNING) * (each + PAGE_TOKENS)
+    return wanted if default_cache_tokens(0) < wanted <= MOST_CACHE_TOKENS else None
 
 
 def _prompt(runtime: Runtime, tokens: int, batch: int) -> tuple[str, Tensor]:
