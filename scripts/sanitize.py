@@ -26,6 +26,15 @@ TESTS = (
     "tests/runtime/test_two_bit_cache.py",
     "tests/runtime/test_cache_choice.py",
     "tests/runtime/test_fuzz.py",
+    "tests/runtime/test_sampling.py",
+    "tests/runtime/test_same_bits.py",
+    "tests/runtime/test_continuations.py",
+    "tests/runtime/test_speculation.py",
+    "tests/runtime/test_packed_backend.py",
+    "tests/runtime/test_rotary.py",
+    "tests/runtime/test_native_reader.py",
+    "tests/runtime/test_requests.py",
+    "tests/runtime/test_hostile_configs.py",
 )
 IGNORED = ("tests/kernels/triton",)
 INSTRUMENTED = (b"__asan_report_load", b"__ubsan_handle_type_mismatch_v1_abort")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.kernels.conftest import isa as isa  # a fixture here too
 from tests.tiny_models import tiny_model
 
 
