@@ -58,7 +58,7 @@ def test_generate_continues_a_prompt_and_says_what_ran(run: Callable, copy: Path
     assert [len(token["top"]) for token in second["logprobs"]] == [3] * len(second["token_ids"])
     longer = (*words[:-1], 40)
     assert run(*longer, "--frequency-penalty", 2.0, "--quiet").out != run(*longer, "--quiet").out
-    assert "must be at least 1" in run(*words, "--n", 0).refused(2)
+    assert "a whole number from 1 to 4096" in run(*words, "--n", 0).refused(2)
 
 
 def test_eval_writes_the_record_that_gate_reads(run: Callable, copy: Path, tmp_path: Path) -> None:
