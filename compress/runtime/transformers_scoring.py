@@ -117,7 +117,7 @@ class ContinuationScorer:
         size = self._vocab_size
         beginning = [(7 * i + 3) % size for i in range(8)]
         probes = [Continuation((*beginning, *((11 * i + 5 * k + 1) % size for i in range(4 + k))), 6) for k in range(3)]
-        try:
+        try:  # any model's code may fail on a mask or positions that it was not written for, in any of these ways
             shared = self._all(probes, 2**31)
         except (TypeError, ValueError, RuntimeError, NotImplementedError, AttributeError, IndexError):
             return False

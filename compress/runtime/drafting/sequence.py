@@ -49,7 +49,7 @@ class DenseSequence:
         del self.ids[length:]
         if self._kept <= length:
             return
-        try:
+        try:  # caches have no crop, do not offer it, or refuse it, each kind by another of these errors
             self._cache.crop(length - self._kept)
             self._kept = length
         except (AttributeError, NotImplementedError, RuntimeError, ValueError):
