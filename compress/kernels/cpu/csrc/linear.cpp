@@ -13,6 +13,7 @@ namespace {
 
 constexpr int kTileTokens = LANES == 4 ? 2 : LANES == 8 ? 4 : 6;  // of an 8-bit tile, whose sums stay in registers
 constexpr int kGroupTokens = 6 * kTileTokens;  // whose totals, and a block's codes, stay in the first-level cache
+constexpr int64_t kPrefetchBytes = 16384;      // into the second-level cache
 
 inline int32_t quad_at(const int8_t* p) {
     int32_t x;
@@ -25,13 +26,10 @@ constexpr int strips_of_tile(int tokens) {
     return tokens * kVectors * kStripsTogether <= (LANES == 16 ? 24 : LANES == 8 ? 8 : 4) ? kStripsTogether : 1;
 }
 
-// How far ahead of a whole bundle's tile its weights are fetched, into the second-level cache; 0: not. Where products wait
-// for memory anyway the processor finds the stream by itself, and does better alone with 4 bits but worse with 8 or 3.
-// Several tokens compute meanwhile. Measured on Zen 4.
-constexpr int64_t prefetched(int bits, int tokens, int strips) {
-    if (strips != kStripsTogether) return 0;
-    if (tokens == 1) return bits == 8 || bits == 3 ? 2048 : 0;
-    return tokens >= 3 && bits < 8 ? 16384 : 0;
+// What streams from memory while a tile of several tokens computes: where one token's products wait for memory anyway,
+// the processor finds the stream by itself and does better alone. Measured on Zen 4.
+constexpr bool prefetches(int bits, int tokens, int strips) {
+    return tokens >= 3 && bits < 8 && strips == kStripsTogether;
 }
 
 // One block of columns, of the group of scales `g`, for STRIPS strips (one, or a whole bundle) and TOKENS tokens: from
@@ -57,8 +55,8 @@ __attribute__((noinline)) void tile(const Linear& w, const Quantized& x, int64_t
             }
         }
     for (int64_t k = 0; k < x.block; k += kChunk, q += kChunk, codes += BITS * line) {
-        if constexpr (constexpr int64_t kAhead = prefetched(BITS, TOKENS, STRIPS); kAhead != 0)
-            for (int l = 0; ahead && l < BITS * STRIPS; ++l) __builtin_prefetch(codes + l * 64 + kAhead, 0, 2);
+        if constexpr (prefetches(BITS, TOKENS, STRIPS))
+            for (int l = 0; ahead && l < BITS * STRIPS; ++l) __builtin_prefetch(codes + l * 64 + kPrefetchBytes, 0, 2);
 #pragma GCC unroll 8
         for (int i = 0; i < 8; ++i) {
             vi quads[STRIPS][kVectors];
