@@ -21,7 +21,7 @@ from compress.runtime.transformers_backend import load
 from tests.pipeline import harness
 from tests.tiny_models import tiny_tokens
 
-SETTINGS = {"steps": 24, "windows": 8, "checks": 4}
+SETTINGS = {"steps": 24, "windows": 8, "checks": 8}
 SAMPLES, HELD = 64, 8
 
 
