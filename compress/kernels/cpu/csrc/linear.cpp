@@ -13,7 +13,6 @@ namespace {
 
 constexpr int kTileTokens = LANES == 4 ? 2 : LANES == 8 ? 4 : 6;  // of an 8-bit tile, whose sums stay in registers
 constexpr int kGroupTokens = 6 * kTileTokens;  // whose totals, and a block's codes, stay in the first-level cache
-constexpr int64_t kPrefetchBytes = 16384;      // into the second-level cache
 
 inline int32_t quad_at(const int8_t* p) {
     int32_t x;
@@ -26,79 +25,97 @@ constexpr int strips_of_tile(int tokens) {
     return tokens * kVectors * kStripsTogether <= (LANES == 16 ? 24 : LANES == 8 ? 8 : 4) ? kStripsTogether : 1;
 }
 
-// What streams from memory while a tile of several tokens computes: where one token's products wait for memory anyway,
-// the processor finds the stream by itself and does better alone. Measured on Zen 4.
-constexpr bool prefetches(int bits, int tokens, int strips) {
-    return tokens >= 3 && bits < 8 && strips == kStripsTogether;
+// What a tile fetches into the second-level cache while it computes: every `step`-th line, so many bytes ahead. 4-bit and
+// narrower codes of one or two tokens are found best by the processor alone. Measured on Zen 4.
+struct Fetch {
+    int64_t bytes, step;
+};
+constexpr Fetch fetch_of(int bits, int tokens, int strips) {
+    if (strips != kStripsTogether) return {};
+    if (bits == 8) return tokens == 1 ? Fetch{4096, 2} : Fetch{};
+    return tokens >= 3 ? Fetch{16384, 1} : Fetch{};
 }
 
-// One block of columns, of the group of scales `g`, for STRIPS strips (one, or a whole bundle) and TOKENS tokens: from
-// packed registers to totals, (token, kStripsTogether, 16).
-template <int BITS, int TOKENS, int STRIPS>
-__attribute__((noinline)) void tile(const Linear& w, const Quantized& x, int64_t strip, int64_t token, int64_t b,
-                                    int64_t g, bool ahead, float* totals) {
+// Blocks of columns from `first` on; `left` blocks of the group of scales `group` begin with the first.
+struct Blocks {
+    int64_t first, count, group, left;
+};
+
+// Blocks of columns for STRIPS strips (one, or a whole bundle) and TOKENS tokens: from packed registers to totals, (token,
+// kStripsTogether, 16). ALONE: no other tokens meet these codes, so that they are gone through at one go, as the
+// processor fetches memory best; else one block, which the next tokens find in the cache.
+template <int BITS, int TOKENS, int STRIPS, bool ALONE>
+__attribute__((noinline)) void tile(const Linear& w, const Quantized& x, int64_t strip, int64_t token, Blocks blocks,
+                                    bool ahead, float* totals) {
     constexpr int kSums = TOKENS * STRIPS * kVectors, kChains = kSums >= 4 ? 1 : 4 / kSums;
-    const int64_t line = 64 * (STRIPS == 1 ? w.together(strip) : STRIPS);
-    const uint8_t* codes = w.codes + w.line_offset(strip) + b * x.block / kChunk * BITS * line;
-    const int8_t* q = x.q + x.at(token, b) * x.block;
-    const float* input_scales = x.scale + x.at(token, b);
-    const int32_t* input_sums = x.sum + x.at(token, b);
-    vi sums[STRIPS][TOKENS][kVectors][kChains];  // integer sums: any order gives the same
+    constexpr Fetch kFetch = fetch_of(BITS, TOKENS, STRIPS);
+    const int64_t together = w.together(strip), line = 64 * (STRIPS == 1 ? together : STRIPS);
+    const int64_t group_blocks = w.group / x.block, block_scales = together * kStripRows;
+    const uint8_t* codes = w.codes + w.line_offset(strip) + blocks.first * x.block / kChunk * BITS * line;
+    int64_t at = w.scale_index(strip, blocks.group);
+    const int64_t end = blocks.first + (ALONE ? blocks.count : 1);
+    for (int64_t b = blocks.first, left = blocks.left; b < end; ++b) {
+        const int8_t* q = x.q + x.at(token, b) * x.block;
+        const float* input_scales = x.scale + x.at(token, b);
+        const int32_t* input_sums = x.sum + x.at(token, b);
+        vi sums[STRIPS][TOKENS][kVectors][kChains];  // integer sums: any order gives the same
 #pragma GCC unroll 4
-    for (int s = 0; s < STRIPS; ++s)
-        for (int v = 0; v < kVectors; ++v) {
-            const int64_t at = w.scale_index(strip, g) + s * kStripRows + v * LANES;
+        for (int s = 0; s < STRIPS; ++s)
+            for (int v = 0; v < kVectors; ++v)
 #pragma GCC unroll 8
-            for (int m = 0; m < TOKENS; ++m) {
-                for (int c = 0; c < kChains; ++c) sums[s][m][v][c] = vi{};
-                sums[s][m][v][0] = w.zeros ? -load_zeros(w, at) * input_sums[m] : spread(-w.zero * input_sums[m]);
-            }
-        }
-    for (int64_t k = 0; k < x.block; k += kChunk, q += kChunk, codes += BITS * line) {
-        if constexpr (prefetches(BITS, TOKENS, STRIPS))
-            for (int l = 0; ahead && l < BITS * STRIPS; ++l) __builtin_prefetch(codes + l * 64 + kPrefetchBytes, 0, 2);
+                for (int m = 0; m < TOKENS; ++m) {
+                    for (int c = 0; c < kChains; ++c) sums[s][m][v][c] = vi{};
+                    sums[s][m][v][0] = w.zeros ? -load_zeros(w, at + s * kStripRows + v * LANES) * input_sums[m]
+                                               : spread(-w.zero * input_sums[m]);
+                }
+        for (int64_t k = 0; k < x.block; k += kChunk, q += kChunk, codes += BITS * line) {
+            if constexpr (kFetch.bytes > 0)
+                for (int64_t l = 0; ahead && l < BITS * STRIPS; l += kFetch.step)
+                    __builtin_prefetch(codes + l * 64 + kFetch.bytes, 0, 2);
 #pragma GCC unroll 8
-        for (int i = 0; i < 8; ++i) {
-            vi quads[STRIPS][kVectors];
-#pragma GCC unroll 4
-            for (int s = 0; s < STRIPS; ++s)
-                for (int v = 0; v < kVectors; ++v) quads[s][v] = quad_of<BITS>(codes + s * 64, line, v, i);
-#pragma GCC unroll 8
-            for (int m = 0; m < TOKENS; ++m) {
-                const int32_t input = quad_at(q + m * x.block + 4 * i);
+            for (int i = 0; i < 8; ++i) {
+                vi quads[STRIPS][kVectors];
 #pragma GCC unroll 4
                 for (int s = 0; s < STRIPS; ++s)
-                    for (int v = 0; v < kVectors; ++v)
-                        sums[s][m][v][i % kChains] =
-                            dot<BITS == 8>(sums[s][m][v][i % kChains], quads[s][v], input);
-            }
-        }
-    }
-#pragma GCC unroll 4
-    for (int s = 0; s < STRIPS; ++s)
-        for (int v = 0; v < kVectors; ++v) {
-            const vf scale = load_scales(w, w.scale_index(strip, g) + s * kStripRows + v * LANES);
+                    for (int v = 0; v < kVectors; ++v) quads[s][v] = quad_of<BITS>(codes + s * 64, line, v, i);
 #pragma GCC unroll 8
-            for (int m = 0; m < TOKENS; ++m) {
-                vi sum = sums[s][m][v][0];
-                for (int c = 1; c < kChains; ++c) sum += sums[s][m][v][c];
-                float* const total = totals + (m * kStripsTogether + s) * kStripRows + v * LANES;
-                store(total, load(total) + to_floats(sum) * (scale * input_scales[m]));
+                for (int m = 0; m < TOKENS; ++m) {
+                    const int32_t input = quad_at(q + m * x.block + 4 * i);
+#pragma GCC unroll 4
+                    for (int s = 0; s < STRIPS; ++s)
+                        for (int v = 0; v < kVectors; ++v)
+                            sums[s][m][v][i % kChains] =
+                                dot<BITS == 8>(sums[s][m][v][i % kChains], quads[s][v], input);
+                }
             }
         }
+#pragma GCC unroll 4
+        for (int s = 0; s < STRIPS; ++s)
+            for (int v = 0; v < kVectors; ++v) {
+                const vf scale = load_scales(w, at + s * kStripRows + v * LANES);
+#pragma GCC unroll 8
+                for (int m = 0; m < TOKENS; ++m) {
+                    vi sum = sums[s][m][v][0];
+                    for (int c = 1; c < kChains; ++c) sum += sums[s][m][v][c];
+                    float* const total = totals + (m * kStripsTogether + s) * kStripRows + v * LANES;
+                    store(total, load(total) + to_floats(sum) * (scale * input_scales[m]));
+                }
+            }
+        if (--left == 0) at += block_scales, left = group_blocks;
+    }
 }
 
 // The same for `strips` strips.
-template <int BITS, int TOKENS>
-void tiles(const Linear& w, const Quantized& x, int64_t strip, int64_t strips, int64_t token, int64_t b, int64_t g,
-           bool ahead, float* totals) {
+template <int BITS, int TOKENS, bool ALONE>
+void tiles(const Linear& w, const Quantized& x, int64_t strip, int64_t strips, int64_t token, Blocks blocks, bool ahead,
+           float* totals) {
     constexpr int kTogether = strips_of_tile(TOKENS);
     int64_t s = 0;
     for (; s + kTogether <= strips; s += kTogether)
-        tile<BITS, TOKENS, kTogether>(w, x, strip + s, token, b, g, ahead, totals + s * kStripRows);
+        tile<BITS, TOKENS, kTogether, ALONE>(w, x, strip + s, token, blocks, ahead, totals + s * kStripRows);
     if constexpr (kTogether > 1)
         for (; s < strips; ++s)
-            tile<BITS, TOKENS, 1>(w, x, strip + s, token, b, g, ahead, totals + s * kStripRows);
+            tile<BITS, TOKENS, 1, ALONE>(w, x, strip + s, token, blocks, ahead, totals + s * kStripRows);
 }
 
 // Calls work(first, count) for `total` things in parts of `most` at most, a multiple of `step` each but the last, and else
@@ -120,29 +137,42 @@ inline void expect(const ProductArgs& a, int64_t strip, int64_t token, int64_t c
     }
 }
 
+// Tiles of `count` tokens, kTileTokens at most.
+template <int BITS, bool ALONE>
+void tiles_of(const ProductArgs& a, int64_t strip, int64_t strips, int64_t token, int64_t count, Blocks blocks,
+              float* totals) {
+    const auto take = [&](auto run) {
+        run(*a.linear, a.quantized, strip, strips, token, blocks, token == 0, totals);
+    };
+    switch (count) {
+        case 1: return take(tiles<BITS, 1, ALONE>);
+        case 2: return take(tiles<BITS, 2, ALONE>);
+        case 3: return take(tiles<BITS, least(3, kTileTokens), ALONE>);
+        case 4: return take(tiles<BITS, least(4, kTileTokens), ALONE>);
+        case 5: return take(tiles<BITS, least(5, kTileTokens), ALONE>);
+        default: return take(tiles<BITS, least(6, kTileTokens), ALONE>);
+    }
+}
+
 template <int BITS>
 void eight_bit(const ProductArgs& a, int64_t strip, int64_t strips) {
-    const Linear& w = *a.linear;
-    const Quantized& x = a.quantized;
     constexpr int kStride = kStripsTogether * kStripRows;
-    const int64_t group_blocks = w.group / x.block;
+    const int64_t group_blocks = a.linear->group / a.quantized.block;
+    const int64_t blocks = least(a.quantized.blocks, a.linear->groups * group_blocks);
     in_parts(a.tokens, kGroupTokens, kTileTokens, [&](int64_t first, int64_t count) {
         alignas(64) float totals[kGroupTokens * kStride];
         for (int64_t i = 0; i < count * kStride; ++i) totals[i] = 0;
-        for (int64_t b = 0, g = 0, left = group_blocks; b < x.blocks && g < w.groups; ++b) {
-            expect(a, strip, first + count * b / x.blocks, count * (b + 1) / x.blocks - count * b / x.blocks);
-            in_parts(count, kTileTokens, 1, [&](int64_t t, int64_t tokens) {
-                const auto take = [&](auto run) { run(w, x, strip, strips, first + t, b, g, first + t == 0, totals + t * kStride); };
-                switch (tokens) {
-                    case 1: return take(tiles<BITS, 1>);
-                    case 2: return take(tiles<BITS, 2>);
-                    case 3: return take(tiles<BITS, least(3, kTileTokens)>);
-                    case 4: return take(tiles<BITS, least(4, kTileTokens)>);
-                    case 5: return take(tiles<BITS, least(5, kTileTokens)>);
-                    default: return take(tiles<BITS, least(6, kTileTokens)>);
-                }
-            });
-            if (--left == 0) ++g, left = group_blocks;
+        if (count <= kTileTokens) {
+            expect(a, strip, first, count);
+            tiles_of<BITS, true>(a, strip, strips, first, count, {0, blocks, 0, group_blocks}, totals);
+        } else {
+            for (int64_t b = 0; b < blocks; ++b) {
+                expect(a, strip, first + count * b / blocks, count * (b + 1) / blocks - count * b / blocks);
+                in_parts(count, kTileTokens, 1, [&](int64_t t, int64_t tokens) {
+                    const Blocks one{b, 1, b / group_blocks, 1};
+                    tiles_of<BITS, false>(a, strip, strips, first + t, tokens, one, totals + t * kStride);
+                });
+            }
         }
         for (int64_t t = 0; t < count; ++t) finish(a, strip, strips, first + t, totals + t * kStride);
     });
