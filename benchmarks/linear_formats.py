@@ -30,7 +30,7 @@ from compress.types import IntScheme
 SHAPE = (2048, 8192)
 CACHE_BYTES = 96_000_000
 SCHEMES = {
-    **{f"int{bits}": IntScheme(bits, 128) for bits in (8, 4, 3, 2)},
+    **{f"int{bits}": IntScheme(bits, 128) for bits in (8, 6, 5, 4, 3, 2)},
     **{name: FIXED_SCHEMES[name] for name in ("FP8_DYNAMIC", "FP8_BLOCK", "MXFP8A16", "NVFP4A16", "MXFP4A16", "NF4")},
     "ternary": IntScheme(2, None),
 }

@@ -59,7 +59,7 @@ def pack_codes(
     """A weight (out, columns) from its packed words, as `formats.int_packed.pack_bits` makes them.
 
     words int32 (out, ceil(columns * bits / 32)); scale (out, groups) float32, float16 or bfloat16; zero_point int8
-    (out, groups) or None; bias (out). Codes of 5 to 7 bits take 8. input_scale: where the scheme's inputs are static.
+    (out, groups) or None; bias (out). Codes of 7 bits take 8. input_scale: where the scheme's inputs are static.
     """
     group = columns if scheme.group_size is None else scheme.group_size
     zero = None if zero_point is None else zero_point.contiguous()

@@ -81,7 +81,7 @@ def test_inputs_that_the_format_rounds(name: str, isa: str) -> None:
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("group", SHAPES)
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 def test_products_are_those_of_the_format(bits: int, group: int | None, symmetric: bool, isa: str) -> None:
     rows, columns = SHAPES[group]
     weight = quantized(rows, columns, IntScheme(bits, group, symmetric), torch.bfloat16)
@@ -95,7 +95,7 @@ def test_products_are_those_of_the_format(bits: int, group: int | None, symmetri
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("group", SHAPES)
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 def test_outliers_leave_the_other_inputs_their_bits(bits: int, group: int | None, symmetric: bool, isa: str) -> None:
     """First with no weights of outliers, so that the others' error shows; then with all."""
     rows, columns = SHAPES[group]
@@ -114,7 +114,7 @@ def test_outliers_leave_the_other_inputs_their_bits(bits: int, group: int | None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
 def test_weights_have_the_values_that_their_scales_dtype_gives(bits: int, dtype: torch.dtype, isa: str) -> None:
     """One product per output, so that no sum rounds: columns together and one alone."""
     weight = quantized(21, 96, IntScheme(bits, 32, False), dtype)

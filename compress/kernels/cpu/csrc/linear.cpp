@@ -25,15 +25,15 @@ constexpr int strips_of_tile(int tokens) {
     return tokens * kVectors * kStripsTogether <= (LANES == 16 ? 24 : LANES == 8 ? 8 : 4) ? kStripsTogether : 1;
 }
 
-// What a tile fetches into the second-level cache while it computes: every `step`-th line, so many bytes ahead. 4-bit and
-// narrower codes of one or two tokens are found best by the processor alone. Measured on Zen 4.
+// What a tile fetches into the second-level cache while it computes: every `step`-th line, so many bytes ahead. Codes of 4
+// to 6 bits of one or two tokens are found best by the processor alone. Measured on Zen 4.
 struct Fetch {
     int64_t bytes, step;
 };
 constexpr Fetch fetch_of(int bits, int tokens, int strips) {
     if (strips != kStripsTogether) return {};
-    if (bits == 8) return tokens == 1 ? Fetch{4096, 2} : Fetch{};
-    return tokens >= 3 ? Fetch{16384, 1} : Fetch{};
+    if (bits == 8) return tokens <= 2 ? Fetch{4096, 2} : Fetch{};
+    return bits < 4 || tokens >= 3 ? Fetch{16384, 1} : Fetch{};
 }
 
 // Blocks of columns from `first` on; `left` blocks of the group of scales `group` begin with the first.
@@ -191,6 +191,8 @@ void product_strips(const ProductArgs& a, int64_t first, int64_t strips, float* 
         case 2: return eight_bit<2>(a, first, strips);
         case 3: return eight_bit<3>(a, first, strips);
         case 4: return eight_bit<4>(a, first, strips);
+        case 5: return eight_bit<5>(a, first, strips);
+        case 6: return eight_bit<6>(a, first, strips);
         default: return eight_bit<8>(a, first, strips);
     }
 }

@@ -8,7 +8,10 @@
 //     8 bits   line i: quad i
 //     4 bits   line i / 2, bits 4 (i % 2) on
 //     2 bits   line i / 4, bits 2 (i % 4) on
-//     3 bits   the low two bits as above, the high one in line 2, bit i
+//     3 bits   line 0, bit i: the high one; lines 1 and 2: the low two, as above
+//     5 bits   line 0, bit i: the high one; lines 1 to 4: the low four, as above
+//     6 bits   the same twice, four quads each: a line of the high two, bits 2 (i % 4) on, and two of the low four
+// A product reads lines in the order of memory: what is read in another order comes at half the speed.
 // FP8 codes lie as pairs of columns instead: byte 2 * row + j % 2 of half j / 2 of line i.
 // Integer codes are unsigned, weight = (code - zero) * scale; other codes are floats, FP8 E4M3 in 8 bits or entries of a
 // table in 4, weight = value * scale. Either is rounded to `value_type`, as the format defines it. bfloat16 weights lie
@@ -35,8 +38,21 @@ constexpr int kChunk = 32;  // columns of a chunk: the unit of storage, and what
 constexpr int kTableSize = 16;
 constexpr int kStripsTogether = 4;
 
+// Where the parts of a code lie in a chunk: `mask` of line `line` from bit `shift` on, and what is above it, if anything,
+// in `high_line`, `up` bits below its place in the code (above it if negative).
+struct CodePlace {
+    int line, shift, mask, high_line, up, high_mask;
+};
+static constexpr CodePlace place_of(int bits, int quad) {
+    const int low = bits == 3 ? 2 : bits == 5 || bits == 6 ? 4 : bits, high = bits - low;
+    const int quads = high ? 8 / high : 8;  // that a line of high bits holds
+    const int first = quad / quads * (1 + quads * low / 8), within = quad % quads;
+    return {first + (high > 0) + within * low / 8, within * low % 8, (1 << low) - 1,
+            first, low - within * high, ((1 << high) - 1) << low};
+}
+
 struct Linear {
-    int bits;                // 2, 3, 4 or 8 for codes, 16 for bfloat16, 32 for float32
+    int bits;                // 2 to 6 or 8 for codes, 16 for bfloat16, 32 for float32
     int zero;                // the zero point of all codes where `zeros` is null
     int64_t rows, columns;   // of the weight
     int64_t padded;          // columns stored: a multiple of kChunk

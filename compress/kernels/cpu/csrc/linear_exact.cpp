@@ -249,6 +249,8 @@ void exact_product(const ProductArgs& a, int64_t first, int64_t strips, float* s
         case 2: return integers<2>(a, first, strips, scratch);
         case 3: return integers<3>(a, first, strips, scratch);
         case 4: return integers<4>(a, first, strips, scratch);
+        case 5: return integers<5>(a, first, strips, scratch);
+        case 6: return integers<6>(a, first, strips, scratch);
         case 8: return integers<8>(a, first, strips, scratch);
         case 16: return exact<Plain<16>>(a, first, strips, scratch);
         default: return exact<Plain<32>>(a, first, strips, scratch);

@@ -67,16 +67,12 @@ inline vi quad_of(const uint8_t* chunk, int64_t line_bytes, int v, int i) {
     const auto line = [&](int l) {
         return load_words(reinterpret_cast<const int32_t*>(chunk + l * line_bytes) + v * LANES);
     };
-    if constexpr (BITS == 8) {
-        return line(i);
-    } else if constexpr (BITS == 4) {
-        return (line(i / 2) >> 4 * (i % 2)) & 0x0f0f0f0f;
-    } else {
-        const vi low = (line(i / 4) >> 2 * (i % 4)) & 0x03030303;
-        if constexpr (BITS == 2) return low;
-        const vi high = line(2);
-        return low | ((i < 2 ? high << (2 - i) : high >> (i - 2)) & 0x04040404);
-    }
+    const CodePlace p = place_of(BITS, i);
+    if constexpr (BITS == 8) return line(p.line);
+    const vi low = (line(p.line) >> p.shift) & p.mask * 0x01010101;
+    if (p.high_mask == 0) return low;
+    const vi high = line(p.high_line);
+    return low | ((p.up > 0 ? high << p.up : high >> -p.up) & p.high_mask * 0x01010101);
 }
 
 // sum + the four products of each lane's bytes with those of `x`. WIDE: bytes of w may exceed 127.

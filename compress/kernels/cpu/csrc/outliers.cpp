@@ -47,6 +47,8 @@ void add_outliers(const ProductArgs& a, int64_t first, int64_t strips) {
 template void add_outliers<2>(const ProductArgs&, int64_t, int64_t);
 template void add_outliers<3>(const ProductArgs&, int64_t, int64_t);
 template void add_outliers<4>(const ProductArgs&, int64_t, int64_t);
+template void add_outliers<5>(const ProductArgs&, int64_t, int64_t);
+template void add_outliers<6>(const ProductArgs&, int64_t, int64_t);
 template void add_outliers<8>(const ProductArgs&, int64_t, int64_t);
 
 }  // namespace ISA

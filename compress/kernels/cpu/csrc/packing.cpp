@@ -23,36 +23,36 @@ uint32_t nibbles_to_bytes(uint32_t x) {
     return (x | x << 4) & 0x0f0f0f0f;
 }
 
-// Code `column` of a row of packed words.
-uint32_t code_at(const uint32_t* words, int64_t column, int bits) {
-    const int64_t bit = column * bits, word = bit / 32, into = bit % 32;
-    uint64_t pair = words[word];
-    if (into + bits > 32) pair |= uint64_t(words[word + 1]) << 32;
-    return uint32_t(pair >> into) & ((1u << bits) - 1);
-}
+// Where byte `column` of a row of codes in 8 bits lies in its strip, whose lines are `line` bytes apart.
+int64_t byte_at(int64_t line, int64_t row, int64_t column) { return column / 4 * line + 4 * row + column % 4; }
 
-// Writes one code into its place of a strip, whose lines are `line` bytes apart; the place must hold zeros.
-void place(uint8_t* strip, int64_t line, int bits, int64_t row, int64_t column, uint32_t code) {
-    uint8_t* chunk = strip + column / kChunk * bits * line + 4 * row + column % 4;
-    const int64_t quad = column % kChunk / 4;
-    if (bits == 8) {
-        chunk[quad * line] = uint8_t(code);
-    } else if (bits == 4) {
-        chunk[quad / 2 * line] |= uint8_t(code << 4 * (quad % 2));
-    } else {
-        chunk[quad / 4 * line] |= uint8_t((code & 3) << 2 * (quad % 4));
-        if (bits == 3) chunk[2 * line] |= uint8_t((code >> 2) << quad);
+// A row of codes of BITS bits, packed into words, to its place of a strip with STORED bits a code.
+template <int BITS, int STORED>
+void pack_codes(const uint32_t* in, int64_t words, int64_t line_bytes, uint8_t* at) {
+    constexpr uint32_t kCode = (1 << BITS) - 1, kBytes = 0x01010101;
+    for (; words > 0; words -= BITS, in += BITS, at += STORED * line_bytes) {
+        uint32_t chunk[BITS + 1] = {}, lines[STORED] = {};
+        std::memcpy(chunk, in, std::min<int64_t>(words, BITS) * sizeof *in);
+        for (int quad = 0; quad < 8; ++quad) {
+            const int bit = quad * 4 * BITS;
+            const uint32_t four = uint32_t((chunk[bit / 32] | uint64_t(chunk[bit / 32 + 1]) << 32) >> bit % 32);
+            uint32_t bytes = 0;
+            for (int j = 0; j < 4; ++j) bytes |= (four >> BITS * j & kCode) << 8 * j;
+            const CodePlace p = place_of(STORED, quad);
+            const uint32_t high = bytes & p.high_mask * kBytes;
+            lines[p.line] |= (bytes & p.mask * kBytes) << p.shift;
+            lines[p.high_line] |= p.up > 0 ? high >> p.up : high << -p.up;
+        }
+        for (int l = 0; l < STORED; ++l) std::memcpy(at + l * line_bytes, &lines[l], sizeof *lines);
     }
 }
 
-// The inverse of `place`.
+// A code of a strip.
 uint32_t code_in(const uint8_t* strip, int64_t line, int bits, int64_t row, int64_t column) {
     const uint8_t* chunk = strip + column / kChunk * bits * line + 4 * row + column % 4;
-    const int64_t quad = column % kChunk / 4;
-    if (bits == 8) return chunk[quad * line];
-    if (bits == 4) return chunk[quad / 2 * line] >> 4 * (quad % 2) & 15;
-    const uint32_t low = chunk[quad / 4 * line] >> 2 * (quad % 4) & 3;
-    return bits == 3 ? low | (chunk[2 * line] >> quad & 1) << 2 : low;
+    const CodePlace p = place_of(bits, int(column % kChunk / 4));
+    const uint32_t low = chunk[p.line * line] >> p.shift & p.mask, high = chunk[p.high_line * line];
+    return low | ((p.up > 0 ? high << p.up : high >> -p.up) & p.high_mask);
 }
 
 float scale_at(const void* scales, ScaleType type, int64_t at) {
@@ -80,12 +80,16 @@ float rounded(float x, ScaleType type) {
 // Whether one of the four bytes of a word is a NaN of E4M3.
 bool holds_nan(uint32_t word) { return (((word & 0x7f7f7f7f) + 0x01010101) & 0x80808080) != 0; }
 
-void pack_row(const PackedLinear::Source& source, int64_t row, int stored_bits, uint8_t* strip, int64_t line_bytes) {
+void pack_row(const PackedLinear::Source& source, int64_t row, uint8_t* strip, int64_t line_bytes) {
     const int64_t words = (source.columns * source.bits + 31) / 32, lane = row % kStripRows;
     const uint32_t* in = reinterpret_cast<const uint32_t*>(source.words) + row * words;
-    if (source.bits != 4 && source.bits != 8) {
-        for (int64_t c = 0; c < source.columns; ++c) place(strip, line_bytes, stored_bits, lane, c, code_at(in, c, source.bits));
-        return;
+    switch (source.bits) {
+        case 2: return pack_codes<2, 2>(in, words, line_bytes, strip + 4 * lane);
+        case 3: return pack_codes<3, 3>(in, words, line_bytes, strip + 4 * lane);
+        case 5: return pack_codes<5, 5>(in, words, line_bytes, strip + 4 * lane);
+        case 6: return pack_codes<6, 6>(in, words, line_bytes, strip + 4 * lane);
+        case 7: return pack_codes<7, 8>(in, words, line_bytes, strip + 4 * lane);
+        default: break;
     }
     // A word is eight nibbles of one line, or the four bytes of one.
     for (int64_t w = 0; w < words; ++w) {
@@ -119,7 +123,7 @@ void PackedLinear::allocate(int64_t rows, int64_t columns, int64_t group, int bi
 }
 
 PackedLinear::PackedLinear(const Source& source, int threads) {
-    const int bits = source.bits > 4 ? 8 : source.bits;
+    const int bits = source.bits == 7 ? 8 : source.bits;
     allocate(source.rows, source.columns, source.group, bits, source.scale_type, source.zero_point != nullptr);
     view.zero = source.coding == Coding::integer ? 1 << (source.bits - 1) : 0;
     view.coding = source.coding, view.value_type = source.value_type, view.inputs = source.inputs;
@@ -135,7 +139,7 @@ PackedLinear::PackedLinear(const Source& source, int threads) {
     Pool::shared().run(view.strips(), threads, [&](int64_t strip, int) {
         const int64_t end = std::min(source.rows, (strip + 1) * kStripRows);
         for (int64_t row = strip * kStripRows; row < end; ++row) {
-            pack_row(source, row, bits, codes_.get() + view.line_offset(strip), view.together(strip) * kLine);
+            pack_row(source, row, codes_.get() + view.line_offset(strip), view.together(strip) * kLine);
             for (int64_t g = 0; g < groups; ++g) {
                 const int64_t from = row * groups + g, to = view.scale_index(strip, g) + row % kStripRows;
                 std::memcpy(scales_.get() + to * width, static_cast<const uint8_t*>(source.scale) + from * width, width);
@@ -200,7 +204,7 @@ PackedLinear::PackedLinear(const void* weight, bool bfloat16, int64_t rows, int6
                 const float scale = most / 127, inverse = most > 0 ? 127 / most : 0;
                 std::memcpy(scales_.get() + (view.scale_index(strip, g) + lane) * 4, &scale, 4);
                 for (int64_t c = begin; c < end; ++c)
-                    place(target, view.together(strip) * kLine, 8, lane, c, uint32_t(128 + std::nearbyint(value(row, c) * inverse)));
+                    target[byte_at(view.together(strip) * kLine, lane, c)] = uint8_t(128 + std::nearbyint(value(row, c) * inverse));
             }
         }
     });

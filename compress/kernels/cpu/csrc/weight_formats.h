@@ -39,7 +39,7 @@ inline vf minus_product(vf x, vf a, vf b) { return x - a * b; }
 // those beyond; less level * beyond * scale the value is left. A subnormal one is a multiple of the type's smallest.
 template <int BITS, ScaleType type>
 struct Integers {
-    static constexpr int kBits = BITS, kSpan = kChunk, kStep = BITS == 3 ? 8 : BITS, kPlaces = 8 / kStep;
+    static constexpr int kBits = BITS, kSpan = kChunk, kStep = 8 % BITS ? 8 : BITS, kPlaces = 8 / kStep;
     static constexpr bool kLate = false, kSplits = kFused && type != ScaleType::float32;
     struct Grid {
         vf zero[kPlaces], scale, wide;
@@ -55,7 +55,7 @@ struct Integers {
     vf value(const uint8_t* chunk, int64_t line, int v, int column, const Grid& grid) const {
         const int quad = column / 4, place = quad % kPlaces, shift = 8 * (column % 4) - 8, digit = 8 + place * kStep;
         const auto* lines = reinterpret_cast<const int32_t*>(chunk + quad / kPlaces * line);
-        const vi word = BITS == 3 ? quad_of<3>(chunk, line, v, quad) : load_words(lines + v * LANES);
+        const vi word = 8 % BITS ? quad_of<BITS>(chunk, line, v, quad) : load_words(lines + v * LANES);
         const vi placed = shift < 0 ? word << -shift : word >> shift;
         const vi number = (placed & ((1 << BITS) - 1) << digit) | (150 - digit) << 23;
         const vf level = as_floats(number) - grid.zero[place], product = level * grid.scale;
