@@ -58,11 +58,12 @@ def is_close(found: Tensor, expected: Tensor, lost: float = 0.0) -> bool:
     """Whether outputs are as near to float64 as their dtype lets them be.
 
     float32: EXACT. Half precision: the result is rounded once, to half a step of itself, and so is each weight where
-    tensor cores take it, which two steps of the outputs' root mean square cover. lost: what sums may lose besides, of
-    the outputs' root mean square.
+    tensor cores take it, which two steps of the outputs' root mean square cover: of all, or, where that is larger, of
+    those of one row of weights. lost: what sums may lose besides, of the outputs' root mean square.
     """
     error, size = (found.cpu().double() - expected).abs(), expected.square().mean().sqrt()
     if found.dtype == torch.float32:
         return bool((error <= (EXACT + lost) * size).all())
     step = torch.finfo(found.dtype).eps
-    return bool((error <= step * (expected.abs() / 2 + 2 * size) + lost * size).all())
+    of_row = torch.maximum(size, expected.square().mean(0).sqrt())
+    return bool((error <= step * (expected.abs() / 2 + 2 * of_row) + lost * size).all())
