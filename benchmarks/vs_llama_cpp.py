@@ -2,12 +2,13 @@
 
     python -m benchmarks.vs_llama_cpp --llama BUILD/bin --models DIR --json benchmarks/results/vs-llama-cpp.json
 
-DIR holds, for every shape NAME, `NAME-w4` (W4A16, head in 8 bits) and `NAME-w8` as `compress quantize` writes them, the
-plain model `NAME`, and `NAME-Q4_0.gguf`, `NAME-Q4_K_M.gguf`, `NAME-Q8_0.gguf`, `NAME-f16.gguf` as llama-quantize
-writes them; cases whose files are missing are left out and named. Every round of a case runs each tool once, after the
-machine has become quiet, in an order that turns; ratios are taken within a round, ours over the best of llama.cpp's. A
-round in which others used more than a tenth of a core is marked and does not count: llama.cpp spins at its barriers,
-so a busy neighbour makes it look slow. `--only` takes parts of case names; the record keeps its other cases.
+DIR holds, for every shape NAME, `NAME-w4` (W4A16, head in 8 bits), `NAME-w4h6` (head in 6 bits, as llama-quantize's
+4-bit files have it) and `NAME-w8` as `compress quantize` writes them, the plain model `NAME`, and `NAME-Q4_0.gguf`,
+`NAME-Q4_K_M.gguf`, `NAME-Q8_0.gguf`, `NAME-f16.gguf` as llama-quantize writes them; cases whose files are missing are
+left out and named. Every round of a case runs each tool once, warm, after the machine has become quiet, in an order
+that turns; ratios are taken within a round, ours over the best of llama.cpp's. A round in which others used more than
+a tenth of a core is marked and does not count: llama.cpp spins at its barriers, so a busy neighbour makes it look
+slow. `--only` takes parts of case names; the record keeps its other cases.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ CASES = (
     Case("1.1B 4-bit decode, 2 threads", "r1b1-w4", FOUR_BIT, 1.0, 2, new=24),
     Case("1.1B 8-bit decode, 1 thread", "r1b1-w8", ("Q8_0",), 1.4, 1, new=12),
     Case("148M 4-bit decode, 1 thread", "r150-w4", FOUR_BIT, 1.3, 1, new=64),
+    Case("148M 4-bit decode, head in 6 bits, 1 thread", "r150-w4h6", FOUR_BIT, 1.3, 1, new=64),
     Case("1.1B 4-bit, 4 sequences", "r1b1-w4", FOUR_BIT, 2.0, 2, batch=4, new=12),
     Case("1.1B 4-bit, 8 sequences", "r1b1-w4", FOUR_BIT, 2.0, 2, batch=8, new=12),
     Case("1.1B 4-bit, 16 sequences", "r1b1-w4", FOUR_BIT, 1.7, 2, batch=16, new=12),
