@@ -23,16 +23,18 @@ from benchmarks import cases, machine
 from benchmarks.points import OURS, Measured, Point, measure, tensors
 from benchmarks.workspace import Workspace
 
-SCHEME = {"scheme": {"bits": 4, "group_size": 128}, "head": {"bits": 8, "group_size": "channel"}}
+SCHEME = {"bits": 4, "group_size": 128}
 
 
 def points() -> list[Point]:
     """llama.cpp's two formats of 4 bits, with its importance matrix and without, and what the speeds were taken of."""
     found = [Point("llama.cpp", kind, ("--type", kind), text=False) for kind in ("Q4_0", "Q4_K_M")]
     found += [Point("llama.cpp", f"{kind} imatrix", ("--type", kind)) for kind in ("Q4_0", "Q4_K_M")]
-    for method in ("rtn", "gptq"):
-        recipe = {"version": 1, "stages": [{"kind": "quantize", "method": method, **SCHEME}]}
-        found.append(Point(OURS, f"{method} W4A16 g128, head W8A16", (), method != "rtn", json.dumps(recipe)))
+    for method, bits in (("rtn", 8), ("gptq", 8), ("gptq", 6)):
+        head = {"bits": bits, "group_size": "channel"}
+        stage = {"kind": "quantize", "method": method, "scheme": SCHEME, "head": head}
+        recipe = json.dumps({"version": 1, "stages": [stage]})
+        found.append(Point(OURS, f"{method} W4A16 g128, head W{bits}A16", (), method != "rtn", recipe))
     return found
 
 

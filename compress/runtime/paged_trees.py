@@ -45,9 +45,7 @@ def tree_logits(model: PagedModel, rows: Sequence[Row], nodes: Sequence[Sequence
     found: list[list[Tensor]] = [[] for _ in rows]
     with ExitStack() as lent:
         lengths = [_length(row) for row in rows]
-        sequences = [
-            PagedSequence(model, lent.enter_context(model.pages.lend(length)), length) for length in lengths
-        ]  # fmt: skip
+        sequences = [PagedSequence(model, lent.enter_context(model.pages.lend(length)), length) for length in lengths]
         chains = [list(_chains(row.depths)) for row in rows]
         for turn in range(max(map(len, chains))):
             owners = [number for number, own in enumerate(chains) if turn < len(own)]
