@@ -1,4 +1,4 @@
-"""What a token reads and what it costs in quality, ours beside llama.cpp's: the model of `vs_llama_cpp`'s last rows.
+"""What a token reads and what it costs in quality, ours beside llama.cpp's: the packaged model of `vs_llama_cpp`.
 
     PEER_LLAMACPP_PYTHON=... python -m benchmarks.llama_quality --shared ../shared \
         --json benchmarks/results/llama-quality.json

@@ -81,7 +81,7 @@ def test_inputs_that_the_format_rounds(name: str, isa: str) -> None:
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("group", SHAPES)
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
 def test_products_are_those_of_the_format(bits: int, group: int | None, symmetric: bool, isa: str) -> None:
     rows, columns = SHAPES[group]
     weight = quantized(rows, columns, IntScheme(bits, group, symmetric), torch.bfloat16)
@@ -95,7 +95,7 @@ def test_products_are_those_of_the_format(bits: int, group: int | None, symmetri
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("group", SHAPES)
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
 def test_outliers_leave_the_other_inputs_their_bits(bits: int, group: int | None, symmetric: bool, isa: str) -> None:
     """First with no weights of outliers, so that the others' error shows; then with all."""
     rows, columns = SHAPES[group]
@@ -145,18 +145,31 @@ def test_a_head_in_eight_bits_is_rounded_to_nearest(columns: int, isa: str) -> N
     assert float((kept - weight).abs().max()) <= float(weight.abs().max()) / 127 / 2 * 1.001
 
 
-@pytest.mark.parametrize("weight", [4, 8, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    ("weight", "columns", "group"),
+    [
+        *((bits, columns, group) for bits in (2, 3, 4, 5, 6, 8) for columns, group in ((256, 128), (300, None))),
+        (torch.bfloat16, 256, None),
+        (torch.float32, 256, None),
+    ],
+)
 @pytest.mark.parametrize("eight_bit", [False, True])
 def test_an_output_depends_on_no_other_token_and_on_no_thread(
-    eight_bit: bool, weight: int | torch.dtype, isa: str
+    eight_bit: bool, weight: int | torch.dtype, columns: int, group: int | None, isa: str
 ) -> None:
+    """Of several groups of columns, and of one group of several blocks."""
+    x = inputs(40, columns)
     if isinstance(weight, int):
-        linear = packed(quantized(200, 256, IntScheme(weight, 128, False), torch.bfloat16), threads=3)
+        stored = quantized(200, columns, IntScheme(weight, group, False), torch.bfloat16)
+        linear = packed(stored, threads=3)
+        expected = x.double() @ stored.dequantize().double().T
+        assert error(packed_linear.multiply(linear, x, eight_bit, threads=1), expected) < (
+            EIGHT_BIT if eight_bit else EXACT
+        )
     elif eight_bit:
-        linear = packed_linear.pack_dense(inputs(200, 256).to(weight), eight_bit=True, threads=3)
+        linear = packed_linear.pack_dense(inputs(200, columns).to(weight), eight_bit=True, threads=3)
     else:
-        linear = packed_linear.pack_dense(inputs(200, 256).to(weight), threads=3)
-    x = inputs(40, 256)
+        linear = packed_linear.pack_dense(inputs(200, columns).to(weight), threads=3)
     x[::3, 100] *= 300  # outliers of 8 bits
     alone = torch.cat([packed_linear.multiply(linear, row.unsqueeze(0), eight_bit, threads=1) for row in x])
     for size in (2, 3, 7, 8, 11, 40):

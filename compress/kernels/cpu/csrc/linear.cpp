@@ -26,7 +26,8 @@ constexpr int strips_of_tile(int tokens) {
 }
 
 // What a tile fetches into the second-level cache while it computes: every `step`-th line, so many bytes ahead. Codes of 4
-// to 6 bits of one or two tokens are found best by the processor alone. Measured on Zen 4.
+// to 6 bits of one or two tokens are found best by the processor alone, and those of 8 bits of three or more. Measured on
+// Zen 4.
 struct Fetch {
     int64_t bytes, step;
 };
@@ -36,14 +37,14 @@ constexpr Fetch fetch_of(int bits, int tokens, int strips) {
     return bits < 4 || tokens >= 3 ? Fetch{16384, 1} : Fetch{};
 }
 
-// Blocks of columns from `first` on; `left` blocks of the group of scales `group` begin with the first.
+// Blocks of columns from `first` on; group: of scales, that the first is in; left: that group's blocks from the first on.
 struct Blocks {
     int64_t first, count, group, left;
 };
 
 // Blocks of columns for STRIPS strips (one, or a whole bundle) and TOKENS tokens: from packed registers to totals, (token,
-// kStripsTogether, 16). ALONE: no other tokens meet these codes, so that they are gone through at one go, as the
-// processor fetches memory best; else one block, which the next tokens find in the cache.
+// kStripsTogether, 16). ALONE: no other tokens and strips meet these lines, so that they are gone through at one go, as the
+// processor fetches memory best; else one block, which the next find in the cache.
 template <int BITS, int TOKENS, int STRIPS, bool ALONE>
 __attribute__((noinline)) void tile(const Linear& w, const Quantized& x, int64_t strip, int64_t token, Blocks blocks,
                                     bool ahead, float* totals) {
@@ -162,14 +163,14 @@ void eight_bit(const ProductArgs& a, int64_t strip, int64_t strips) {
     in_parts(a.tokens, kGroupTokens, kTileTokens, [&](int64_t first, int64_t count) {
         alignas(64) float totals[kGroupTokens * kStride];
         for (int64_t i = 0; i < count * kStride; ++i) totals[i] = 0;
-        if (count <= kTileTokens) {
+        if (count <= kTileTokens && strips_of_tile(int(count)) == kStripsTogether) {
             expect(a, strip, first, count);
             tiles_of<BITS, true>(a, strip, strips, first, count, {0, blocks, 0, group_blocks}, totals);
         } else {
             for (int64_t b = 0; b < blocks; ++b) {
                 expect(a, strip, first + count * b / blocks, count * (b + 1) / blocks - count * b / blocks);
                 in_parts(count, kTileTokens, 1, [&](int64_t t, int64_t tokens) {
-                    const Blocks one{b, 1, b / group_blocks, 1};
+                    const Blocks one{b, 1, b / group_blocks, group_blocks - b % group_blocks};
                     tiles_of<BITS, false>(a, strip, strips, first + t, tokens, one, totals + t * kStride);
                 });
             }

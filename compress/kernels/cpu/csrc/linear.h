@@ -38,8 +38,8 @@ constexpr int kChunk = 32;  // columns of a chunk: the unit of storage, and what
 constexpr int kTableSize = 16;
 constexpr int kStripsTogether = 4;
 
-// Where the parts of a code lie in a chunk: `mask` of line `line` from bit `shift` on, and what is above it, if anything,
-// in `high_line`, `up` bits below its place in the code (above it if negative).
+// Where the parts of a code of 2 to 6 or 8 bits lie in a chunk: its low bits, `mask`, from bit `shift` of line `line` on;
+// its high ones, `high_mask` of the code, if there are any, in `high_line`, `up` bits lower there (higher if negative).
 struct CodePlace {
     int line, shift, mask, high_line, up, high_mask;
 };
