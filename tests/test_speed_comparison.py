@@ -29,7 +29,7 @@ class FixedWorker:
 @pytest.fixture
 def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     for name, answer in (
-        ("llama-bench", {"avg_ts": 20.0, "model_size": 7}),
+        ("llama-bench", {"samples_ts": [1.0, 20.0], "model_size": 7}),
         ("llama-batched-bench", {"speed_tg": 12.0}),
     ):
         path = tmp_path / name
