@@ -6,8 +6,8 @@ Keys and values are kept in bfloat16, as llama.cpp keeps 16 bits of them. Reads 
 `{"threads", "batch", "prompt", "new"}`, and answers `{"seconds"}` for it: a prompt of `prompt` tokens where `new` is 0,
 else `new` steps of `batch` sequences from an empty cache, after a step that is not counted. Before it the same is done
 for a second, uncounted: a processor that has slept for some seconds is slow for the first tenths of one (measured: 200
-instead of 300 tokens a second), and llama-bench has just loaded its model. Tokens are random, as llama-bench's are:
-nothing is sampled.
+instead of 300 tokens a second), and llama.cpp's tools are taken by the last of several runs. Tokens are random, as
+llama-bench's are: nothing is sampled.
 """
 
 from __future__ import annotations

@@ -54,6 +54,11 @@ class Case:
         return self.model.split("-")[0]
 
     @property
+    def reads_weights_alone(self) -> bool:
+        """Whether nearly all of the work is to read every weight once a token."""
+        return self.new > 0 and self.batch == 1 and not self.busy
+
+    @property
     def tokens(self) -> int:
         return self.prompt if self.new == 0 else self.batch * self.new
 
@@ -113,13 +118,14 @@ class Worker:
 
 
 def llama_rate(binaries: Path, gguf: Path, case: Case, repack: bool) -> tuple[float, int]:
-    """(tokens per second, bytes of the model) of one run of llama-bench, or of llama-batched-bench for a batch."""
+    """(tokens per second, bytes of the model) of llama-bench, or of llama-batched-bench for a batch: its last run."""
     common = ["-m", str(gguf), "-t", str(case.threads)]
     if case.batch == 1:
         work = ["-p", str(case.prompt), "-n", str(case.new), "-r", "3", "-o", "jsonl", "--repack", str(int(repack))]
         found = _last_json([str(binaries / "llama-bench"), *common, *work])
         return float(found["samples_ts"][-1]), int(found["model_size"])  # warm, as ours is
-    work = ["-c", "4096", "-npp", "1", "-ntg", str(case.new), "-npl", str(case.batch), "--output-format", "jsonl"]
+    twice = f"{case.batch},{case.batch}"  # the second is warm
+    work = ["-c", "4096", "-npp", "1", "-ntg", str(case.new), "-npl", twice, "--output-format", "jsonl"]
     found = _last_json([str(binaries / "llama-batched-bench"), *common, *work])
     return float(found["speed_tg"]), gguf.stat().st_size
 
@@ -144,7 +150,7 @@ def read_bandwidth(threads: int) -> float:
 def one_round(
     number: int, case: Case, ours: Worker, peers: dict[str, Any], arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    """Rates of all tools, once each."""
+    """Rates of all tools, once each, and at which rate memory was read then, where that is what bounds them."""
     first, turns = number % len(peers), list(peers)
     turns = turns[first:] + turns[:first]
     before = machine.wait_until_quiet(arguments.patience, watch=0.5)
@@ -162,11 +168,13 @@ def one_round(
             rates[name] = peers[name].rate(case, case.threads)
         else:
             rates[name] = llama_rate(arguments.llama, peers[name], case, not name.endswith("!"))[0]
+    read = read_bandwidth(case.threads) if case.reads_weights_alone else None
     seconds = time.monotonic() - started
     used = (machine.busy_seconds() - busy) / seconds
     # Everything that runs here is ours, on `threads` cores at most: what goes beyond that is others'.
     others = max(before, used - (2 if case.busy else case.threads), 0.0)
-    return {"rates": rates, "others_busy_cores": round(others, 3), "disturbed": others > DISTURBED_CORES}
+    found = {"rates": rates, "others_busy_cores": round(others, 3), "disturbed": others > DISTURBED_CORES}
+    return found if read is None else {**found, "read_gb_s": round(read, 1)}
 
 
 def run(case: Case, arguments: argparse.Namespace, workers: dict[tuple[str, str, str], Worker]) -> dict[str, Any]:
@@ -202,10 +210,9 @@ def run(case: Case, arguments: argparse.Namespace, workers: dict[tuple[str, str,
         "ratio_greatest": round(max(ratios), 3), "undisturbed": sum(not r["disturbed"] for r in rounds),
         "rounds": rounds,
     }  # fmt: skip
-    if case.new and case.batch == 1 and not case.busy:
-        read = read_bandwidth(case.threads)
-        result["read_gb_s"] = round(read, 1)
-        result["share_of_bandwidth"] = round(medians["compress"] * ours.facts["bytes_per_token"] / 1e9 / read, 3)
+    if case.reads_weights_alone:
+        shares = [r["rates"]["compress"] * ours.facts["bytes_per_token"] / 1e9 / r["read_gb_s"] for r in used]
+        result["share_of_bandwidth"] = round(statistics.median(shares), 3)
     return result
 
 

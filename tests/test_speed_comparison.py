@@ -17,7 +17,7 @@ from compress.content import default_model
 class FixedWorker:
     """Stands for a loaded model of ours with a rate known beforehand."""
 
-    facts = {"kernels": ["none"], "bytes_per_token": 1000}  # noqa: RUF012
+    facts = {"kernels": ["none"], "bytes_per_token": 10_000_000}  # noqa: RUF012
 
     def __init__(self, *_: object) -> None:
         pass
@@ -37,7 +37,7 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argparse.Names
         path.chmod(0o755)
     (tmp_path / "tiny-Q4_0.gguf").write_bytes(b"1234")
     monkeypatch.setattr(vs_llama_cpp, "Worker", FixedWorker)
-    monkeypatch.setattr(vs_llama_cpp, "read_bandwidth", lambda _threads: 0.001)
+    monkeypatch.setattr(vs_llama_cpp, "read_bandwidth", lambda _threads: 0.5)
     monkeypatch.setattr(machine, "wait_until_quiet", lambda *_args, **_kwargs: 0.0)
     return argparse.Namespace(llama=tmp_path, models=tmp_path, rounds=3, patience=0.0)
 
@@ -46,10 +46,10 @@ def test_ratios_are_ours_over_theirs(arguments: argparse.Namespace) -> None:
     alone = vs_llama_cpp.run(Case("alone", "tiny-w4", ("Q4_0",), 1.3, 1), arguments, {})
     assert alone["rates"] == {"compress": 30.0, "Q4_0": 20.0}
     assert alone["ratio"] == alone["ratio_least"] == alone["ratio_greatest"] == 1.5
-    assert alone["share_of_bandwidth"] == pytest.approx(30 * 1000 / 1e6)
+    assert alone["share_of_bandwidth"] == pytest.approx(30 * 0.01 / 0.5)
     together = vs_llama_cpp.run(Case("batch", "tiny-w4", ("Q4_0",), 2.0, 2, batch=4), arguments, {})
     assert together["ratio"] == 60 / 12
-    assert "share_of_bandwidth" not in together
+    assert "share_of_bandwidth" not in together and "read_gb_s" not in together["rounds"][0]
 
 
 def test_a_round_with_a_neighbour_does_not_count(
