@@ -47,12 +47,13 @@ struct Blocks {
 // processor fetches memory best; else one block, which the next find in the cache.
 template <int BITS, int TOKENS, int STRIPS, bool ALONE>
 __attribute__((noinline)) void tile(const Linear& w, const Quantized& x, int64_t strip, int64_t token, Blocks blocks,
-                                    bool ahead, float* totals) {
+                                    float* totals) {
     constexpr int kSums = TOKENS * STRIPS * kVectors, kChains = kSums >= 4 ? 1 : 4 / kSums;
     constexpr Fetch kFetch = fetch_of(BITS, TOKENS, STRIPS);
     const int64_t together = w.together(strip), line = 64 * (STRIPS == 1 ? together : STRIPS);
     const int64_t group_blocks = w.group / x.block, block_scales = together * kStripRows;
     const uint8_t* codes = w.codes + w.line_offset(strip) + blocks.first * x.block / kChunk * BITS * line;
+    const bool ahead = token == 0;  // the first to read these lines
     int64_t at = w.scale_index(strip, blocks.group);
     const int64_t end = blocks.first + (ALONE ? blocks.count : 1);
     for (int64_t b = blocks.first, left = blocks.left; b < end; ++b) {
@@ -108,15 +109,15 @@ __attribute__((noinline)) void tile(const Linear& w, const Quantized& x, int64_t
 
 // The same for `strips` strips.
 template <int BITS, int TOKENS, bool ALONE>
-void tiles(const Linear& w, const Quantized& x, int64_t strip, int64_t strips, int64_t token, Blocks blocks, bool ahead,
+void tiles(const Linear& w, const Quantized& x, int64_t strip, int64_t strips, int64_t token, Blocks blocks,
            float* totals) {
     constexpr int kTogether = strips_of_tile(TOKENS);
     int64_t s = 0;
     for (; s + kTogether <= strips; s += kTogether)
-        tile<BITS, TOKENS, kTogether, ALONE>(w, x, strip + s, token, blocks, ahead, totals + s * kStripRows);
+        tile<BITS, TOKENS, kTogether, ALONE>(w, x, strip + s, token, blocks, totals + s * kStripRows);
     if constexpr (kTogether > 1)
         for (; s < strips; ++s)
-            tile<BITS, TOKENS, 1, ALONE>(w, x, strip + s, token, blocks, ahead, totals + s * kStripRows);
+            tile<BITS, TOKENS, 1, ALONE>(w, x, strip + s, token, blocks, totals + s * kStripRows);
 }
 
 // Calls work(first, count) for `total` things in parts of `most` at most, a multiple of `step` each but the last, and else
@@ -142,9 +143,7 @@ inline void expect(const ProductArgs& a, int64_t strip, int64_t token, int64_t c
 template <int BITS, bool ALONE>
 void tiles_of(const ProductArgs& a, int64_t strip, int64_t strips, int64_t token, int64_t count, Blocks blocks,
               float* totals) {
-    const auto take = [&](auto run) {
-        run(*a.linear, a.quantized, strip, strips, token, blocks, token == 0, totals);
-    };
+    const auto take = [&](auto run) { run(*a.linear, a.quantized, strip, strips, token, blocks, totals); };
     switch (count) {
         case 1: return take(tiles<BITS, 1, ALONE>);
         case 2: return take(tiles<BITS, 2, ALONE>);

@@ -95,17 +95,22 @@ inline vi dot(vi sum, vi w, int32_t x) {
 #endif
 }
 
-// sums: of `strips` strips' rows, one after the other.
-inline void finish(const ProductArgs& a, int64_t strip, int64_t strips, int64_t token, const float* sums) {
-    const Linear& w = *a.linear;
-    const int64_t row = strip * kStripRows, count = least(strips * kStripRows, w.rows - row);
+// Writes, or adds to what is there, `sums` of `strips` strips' rows, one after the other, as outputs of one token.
+inline void put(const ProductArgs& a, int64_t strip, int64_t strips, int64_t token, const float* sums,
+                const float* bias, bool add) {
+    const int64_t row = strip * kStripRows, count = least(strips * kStripRows, a.linear->rows - row);
     float* out = a.out + token * a.out_stride + row;
     for (int64_t r = 0; r < count; r += LANES) {
         vf value = load(sums + r);
-        if (w.bias) value += load_some(w.bias + row + r, count - r);
-        if (a.add) value += load_some(out + r, count - r);
+        if (bias) value += load_some(bias + row + r, count - r);
+        if (add) value += load_some(out + r, count - r);
         store_some(out + r, value, count - r);
     }
+}
+
+// The same for all that a token's outputs there are.
+inline void finish(const ProductArgs& a, int64_t strip, int64_t strips, int64_t token, const float* sums) {
+    put(a, strip, strips, token, sums, a.linear->bias, a.add);
 }
 
 }  // namespace

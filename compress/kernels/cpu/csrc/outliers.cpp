@@ -27,9 +27,7 @@ void add(const ProductArgs& a, int64_t strip, int64_t token) {
                 totals[s][v] += to_floats(sum) * (load_scales(w, at) * outlier->scale);
             }
     }
-    const int64_t row = strip * kStripRows, count = least(STRIPS * kStripRows, w.rows - row);
-    float* out = a.out + token * a.out_stride + row;
-    for (int64_t r = 0; r < count; ++r) out[r] += reinterpret_cast<const float*>(totals)[r];
+    put(a, strip, STRIPS, token, reinterpret_cast<const float*>(totals), nullptr, true);
 }
 
 }  // namespace
