@@ -20,7 +20,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = (
     "tests/kernels",
+    "tests/runtime/test_native_answers.py",
+    "tests/runtime/test_native_artifacts.py",
     "tests/runtime/test_native_backend.py",
+    "tests/runtime/test_native_caches.py",
     "tests/runtime/test_engine.py",
     "tests/runtime/test_packed_tables.py",
     "tests/runtime/test_two_bit_cache.py",

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from compress.runtime.native_backend import NativeRuntime
 from tests.kernels.conftest import isa as isa  # a fixture here too
+from tests.runtime.native import native
+from tests.runtime.packed import fitting, write_packed
 from tests.tiny_models import tiny_model
 
 
@@ -33,3 +36,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="module")
+def tales(packaged_model: Path) -> NativeRuntime:
+    return native(packaged_model)
+
+
+@pytest.fixture(scope="module")
+def four_bits(packaged_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The packaged model in 4 bits, and the same with its weights decoded."""
+    return write_packed(packaged_model, tmp_path_factory.mktemp("tales"), fitting(4, 128))
