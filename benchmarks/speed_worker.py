@@ -3,11 +3,12 @@
     python -m benchmarks.speed_worker --engine native|transformers --model DIR [--kernel cpu-int8]
 
 Keys and values are kept in bfloat16, as llama.cpp keeps 16 bits of them. Reads one JSON object a line from stdin,
-`{"threads", "batch", "prompt", "new"}`, and answers `{"seconds"}` for it: a prompt of `prompt` tokens where `new` is 0,
-else `new` steps of `batch` sequences from an empty cache, after a step that is not counted. Before it the same is done
-for a second, uncounted: a processor that has slept for some seconds is slow for the first tenths of one (measured: 200
-instead of 300 tokens a second), and llama.cpp's tools are taken by the last of several runs. Tokens are random, as
-llama-bench's are: nothing is sampled.
+`{"threads", "batch", "prompt", "new", "read"}`, and answers `{"seconds"}` for it: a prompt of `prompt` tokens where
+`new` is 0, else `new` steps of `batch` sequences from an empty cache, after a step that is not counted. Before it the
+same is done for a second, uncounted: a processor that has slept for some seconds is slow for the first tenths of one
+(measured: 200 instead of 300 tokens a second), and llama.cpp's tools are taken by the last of several runs. Tokens are
+random, as llama-bench's are: nothing is sampled. With `read` the answer has `"read"` too: bytes per second at which as
+many threads read memory, the mean of just before and just after.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from compress.evaluation.costs import bandwidth
 
 Timed = Callable[[int, int, int], float]
 
@@ -82,6 +85,14 @@ def transformers(path: str, _kernel: str) -> tuple[Timed, dict[str, Any]]:
     return timed, {"kernels": ["torch bfloat16"], "bytes_per_token": read}
 
 
+def read_bandwidth() -> float:
+    """Bytes per second at which torch's threads read memory that no cache holds."""
+    found = bandwidth.read_bandwidth()
+    if found is None:
+        raise SystemExit("error: no memory to measure the bandwidth in")
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--engine", choices=("native", "transformers"), required=True)
@@ -97,7 +108,12 @@ def main() -> None:
         started = time.monotonic()
         while time.monotonic() - started < WARM_SECONDS:
             timed(*work)
-        print(json.dumps({"seconds": timed(*work)}), flush=True)
+        if asked["read"]:
+            before, seconds, after = read_bandwidth(), timed(*work), read_bandwidth()
+            answer = {"seconds": seconds, "read": (before + after) / 2}
+        else:
+            answer = {"seconds": timed(*work)}
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

@@ -25,11 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks import machine
 from benchmarks.workspace import ROOT
-from compress.evaluation.costs import bandwidth
 
 DISTURBED_CORES = 0.1
 
@@ -96,13 +93,14 @@ class Worker:
         )  # fmt: skip
         self.facts = self._answer()
 
-    def rate(self, case: Case, threads: int) -> float:
-        """Tokens per second."""
+    def rate(self, case: Case, threads: int, read: bool = False) -> tuple[float, float | None]:
+        """Tokens per second, and with `read` GB/s at which the same threads read memory just then."""
         assert self._process.stdin is not None
-        asked = {"threads": threads, "batch": case.batch, "prompt": case.prompt, "new": case.new}
+        asked = {"threads": threads, "batch": case.batch, "prompt": case.prompt, "new": case.new, "read": read}
         self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()
-        return case.tokens / float(self._answer()["seconds"])
+        answer = self._answer()
+        return case.tokens / float(answer["seconds"]), answer["read"] / 1e9 if "read" in answer else None
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -138,15 +136,6 @@ def _last_json(command: Sequence[str]) -> dict[str, Any]:
     return dict(json.loads(lines[-1]))
 
 
-def read_bandwidth(threads: int) -> float:
-    """GB/s at which `threads` threads read memory that no cache holds."""
-    torch.set_num_threads(threads)
-    found = bandwidth.read_bandwidth()
-    if found is None:
-        raise SystemExit("error: no memory to measure the bandwidth in")
-    return found / 1e9
-
-
 def one_round(
     number: int, case: Case, ours: Worker, peers: dict[str, Any], arguments: argparse.Namespace
 ) -> dict[str, Any]:
@@ -154,21 +143,22 @@ def one_round(
     first, turns = number % len(peers), list(peers)
     turns = turns[first:] + turns[:first]
     before = machine.wait_until_quiet(arguments.patience, watch=0.5)
-    busy, started, rates = machine.busy_seconds(), time.monotonic(), {}
+    busy, started = machine.busy_seconds(), time.monotonic()
+    rates: dict[str, float] = {}
+    read = None
     for name in turns:
         if name == "compress":
             spinner = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if case.busy else None
-            rates[name] = ours.rate(case, case.threads)
+            rates[name], read = ours.rate(case, case.threads, case.reads_weights_alone)
             if spinner:
                 spinner.kill()
                 spinner.wait()
         elif name == "compress, 1 thread":
-            rates[name] = ours.rate(case, 1)
+            rates[name] = ours.rate(case, 1)[0]
         elif name == "torch":
-            rates[name] = peers[name].rate(case, case.threads)
+            rates[name] = peers[name].rate(case, case.threads)[0]
         else:
             rates[name] = llama_rate(arguments.llama, peers[name], case, not name.endswith("!"))[0]
-    read = read_bandwidth(case.threads) if case.reads_weights_alone else None
     seconds = time.monotonic() - started
     used = (machine.busy_seconds() - busy) / seconds
     # Everything that runs here is ours, on `threads` cores at most: what goes beyond that is others'.
