@@ -33,6 +33,7 @@ from compress.kernels.triton import linear, packing
 from compress.kernels.triton.attention import attention_kernel, queries_of
 from compress.kernels.triton.cache import PAGE, write_kernel
 from compress.kernels.triton.configs import Config, entries
+from compress.kernels.triton.dense import CHUNK, dense_kernel
 from compress.kernels.triton.fused import gate_kernel, norm_kernel, turn_kernel
 from compress.kernels.triton.gemm import gemm_kernel
 from compress.kernels.triton.gemv import gemv_kernel
@@ -146,6 +147,15 @@ def rounded_cases() -> Iterator[Case]:
         yield Case(f"round {'fp8' if fp8 else 'int8'} {span}", round_kernel, pointers, constants, warps)
 
 
+def dense_cases() -> Iterator[Case]:
+    """Products of dense weights, cut alike for any number of tokens."""
+    for x, bits in INPUTS.items():
+        (entry,) = entries("dense", "any", bits, bits)
+        blocks = {"BLOCK_ROWS": entry["block_rows"], "BLOCK_TOKENS": entry["block_tokens"]}
+        pointers, constants = {"x": x, "weight": x, "out": x}, {"CHUNK": CHUNK, **blocks}
+        yield Case(f"dense {x}", dense_kernel, pointers, constants, entry["warps"], entry["stages"])
+
+
 def fused_cases() -> Iterator[Case]:
     """Norms, rotation and gates at the sizes of an 8B model."""
     for x in ("bf16", "fp32"):
@@ -202,7 +212,7 @@ def _attention(
 
 def cases() -> list[Case]:
     """Every kernel, in the ways in which the runtime launches it."""
-    return [*packed_cases(), *rounded_cases(), *fused_cases(), *attention_cases()]
+    return [*packed_cases(), *rounded_cases(), *dense_cases(), *fused_cases(), *attention_cases()]
 
 
 def compiled(case: Case, capability: int) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """The engine's whole decode on a GPU, 4-bit weights against bfloat16: random weights, text that nobody reads.
 
+The 4-bit model is timed in its deterministic mode too, in which no bit depends on how many answers there are.
+
 The files hold one layer, which the checkpoint names once for every layer of the shape: each is read, packed and held in
 memory on its own. The 4-bit model is made by `compress.quantize`; embedding and head stay bfloat16 in both.
 """
@@ -32,7 +34,7 @@ from compress.runtime.protocol import SamplingParams
 
 ROUNDS = 9
 PROMPT, NEW = 64, 64
-PACKED = "W4A16-g128"
+PACKED, SAME = "W4A16-g128", "W4A16-g128 deterministic"
 
 
 def decode(shape: Shape, clock: Clock, found: dict[str, Any], save: Save) -> None:
@@ -60,6 +62,7 @@ def decode(shape: Shape, clock: Clock, found: dict[str, Any], save: Save) -> Non
                 "times_faster_than_bfloat16": ratios(steps[DENSE], steps[PACKED]),
                 "whole_step": {name: summary(taken) for name, taken in whole.items()},
                 "whole_times_faster": ratios(whole[DENSE], whole[PACKED]),
+                "times_slower_deterministic": ratios(steps[SAME], steps[PACKED]),
             }
             save()
 
@@ -78,7 +81,9 @@ def _models(shape: Shape, clock: Clock, place: Path) -> dict[str, GpuRuntime]:
         place / "dense", "rtn", 4, group_size=128, output=place / "packed", device="cpu", evaluate=False
     )  # fmt: skip
     paths = {DENSE: place / "dense", PACKED: place / "packed"}
-    return {name: _opened(repeated(path, shape.layers), clock) for name, path in paths.items()}
+    checkpoints = {name: repeated(path, shape.layers) for name, path in paths.items()}
+    found = {name: _opened(checkpoint, clock) for name, checkpoint in checkpoints.items()}
+    return {**found, SAME: _opened(checkpoints[PACKED], clock, deterministic=True)}
 
 
 def repeated(path: Path, layers: int) -> Checkpoint:
@@ -94,11 +99,12 @@ def repeated(path: Path, layers: int) -> Checkpoint:
     return Checkpoint(path, config, index)
 
 
-def _opened(checkpoint: Checkpoint, clock: Clock) -> GpuRuntime:
+def _opened(checkpoint: Checkpoint, clock: Clock, deterministic: bool = False) -> GpuRuntime:
     decision = decide(checkpoint, str(clock.device), kernel="triton")
     assert decision.shape is not None, decision.reason
     room = 32 if clock.dry else 32 * (PROMPT + NEW + 32)
-    return GpuRuntime(checkpoint, GpuModel(checkpoint, decision.shape, clock.device, torch.bfloat16, room))
+    model = GpuModel(checkpoint, decision.shape, clock.device, torch.bfloat16, room, deterministic)
+    return GpuRuntime(checkpoint, model)
 
 
 def _step_seconds(model: GpuRuntime, batch: int, prompt: int, new: int) -> float:

@@ -109,6 +109,15 @@ class Bench(Machine):
             rich_help_panel=GENERAL,
         ),
     ] = "auto"
+    deterministic: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic",
+            help="The model, not the baseline, is loaded so that no bit of an answer depends on what else is computed: "
+            "as the engine on a CPU always is; with the same model as baseline, what that costs on a GPU.",
+            rich_help_panel=GENERAL,
+        ),
+    ] = False
 
 
 @command("bench", Bench, panel=MEASURE)
@@ -144,6 +153,7 @@ def bench(options: Bench, view: View) -> Outcome:
         fresh=not options.no_fresh,
         machine=options.machine,
         kv_cache=options.kv_cache,
+        deterministic=options.deterministic,
     )
     found = run(
         options.model,

@@ -94,6 +94,15 @@ class Generate(Machine):
             rich_help_panel=GENERAL,
         ),
     ] = "none"
+    deterministic: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic",
+            help="No bit of an answer depends on what else is computed: the engine on a CPU is so anyway, on a GPU it "
+            "costs time.",
+            rich_help_panel=GENERAL,
+        ),
+    ] = False
 
 
 @command("generate", Generate, panel=MEASURE)
@@ -134,6 +143,7 @@ def generate(options: Generate, view: View) -> None:
         kernel=options.kernel,
         kv_cache=options.kv_cache,
         kv_skip=options.kv_skip,
+        deterministic=options.deterministic,
     )
     answers = _answered(options, runtime, sampling)
     answer = answers[0]

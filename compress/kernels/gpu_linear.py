@@ -52,11 +52,11 @@ def stack(experts: Sequence[Any]) -> tuple[Any, list[Any]] | None:
     return None if stacked is None else (stacked, [packing.member(stacked, i) for i in range(len(experts))])
 
 
-def route(stacked: Any, chosen: Tensor, dtype: torch.dtype) -> Any:
-    """The way of pairs to their experts for `multiply_experts`: chosen (pairs,) int32."""
+def route(stacked: Any, chosen: Tensor, dtype: torch.dtype, same: bool = False) -> Any:
+    """The way of pairs to their experts for `multiply_experts`: chosen (pairs,) int32; same: as in `multiply`."""
     from compress.kernels.triton import experts
 
-    return experts.route(chosen, stacked, dtype)
+    return experts.route(chosen, stacked, dtype, same)
 
 
 def multiply_experts(stacked: Any, x: Tensor, way: Any, every: int) -> Tensor:
@@ -67,12 +67,23 @@ def multiply_experts(stacked: Any, x: Tensor, way: Any, every: int) -> Tensor:
         return experts.multiply_experts(stacked, x, way, every)
 
 
-def multiply(packed: Any, x: Tensor) -> Tensor:
-    """x (..., in) times what `pack` packed, transposed, plus its bias: (..., out) in the dtype of x."""
+def multiply(packed: Any, x: Tensor, same: bool = False) -> Tensor:
+    """x (..., in) times what `pack` packed, transposed, plus its bias: (..., out) in the dtype of x.
+
+    same: a token's outputs are the same bits whatever the others are and however many.
+    """
     from compress.kernels.triton import linear, rounded_linear
 
     here = torch.cuda.device(x.device) if x.is_cuda else nullcontext()  # triton launches on the current device
     with here:
         if isinstance(packed, packing.PackedWeight):
-            return linear.multiply(packed, x)
-        return rounded_linear.multiply(packed, x)
+            return linear.multiply(packed, x, same)
+        return rounded_linear.multiply(packed, x, same)
+
+
+def multiply_dense(weight: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+    """x (..., in) times weight (out, in), transposed, plus bias (out,), with `same` as in `multiply`."""
+    from compress.kernels.triton import dense
+
+    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+        return dense.multiply(weight, x, bias)

@@ -2,7 +2,7 @@
 
 Every sum has one order that its shape decides, so that the same steps repeat bit for bit. An answer may differ in
 rounding with what is computed beside it: products of one token and of several are cut differently, and so is attention
-by the number of sequences and the longest. The native engine on a CPU promises more.
+by the number of sequences and the longest; unless the model is `deterministic`, as the native engine always is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ class GpuRuntime(PagedRuntime):
 
     name = "gpu"
     kernel = "triton"
-    deterministic = False
     model: GpuModel
 
     def __init__(
@@ -32,7 +31,7 @@ class GpuRuntime(PagedRuntime):
     ) -> None:
         """kv_cache, kv_skip: as in `loading.load`. prefix_cache: as in `PagedRuntime`."""
         super().__init__(checkpoint, model, prefix_cache=prefix_cache)
-        self.device = str(model.device)
+        self.device, self.deterministic = str(model.device), model.deterministic
         self.dtype = str(model.dtype).removeprefix("torch.")
         self.cache = self._choose_cache(kv_cache, kv_skip)
 

@@ -18,21 +18,25 @@ from compress.runtime.triton_linears import TritonLinear
 
 @dataclass(frozen=True, slots=True)
 class Grouped:
-    """All experts as one weight: what runs does not depend on which were chosen, so that it can be recorded."""
+    """All experts as one weight: what runs does not depend on which were chosen, so that it can be recorded.
+
+    same: as in `gpu_linear.multiply`.
+    """
 
     gate_up: Any
     down: Any
     activation: Activation
+    same: bool
 
     def __call__(self, x: Tensor, chosen: Tensor) -> Tensor:
         """x (tokens, hidden), chosen (tokens, experts of each) -> (tokens, experts of each, hidden)."""
         tokens, each = chosen.shape
-        way = gpu_linear.route(self.gate_up, chosen.flatten().to(torch.int32), x.dtype)
+        way = gpu_linear.route(self.gate_up, chosen.flatten().to(torch.int32), x.dtype, self.same)
         gate, up = gpu_linear.multiply_experts(self.gate_up, x, way, each).chunk(2, -1)
         return gpu_linear.multiply_experts(self.down, gated(gate, up, self.activation), way, 1).view(tokens, each, -1)
 
 
-def grouped(experts: Sequence[FeedForward]) -> Grouped | None:
+def grouped(experts: Sequence[FeedForward], same: bool) -> Grouped | None:
     """Experts as one weight, whose memory they share from then on; None where no kernel takes them so."""
     found = []
     for linears in ([expert.gate_up for expert in experts], [expert.down for expert in experts]):
@@ -43,7 +47,7 @@ def grouped(experts: Sequence[FeedForward]) -> Grouped | None:
         for linear, own in zip(packed, stacked[1], strict=True):
             linear.packed = own
         found.append(stacked[0])
-    return Grouped(found[0], found[1], experts[0].activation)
+    return Grouped(found[0], found[1], experts[0].activation, same)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,11 @@ class Experts:
         if self.renormalise:
             shares = shares / shares.sum(-1, keepdim=True)
         if self.grouped is not None:
-            return (self.grouped(x, numbers).float() * shares.unsqueeze(-1)).sum(1).to(x.dtype)
+            found = self.grouped(x, numbers).float()
+            total = found[:, 0] * shares[:, :1]
+            for i in range(1, self.chosen):  # one order, whatever the number of tokens
+                total = torch.addcmul(total, found[:, i], shares[:, i : i + 1])
+            return total.to(x.dtype)
         return self._one_by_one(x, shares, numbers)
 
     def _one_by_one(self, x: Tensor, shares: Tensor, numbers: Tensor) -> Tensor:

@@ -80,9 +80,9 @@ class _Step:
 class DecodeSteps:
     """Recorded steps by sequences and pages, each made when it is first wanted; all write logits into one buffer."""
 
-    def __init__(self, run: Run, device: torch.device, most: int = BATCHES[-1]) -> None:
-        """most: sequences that `run` may be recorded for, at most; 0 for none."""
-        self._run, self._device, self._most = run, device, min(most, BATCHES[-1])
+    def __init__(self, run: Run, device: torch.device, most: int = BATCHES[-1], blocked: bool = False) -> None:
+        """most: sequences that `run` may be recorded for, at most; 0 for none. blocked: as in `inputs_of`."""
+        self._run, self._device, self._most, self._blocked = run, device, min(most, BATCHES[-1]), blocked
         self._logits: Tensor | None = None
         self.forget()
 
@@ -98,7 +98,7 @@ class DecodeSteps:
     def __call__(self, chunks: Sequence[Chunk]) -> Tensor:
         """Logits (chunks, vocabulary)."""
         rows = next(size for size in BATCHES if size >= len(chunks))
-        inputs = inputs_of(chunks, rows)
+        inputs = inputs_of(chunks, rows, self._blocked)
         step = self._steps.get((rows, pages_of(chunks)))
         if step is None:
             own = inputs.to(self._device)

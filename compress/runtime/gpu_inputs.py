@@ -18,7 +18,7 @@ _EMPTY = Chunk([0], 0, [0], [])
 
 
 class Inputs:
-    """Sequences with one new token first, then those with several, whose tokens are cut into blocks.
+    """Sequences with one new token first, then those with several, whose tokens are cut into blocks (`blocked`: all).
 
     tokens, positions, slots, long (tokens,) int32: ids, places in their sequences, places in the cache (negative: not
     kept), whether turned by LongRoPE's long factors. lengths (singles,): tokens of each sequence with one new token.
@@ -47,11 +47,11 @@ def pages_of(chunks: Sequence[Chunk]) -> int:
     return max(_LEAST_PAGES, 1 << (-(-most // PAGE) - 1).bit_length())
 
 
-def inputs_of(chunks: Sequence[Chunk], singles: int | None = None) -> Inputs:
+def inputs_of(chunks: Sequence[Chunk], singles: int | None = None, blocked: bool = False) -> Inputs:
     """Inputs on the CPU of chunks, those of one token first.
 
     singles: sequences with one new token that there is room for; places that no chunk takes see one token of page 0,
-    and keep nothing.
+    and keep nothing. blocked: a single token is a block too.
     """
     alone = sum(len(chunk.tokens) == 1 for chunk in chunks)
     empty = 0 if singles is None else singles - alone
@@ -67,13 +67,13 @@ def inputs_of(chunks: Sequence[Chunk], singles: int | None = None) -> Inputs:
         tables.extend(chunk.pages[:width])
         tables.extend([0] * (width - len(chunk.pages)))
 
-    for chunk in chunks[:alone]:
+    for chunk in (*chunks[:alone], *[_EMPTY] * empty):
+        if blocked:
+            blocks.extend([len(lengths), len(tokens), 1, chunk.position])
         add(chunk)
         lengths.append(chunk.position + 1)
-    for _ in range(empty):
-        add(_EMPTY)
-        slots[-1] = -1
-        lengths.append(1)
+        if chunk is _EMPTY:
+            slots[-1] = -1
     for row, chunk in enumerate(chunks[alone:], alone + empty):
         first, count = len(tokens), len(chunk.tokens)
         add(chunk)

@@ -20,7 +20,10 @@ Turn = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Grouped-query attention. `norms` (2, head_dim) of queries and keys, or None; window 0: all positions."""
+    """Grouped-query attention. `norms` (2, head_dim) of queries and keys, or None; window 0: all positions.
+
+    same: single tokens go through the kernel of many, whose sums do not depend on how many there are.
+    """
 
     qkv: Linear
     output: Linear
@@ -31,6 +34,7 @@ class Attention:
     scale: float
     window: int
     cap: float
+    same: bool
 
     def __call__(self, x: Tensor, turn: Turn, inputs: Inputs, cache: Cache, epsilon: float, offset: float) -> Tensor:
         """x (tokens, hidden) -> (tokens, hidden); keys and values are put into the cache."""
@@ -40,7 +44,7 @@ class Attention:
         query, key, value = mixed.split([self.heads, self.kv_heads, self.kv_heads], 1)
         write(cache, key, value, inputs.slots)
         seen = torch.empty(tokens, self.heads, self.head_dim, dtype=x.dtype, device=x.device)
-        single = inputs.singles
+        single = 0 if self.same else inputs.singles
         if single:
             paged_attention(
                 query[:single], cache, inputs.tables[:single], inputs.lengths, self.scale, self.window, self.cap,

@@ -27,12 +27,14 @@ Linear = Callable[[Tensor], Tensor]
 class GpuLinears:
     """Reads linears of a checkpoint onto a device; `uses` is what each is multiplied by and holds there."""
 
-    def __init__(self, checkpoint: Checkpoint, shape: Shape, device: torch.device, dtype: torch.dtype) -> None:
-        """dtype: of dense weights, and of what enters all."""
+    def __init__(
+        self, checkpoint: Checkpoint, shape: Shape, device: torch.device, dtype: torch.dtype, same: bool = False
+    ) -> None:
+        """dtype: of dense weights, and of what enters all. same: as in `gpu_linear.multiply`, for all of them."""
         self.uses: dict[str, LayerUse] = {}
         self._checkpoint, self._shape, self._device, self._dtype = checkpoint, shape, device, dtype
         self._sizes = shape.linears()
-        self._packed = Packer(device)
+        self._packed, self._same = Packer(device, same), same
 
     def whole(self, name: str) -> Linear:
         """A stored linear.
@@ -99,11 +101,13 @@ class GpuLinears:
 
     def _dense(self, stored: Sequence[Stored], kernel: str = "dense") -> Linear:
         weights = [one.weight for one in stored if isinstance(one.weight, Tensor)]
-        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+        weight = weights[0].contiguous() if len(weights) == 1 else torch.cat(weights)
         bias = bias_of(stored)
         bias = None if bias is None else bias.to(self._device)
         held = sum(part.numel() * part.element_size() for part in (weight, bias) if part is not None)
         self._note(stored, f"{kernel} {str(self._dtype).removeprefix('torch.')}", held)
+        if self._same:
+            return lambda x: gpu_linear.multiply_dense(weight, x, bias)
         return lambda x: functional.linear(x, weight, bias)
 
     def _decoded(self, stored: Sequence[Stored], first: QuantizedTensor) -> Linear:

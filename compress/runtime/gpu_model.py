@@ -36,22 +36,25 @@ class GpuModel(PagedModel):
         device: torch.device,
         dtype: torch.dtype,
         cache_tokens: int | None = None,
+        deterministic: bool = False,
     ) -> None:
         """device: a GPU that `available.obstacle` has nothing against, or the CPU in Triton's interpreter.
         cache_tokens: room of the key-value cache, all sequences together, taken at once. None: as on a CPU, or what
-        the device has left. Nothing can be computed before `keep` is called.
+        the device has left. Nothing can be computed before `keep` is called. deterministic: no bit of a token's logits
+        depends on what else is computed, in chunks or from a found prefix; products and attention are cut alike for any
+        number of tokens, which costs time.
 
         Raises:
             IntegrityError: a packed weight whose stored shape contradicts the config.
             WorkError: a kernel that is wrong on this device, or no memory left for the cache.
         """
-        self.shape, self.device, self.dtype = shape, device, dtype
+        self.shape, self.device, self.dtype, self.deterministic = shape, device, dtype, deterministic
         self.caches = tuple(dict.fromkeys((str(dtype).removeprefix("torch."), "bfloat16", "fp8", "int8", "int4")))
         self._checkpoint = checkpoint
         config, scaled = shape.config, shape.family.scaled
         self._offset = 1.0 if shape.family.offset_norms else 0.0
         self._logit_cap = (config.final_logit_softcapping or 0.0) if scaled else 0.0
-        self.linears = GpuLinears(checkpoint, shape, device, dtype)
+        self.linears = GpuLinears(checkpoint, shape, device, dtype, deterministic)
         turns = rotations(shape)
         self._frequencies = torch.stack([frequencies for frequencies, _ in turns.values()]).to(device)
         self._factors = torch.tensor([factor for _, factor in turns.values()], device=device)
@@ -68,7 +71,8 @@ class GpuModel(PagedModel):
             affordable_pages(shape, dtype, device, wanted, self.step_tokens, least=cache_tokens is not None), PAGE
         )
         self._kept: list[Cache] = []
-        self._decode = DecodeSteps(self._everything, device, min(layer.most_recorded for layer in self._layers))
+        most = min(layer.most_recorded for layer in self._layers)
+        self._decode = DecodeSteps(self._everything, device, most, deterministic)
 
     @property
     def cache_bytes(self) -> int:
@@ -99,7 +103,7 @@ class GpuModel(PagedModel):
             if self._decode.takes(chunks):
                 return self._decode(chunks)
             order = sorted(range(len(chunks)), key=lambda i: len(chunks[i].tokens) > 1)
-            inputs = inputs_of([chunks[i] for i in order]).to(self.device)
+            inputs = inputs_of([chunks[i] for i in order], blocked=self.deterministic).to(self.device)
             start, starts = 0, [0] * len(chunks)
             for i in order:
                 starts[i] = start
@@ -155,6 +159,7 @@ class GpuModel(PagedModel):
             scale=(config.query_pre_attn_scalar if scaled else shape.head_dim) ** -0.5,
             window=window if window < config.max_position_embeddings else 0,
             cap=(config.attn_logit_softcapping or 0.0) if config.model_type == "gemma2" else 0.0,
+            same=self.deterministic,
         )
         mlp, most = self._mlp(names)
         return Layer(attention, mlp, norms, rotation, config.rms_norm_eps, self._offset, most)
@@ -164,7 +169,7 @@ class GpuModel(PagedModel):
         experts = [self._feed_forward(expert) for expert in names.experts]
         if names.router is None:
             return experts[0], BATCHES[-1]
-        together = grouped(experts)
+        together = grouped(experts, self.deterministic)
         renormalise = bool(getattr(self.shape.config, "norm_topk_prob", True))
         router = self.linears.whole(names.router)
         return Experts(router, experts, together, self.shape.chosen, renormalise), BATCHES[-1] if together else 0

@@ -30,6 +30,7 @@ class LLM:
         cache_tokens: int | None = None,
         kv_cache: str = "auto",
         kv_skip: str = "none",
+        deterministic: bool = False,
     ) -> None:
         """model: the packaged model if None. The other settings as in `compress.runtime.loading.load`.
 
@@ -47,6 +48,7 @@ class LLM:
             cache_tokens=cache_tokens,
             kv_cache=kv_cache,
             kv_skip=kv_skip,
+            deterministic=deterministic,
         )
 
     def generate(

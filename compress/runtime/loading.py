@@ -53,6 +53,7 @@ def load(
     cache_tokens: int | None = None,
     kv_cache: str = "auto",
     kv_skip: str = "none",
+    deterministic: bool = False,
 ) -> Runtime:
     """Loads a Hugging Face model directory or an artifact.
 
@@ -68,11 +69,12 @@ def load(
     `int4` with a grid per token and head; `fp8` with the artifact's calibrated scales, or 1, and then refused where it
     breaks the model; on a CPU `int2` with keys by channel, and `nvfp4`; `auto`, `fp8` where the artifact has scales,
     else what loses nothing. kv_skip: layers that keep bfloat16 instead: `none`, numbers with commas, or `auto`, those
-    that lose most, as measured.
+    that lose most, as measured. deterministic: no bit of a result may depend on what else is computed, in chunks or
+    from a found prefix; so it is in the native engine anyway, on a GPU it costs time, in transformers it cannot be had.
 
     Raises:
-        UserError: no model there, an unknown architecture, device, dtype, kernel or cache, or a kernel or cache that
-            this model cannot have.
+        UserError: no model there, an unknown architecture, device, dtype, kernel or cache, or a kernel, a cache or
+            determinism that this model cannot have.
         IntegrityError: damaged files, or tensors that do not fit the config.
         WorkError: out of memory.
     """
@@ -86,6 +88,7 @@ def load(
             "leave it out for the model's context",
         )
     if kernel == "reference":
+        _refuse_determinism(path, deterministic, "--kernel reference computes in transformers")
         _refuse_cache(path, kv_cache, kv_skip, "--kernel reference computes in transformers")
         return transformers_backend.load(path, device, dtype, "reference")
     checkpoint = Checkpoint.open(path)
@@ -100,7 +103,10 @@ def load(
             cache_tokens=cache_tokens,
             kv_cache=kv_cache,
             kv_skip=kv_skip,
+            deterministic=deterministic,
         )
+    if decision.backend != "native":
+        _refuse_determinism(path, deterministic, decision.reason)
     if decision.backend == "transformers+triton":
         _refuse_cache(path, kv_cache, kv_skip, decision.reason)
         return triton_backend.load(path, device, dtype)
@@ -122,6 +128,14 @@ def load(
         engine = "kernel 'triton'" if kernel == "triton" else "the native engine"
         raise UserError(f"{engine} does not run {path}: {decision.reason}", "use --kernel auto")
     return transformers_backend.load(path, device, dtype)
+
+
+def _refuse_determinism(path: str | Path, deterministic: bool, reason: str) -> None:
+    if deterministic:
+        raise UserError(
+            f"deterministic products need the engine, which does not run {path}: {reason}",
+            "leave --deterministic out",
+        )
 
 
 def _refuse_cache(path: str | Path, kv_cache: str, kv_skip: str, reason: str) -> None:
@@ -181,7 +195,13 @@ def _shape(checkpoint: Checkpoint) -> Shape:
 
 
 def _on_gpu(
-    checkpoint: Checkpoint, shape: Shape, device: str, dtype: str, cache_tokens: int | None, **settings: Any
+    checkpoint: Checkpoint,
+    shape: Shape,
+    device: str,
+    dtype: str,
+    cache_tokens: int | None,
+    deterministic: bool,
+    **settings: Any,
 ) -> Runtime:
     from compress.runtime.gpu_backend import GpuRuntime  # which imports triton
     from compress.runtime.gpu_model import GpuModel
@@ -189,5 +209,5 @@ def _on_gpu(
     place = transformers_backend.chosen_device(device)
     kept = transformers_backend.chosen_dtype(dtype, place, checkpoint)
     with guarded("loading the model"):
-        model = GpuModel(checkpoint, shape, place, kept, cache_tokens)
+        model = GpuModel(checkpoint, shape, place, kept, cache_tokens, deterministic)
     return GpuRuntime(checkpoint, model, **settings)

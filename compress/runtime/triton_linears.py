@@ -28,11 +28,17 @@ one expect of it. In bfloat16 both are rounded to 2^-9 of themselves, and may be
 
 
 class TritonLinear(nn.Module):
-    """A linear whose weight `gpu_linear.pack` packed; `inputs` are rounded before it where the kernel does not."""
+    """A linear whose weight `gpu_linear.pack` packed; `inputs` are rounded before it where the kernel does not.
 
-    def __init__(self, packed: Any, kernel: str, inputs: tuple[InputScheme, Tensor | None] | None) -> None:
+    same: as in `gpu_linear.multiply`.
+    """
+
+    def __init__(
+        self, packed: Any, kernel: str, inputs: tuple[InputScheme, Tensor | None] | None, same: bool = False
+    ) -> None:
         super().__init__()
         self.packed = packed
+        self._same = same
         self.kernel = kernel
         self._inputs = inputs
 
@@ -55,14 +61,15 @@ class TritonLinear(nn.Module):
         """x (..., in) -> (..., out) in the dtype of x."""
         if self._inputs is not None:
             x = round_inputs(x, *self._inputs)
-        return gpu_linear.multiply(self.packed, x)
+        return gpu_linear.multiply(self.packed, x, self._same)
 
 
 class Packer:
     """Packs linears for a device. The first of each scheme, alone and joined with so many, is probed."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, same: bool = False) -> None:
+        """same: as in `gpu_linear.multiply`."""
+        self._device, self._same = device, same
         self._probed: set[tuple[Scheme, int]] = set()
 
     def __call__(self, stored: Sequence[Stored], dtype: torch.dtype) -> TritonLinear:
@@ -83,7 +90,7 @@ class Packer:
         )
         packed, rounds = gpu_linear.pack(moved, static, None if bias is None else bias.to(device))
         before = None if rounds or scheme.inputs is None else (scheme.inputs, static)
-        linear = TritonLinear(packed, f"triton {scheme.label}", before)
+        linear = TritonLinear(packed, f"triton {scheme.label}", before, self._same)
         if (scheme, len(stored)) not in self._probed:
             self._probed.add((scheme, len(stored)))
             self._probe(linear, stored, bias, dtype)

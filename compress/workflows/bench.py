@@ -70,7 +70,7 @@ def bench(
     room = cache_tokens(settings.prompt_tokens, settings.new_tokens, settings.batch_sizes)
     table: PriceTable = load_prices(prices)
     path = default_model() if model is None else model
-    candidate = _open(path, device, dtype, settings.kernel, room, settings.kv_cache)
+    candidate = _open(path, device, dtype, settings.kernel, room, settings.kv_cache, settings.deterministic)
     found = None
     if draft is not None:
         target = cast(TextModel, candidate)
@@ -100,6 +100,16 @@ def _stored_dtype(model: str | Path) -> str:
     return found if found in ("float32", "bfloat16", "float16") else "auto"
 
 
-def _open(model: str | Path, device: str, dtype: str, kernel: str, room: int | None, kv_cache: str = "auto") -> Runtime:
+def _open(
+    model: str | Path,
+    device: str,
+    dtype: str,
+    kernel: str,
+    room: int | None,
+    kv_cache: str = "auto",
+    deterministic: bool = False,
+) -> Runtime:
     check_artifact(model, scores=False)
-    return load(model, device=device, dtype=dtype, kernel=kernel, cache_tokens=room, kv_cache=kv_cache)
+    return load(
+        model, device, dtype, kernel, cache_tokens=room, kv_cache=kv_cache, deterministic=deterministic
+    )  # fmt: skip

@@ -174,7 +174,7 @@ def gpu_products() -> Iterator[Check]:
     else:
         yield Check("triton parity", detail, "work", "use --kernel reference, and report this GPU")
     if torch.equal(found, gpu_linear.multiply(packed, x.cuda())):
-        said = "the same steps repeat bit for bit; an answer may differ in rounding with what is computed beside it"
+        said = "the same steps repeat bit for bit; what is computed beside them changes nothing with --deterministic"
         yield Check("deterministic on cuda", said)
     else:
         yield Check("deterministic on cuda", "a product does not repeat", "work", "report this GPU")

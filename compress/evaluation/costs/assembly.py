@@ -33,8 +33,9 @@ from compress.runtime.protocol import Generation, Runtime
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What to run. Lengths None: what fits the context. `fresh`: whether to load in a fresh process too. `seconds`: for
-    all parts together; repeats, batch sizes and loads that do not fit are left out; None: all are run. `kv_cache`: what
-    the candidate was loaded with; `baseline_kernel`: what the baseline was, if not with `kernel`."""
+    all parts together; repeats, batch sizes and loads that do not fit are left out; None: all are run. `kv_cache` and
+    `deterministic`: what the candidate was loaded with; `baseline_kernel`: what the baseline was, if not with `kernel`.
+    """
 
     prompt_tokens: int | None = None
     new_tokens: int | None = None
@@ -45,6 +46,7 @@ class Settings:
     fresh: bool = True
     machine: str | None = None
     kv_cache: str = "auto"
+    deterministic: bool = False
     baseline_kernel: str | None = None
 
 

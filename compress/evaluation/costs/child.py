@@ -62,7 +62,7 @@ def _load(job: dict[str, Any]) -> Any:
     from compress.runtime.loading import load
 
     place = {"device": job["device"], "dtype": job["dtype"], "kernel": job["kernel"]}
-    return load(job["path"], kv_cache=job["kv_cache"], **place)
+    return load(job["path"], kv_cache=job["kv_cache"], deterministic=job["deterministic"], **place)
 
 
 def _use(model: Any, job: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ def loaded_afresh(
         dtype=runtime.dtype,
         kernel="reference" if runtime.name == "transformers" else kernel,  # the same back end
         kv_cache=kv_cache,
+        deterministic=runtime.deterministic,
         threads=torch.get_num_threads(),
         prompt=work.prompt,
         tokens=work.rows.shape[1],

@@ -40,6 +40,7 @@ class Job:
     batch_sizes: Sequence[int]
     loads: int
     kv_cache: str = "auto"
+    deterministic: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 import torch
 
-Operation = Literal["gemv", "gemm", "rounded"]
+Operation = Literal["gemv", "gemm", "rounded", "dense"]
+SAME_TOKENS = 32
+"""What a product of any number of tokens is cut for where none of its bits may depend on that number."""
 _LEAST_CHUNKS = 4  # of a split: shorter ones cost more in sums than they win in programs
 
 

@@ -13,7 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
-from compress.kernels.triton.configs import config
+from compress.kernels.triton.configs import SAME_TOKENS, config
 from compress.kernels.triton.gemm import gemm_kernel
 from compress.kernels.triton.gemv import MAGIC, gemv_kernel
 from compress.kernels.triton.linear import DTYPES, constants
@@ -30,20 +30,23 @@ class Route:
 
     order (pairs,) int32: pairs by expert. blocks (n, 3) int32: an expert, where its pairs begin in `order`, and how
     many there are; none in blocks that are not needed. size: pairs of a block at most. None where each reads its own.
+    tokens: what products are cut for.
     """
 
     chosen: Tensor
     order: Tensor | None = None
     blocks: Tensor | None = None
     size: int = 1
+    tokens: int = 1
 
 
-def route(chosen: Tensor, experts: PackedWeight, dtype: torch.dtype) -> Route:
-    """The way of pairs to experts, for weights of `packing.stack` and inputs of a dtype."""
+def route(chosen: Tensor, experts: PackedWeight, dtype: torch.dtype, same: bool = False) -> Route:
+    """The way of pairs to experts, for weights of `packing.stack` and inputs of a dtype; same: as `linear.multiply`."""
     pairs, count = chosen.shape[0], experts.words.shape[0]
-    if pairs <= max(MOST_ALONE, count):
+    if pairs <= max(MOST_ALONE, count) and not same:
         return Route(chosen)
-    size = config("gemm", chosen.device, experts.bits, -(-pairs // count), 1, 1, 8 * dtype.itemsize).block_tokens
+    tokens = SAME_TOKENS if same else -(-pairs // count)
+    size = config("gemm", chosen.device, experts.bits, tokens, 1, 1, 8 * dtype.itemsize).block_tokens
     numbers = torch.arange(count, dtype=torch.int32, device=chosen.device)
     held = (chosen.unsqueeze(1) == numbers).sum(0)
     ends = ((held + size - 1) // size).cumsum(0)
@@ -54,7 +57,7 @@ def route(chosen: Tensor, experts: PackedWeight, dtype: torch.dtype) -> Route:
     left = (held[expert] - skipped).clamp_(0, size)
     first = (held.cumsum(0) - held)[expert] + skipped
     blocks = torch.stack([expert, first, left], 1).to(torch.int32)
-    return Route(chosen, chosen.argsort(stable=True).to(torch.int32), blocks, size)
+    return Route(chosen, chosen.argsort(stable=True).to(torch.int32), blocks, size, tokens)
 
 
 def multiply_experts(experts: PackedWeight, x: Tensor, way: Route, every: int) -> Tensor:
@@ -90,8 +93,7 @@ def _alone(experts: PackedWeight, x: Tensor, chosen: Tensor, every: int) -> Tens
 def _in_blocks(experts: PackedWeight, x: Tensor, way: Route, every: int) -> Tensor:
     assert way.blocks is not None
     pairs, chunks = way.chosen.shape[0], experts.words.shape[1]
-    tokens = -(-pairs // experts.words.shape[0])
-    cut = config("gemm", x.device, experts.bits, tokens, experts.rows, chunks, 8 * x.itemsize)
+    cut = config("gemm", x.device, experts.bits, way.tokens, experts.rows, chunks, 8 * x.itemsize)
     out = torch.empty(pairs, experts.rows, dtype=x.dtype, device=x.device)
     gemm_kernel[(way.blocks.shape[0], triton.cdiv(experts.rows, cut.block_rows), 1)](
         x, experts.words, experts.high, experts.scale, experts.zero, experts.divisor, experts.bias, out, way.blocks,

@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 
 from compress.kernels.triton import available
-from compress.kernels.triton.configs import config
+from compress.kernels.triton.configs import SAME_TOKENS, config
 from compress.kernels.triton.rounded import rounded_kernel
 from compress.kernels.triton.rounded_packing import RoundedWeight
 from compress.kernels.triton.rounding import round_kernel
@@ -31,10 +31,10 @@ def round_inputs(weight: RoundedWeight, x: Tensor) -> tuple[Tensor, Tensor]:
     return codes, scale
 
 
-def multiply(weight: RoundedWeight, x: Tensor) -> Tensor:
+def multiply(weight: RoundedWeight, x: Tensor, same: bool = False) -> Tensor:
     """x (..., in) rounded, times the weight, transposed, plus its bias: (..., out) in the dtype of x.
 
-    ValueError where x does not fit.
+    same: as in `linear.multiply`. ValueError where x does not fit.
     """
     if x.shape[-1] != weight.columns or not x.is_floating_point() or x.device != weight.codes.device:
         raise ValueError(f"inputs {x.dtype} {tuple(x.shape)} on {x.device} do not fit {tuple(weight.codes.shape)}")
@@ -48,7 +48,7 @@ def multiply(weight: RoundedWeight, x: Tensor) -> Tensor:
         kind = "fp8" if available.multiplies_fp8(x.device) else "bytes"
         if kind == "fp8":
             codes, stored = codes.view(torch.float8_e4m3fn), stored.view(torch.float8_e4m3fn)
-    cut = config("rounded", x.device, 8, tokens, weight.rows, chunks, 8)
+    cut = config("rounded", x.device, 8, SAME_TOKENS if same else tokens, weight.rows, chunks, 8)
     sums = Sums(x, tokens, weight.rows, cut.splits, weight.bias)
     tiles = weight.inputs.granularity == "group"
     grid = (triton.cdiv(tokens, cut.block_tokens), triton.cdiv(weight.rows, cut.block_rows), cut.splits)

@@ -15,7 +15,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from compress.kernels import gpu_linear
 from compress.kernels.dispatch import Choice
-from compress.kernels.triton import available, configs, packing
+from compress.kernels.triton import available, configs, dense, packing
 from compress.kernels.triton import experts as by_expert
 from compress.kernels.triton.configs import Config, config, table
 from compress.kernels.triton.experts import multiply_experts, route
@@ -81,6 +81,42 @@ def test_each_row_meets_its_expert(scheme: Scheme, columns: int, device: str, mo
     assert packing.stack([each[0], packing.pack(on(device, quantized(38, columns, scheme)))]) is None
     with pytest.raises(ValueError, match="do not fit 22 pairs"):
         multiply_experts(stacked, x.to(device), way, 1)
+
+
+@pytest.mark.parametrize("scheme", [INTEGERS[1], INTEGERS[5], BLOCKS[0]], ids=lambda scheme: scheme.label)
+def test_products_that_do_not_depend_on_company(scheme: Scheme, device: str) -> None:
+    weight = quantized(37, columns_of(scheme), scheme)
+    packed = packing.pack(on(device, weight))
+    for dtype in (torch.float32, torch.bfloat16):
+        x = inputs(40, packed.columns, dtype).to(device)
+        whole = multiply(packed, x, same=True)
+        assert is_close(whole, x.cpu().double() @ exact(weight).T)
+        for first, last in ((0, 1), (17, 20), (39, 40)):
+            assert torch.equal(multiply(packed, x[first:last], same=True), whole[first:last])
+
+
+def test_experts_that_do_not_depend_on_company(device: str) -> None:
+    stacked = packing.stack([packing.pack(on(device, quantized(rows, 192, IntScheme(4, 64)))) for rows in (37, 37)])
+    assert stacked is not None
+    x, chosen = inputs(40, 192, torch.float32).to(device), torch.arange(40, dtype=torch.int32, device=device) % 2
+    whole = multiply_experts(stacked, x, route(chosen, stacked, x.dtype, same=True), 1)
+    for first, last in ((0, 1), (17, 20)):
+        way = route(chosen[first:last], stacked, x.dtype, same=True)
+        assert torch.equal(multiply_experts(stacked, x[first:last], way, 1), whole[first:last])
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(37, 330), (130, 1088)])
+def test_dense_products_do_not_depend_on_company(rows: int, columns: int, device: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        x, weight, bias = (inputs(size, columns, dtype).to(device) for size in (40, rows, 1))
+        bias = bias[0, :rows] if rows <= columns else None
+        whole = dense.multiply(weight, x, bias)
+        wanted = x.cpu().double() @ weight.cpu().double().T
+        assert is_close(whole, wanted if bias is None else wanted + bias.cpu().double())
+        for first, last in ((0, 1), (17, 20), (39, 40)):
+            assert torch.equal(dense.multiply(weight, x[first:last], bias), whole[first:last])
+    with pytest.raises(ValueError, match="do not fit"):
+        dense.multiply(weight, x.float())
 
 
 @pytest.mark.slow

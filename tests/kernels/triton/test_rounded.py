@@ -51,6 +51,14 @@ def expected(weight: QuantizedTensor, x: Tensor) -> Tensor:
     return rounded.double() @ weight.dequantize().double().T
 
 
+@pytest.mark.parametrize("name", ["W8A8", "FP8_DYNAMIC", "FP8_BLOCK"])
+def test_products_that_do_not_depend_on_company(name: str, device: str) -> None:
+    packed, x = pack(quantized(150, 256, FIXED_SCHEMES[name]), device), inputs(70, 256, torch.float32).to(device)
+    whole = rounded_linear.multiply(packed, x, same=True)
+    for first, last in ((0, 1), (17, 20), (69, 70)):
+        assert torch.equal(rounded_linear.multiply(packed, x[first:last], same=True), whole[first:last])
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_products_are_those_of_rounded_inputs(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(available, "multiplies_fp8", lambda _: False)  # the strict bound holds on every device

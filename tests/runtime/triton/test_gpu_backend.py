@@ -102,6 +102,37 @@ def test_chunks_and_neighbours_do_not_show(plain: Path, opened: Open) -> None:
     torch.testing.assert_close(mixed[1:], alone, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("model_type", ["llama", "mixtral"])
+def test_no_bit_depends_on_company_where_that_is_wanted(
+    model_type: str, tiny: Callable[..., Path], opened: Open, tmp_path: Path
+) -> None:
+    """Batched equals alone, in chunks equals whole, a found prefix a cold one."""
+    more = {"intermediate_size": 64, "num_local_experts": 3} if model_type == "mixtral" else {}
+    path = write_packed(tiny(model_type, **SMALL, **more), tmp_path, fitting(4, 32))[0]
+    runtime = opened(path, prefix_cache=True, deterministic=True)
+    assert runtime.deterministic
+    model, tokens = runtime.model, tiny_tokens(35, seed=2).tolist()
+    with model.pages.lend(36) as own, model.pages.lend(3) as other:
+        whole = model.step([Chunk(tokens, 0, own, [33, 34])])
+        alone = model.step([Chunk([3], 0, other, [0])])
+        model.step([Chunk(tokens[:30], 0, own, [])])
+        mixed = model.step([Chunk(tokens[30:34], 30, own, [3]), Chunk([3], 0, other, [0])])
+        last = model.step([Chunk([3], 0, other, [0]), Chunk(tokens[34:], 34, own, [0])])
+    assert torch.equal(torch.cat([mixed[:1], last[1:]]), whole)
+    assert torch.equal(torch.cat([mixed[1:], last[:1]]), alone.expand(2, -1))
+    wanted = loading.load(path, device="cpu", kernel="cpu").score(torch.tensor([tokens]))[0, 33:]
+    torch.testing.assert_close(whole.cpu(), wanted, rtol=2e-4, atol=2e-4)
+    params = SamplingParams(max_tokens=2, ignore_end=True, logprobs=1)
+    cold, hit = (runtime.generate([tokens, [5]][:count], params)[0] for count in (1, 2))
+    assert (cold.cached_tokens, hit.cached_tokens) == (0, 32)
+    assert (hit.token_ids, hit.logprobs) == (cold.token_ids, cold.logprobs)
+
+
+def test_determinism_that_transformers_cannot_give_is_refused(tiny: Callable[..., Path], device: str) -> None:
+    with pytest.raises(UserError, match="deterministic products need the engine"):
+        loading.load(tiny("gpt2"), device=device, deterministic=True)
+
+
 def test_places_that_no_sequence_takes_change_nothing(plain: Path, opened: Open) -> None:
     model = opened(plain).model
     with model.pages.lend(96) as pages:  # three sequences in a step for four, one of them in page 0
@@ -137,7 +168,7 @@ def test_what_a_gpu_does_not_keep_is_refused(plain: Path, device: str) -> None:
 
 def test_a_wrong_kernel_is_found_at_load(packed: Path, opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     right = gpu_linear.multiply
-    monkeypatch.setattr(gpu_linear, "multiply", lambda weight, x: 1.05 * right(weight, x))
+    monkeypatch.setattr(gpu_linear, "multiply", lambda *given: 1.05 * right(*given))
     with pytest.raises(WorkError, match="differs from that of the decoded weight"):
         opened(packed)
 

@@ -74,7 +74,7 @@ def test_rounded_inputs_are_rounded_once(tiny: Callable[..., Path], tmp_path: Pa
 
 def test_a_wrong_kernel_is_found_at_load(packed: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = gpu_linear.multiply
-    monkeypatch.setattr(gpu_linear, "multiply", lambda weight, x: 1.05 * right(weight, x))
+    monkeypatch.setattr(gpu_linear, "multiply", lambda *given: 1.05 * right(*given))
     with pytest.raises(WorkError, match="differs from that of the decoded weight"):
         triton_backend.load(packed, device)
 
