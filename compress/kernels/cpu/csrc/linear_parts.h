@@ -108,7 +108,7 @@ inline void put(const ProductArgs& a, int64_t strip, int64_t strips, int64_t tok
     }
 }
 
-// The same for all that a token's outputs there are.
+// Completes a token's outputs: with the bias, and what is there already where that is wanted.
 inline void finish(const ProductArgs& a, int64_t strip, int64_t strips, int64_t token, const float* sums) {
     put(a, strip, strips, token, sums, a.linear->bias, a.add);
 }
