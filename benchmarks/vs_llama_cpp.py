@@ -93,19 +93,26 @@ class Worker:
         )  # fmt: skip
         self.facts = self._answer()
 
-    def rate(self, case: Case, threads: int, read: bool = False) -> tuple[float, float | None]:
-        """Tokens per second, and with `read` GB/s at which the same threads read memory just then."""
-        assert self._process.stdin is not None
-        asked = {"threads": threads, "batch": case.batch, "prompt": case.prompt, "new": case.new, "read": read}
-        self._process.stdin.write(json.dumps(asked) + "\n")
-        self._process.stdin.flush()
-        answer = self._answer()
-        return case.tokens / float(answer["seconds"]), answer["read"] / 1e9 if "read" in answer else None
+    def rate(self, case: Case, threads: int) -> float:
+        """Tokens per second."""
+        return case.tokens / float(self._asked(case, threads)["seconds"])
+
+    def rate_and_bandwidth(self, case: Case) -> tuple[float, float]:
+        """Tokens per second, and GB/s at which as many threads read memory just then."""
+        answer = self._asked(case, case.threads, read=True)
+        return case.tokens / float(answer["seconds"]), float(answer["read"]) / 1e9
 
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
+
+    def _asked(self, case: Case, threads: int, read: bool = False) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        asked = {"threads": threads, "batch": case.batch, "prompt": case.prompt, "new": case.new, "read": read}
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -145,18 +152,21 @@ def one_round(
     before = machine.wait_until_quiet(arguments.patience, watch=0.5)
     busy, started = machine.busy_seconds(), time.monotonic()
     rates: dict[str, float] = {}
-    read = None
+    read: float | None = None
     for name in turns:
         if name == "compress":
             spinner = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if case.busy else None
-            rates[name], read = ours.rate(case, case.threads, case.reads_weights_alone)
+            if case.reads_weights_alone:
+                rates[name], read = ours.rate_and_bandwidth(case)
+            else:
+                rates[name] = ours.rate(case, case.threads)
             if spinner:
                 spinner.kill()
                 spinner.wait()
         elif name == "compress, 1 thread":
-            rates[name] = ours.rate(case, 1)[0]
+            rates[name] = ours.rate(case, 1)
         elif name == "torch":
-            rates[name] = peers[name].rate(case, case.threads)[0]
+            rates[name] = peers[name].rate(case, case.threads)
         else:
             rates[name] = llama_rate(arguments.llama, peers[name], case, not name.endswith("!"))[0]
     seconds = time.monotonic() - started

@@ -22,8 +22,11 @@ class FixedWorker:
     def __init__(self, *_: object) -> None:
         pass
 
-    def rate(self, _case: Case, threads: int, read: bool = False) -> tuple[float, float | None]:
-        return 30.0 * threads, 0.5 if read else None
+    def rate(self, _case: Case, threads: int) -> float:
+        return 30.0 * threads
+
+    def rate_and_bandwidth(self, case: Case) -> tuple[float, float]:
+        return 30.0 * case.threads, 0.5
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -66,11 +67,8 @@ class Experts:
         if self.renormalise:
             shares = shares / shares.sum(-1, keepdim=True)
         if self.grouped is not None:
-            found = self.grouped(x, numbers).float()
-            total = found[:, 0] * shares[:, :1]
-            for i in range(1, self.chosen):  # one order, whatever the number of tokens
-                total = torch.addcmul(total, found[:, i], shares[:, i : i + 1])
-            return total.to(x.dtype)
+            found = self.grouped(x, numbers).float() * shares.unsqueeze(-1)
+            return (reduce(torch.add, found.unbind(1)) if self.grouped.same else found.sum(1)).to(x.dtype)
         return self._one_by_one(x, shares, numbers)
 
     def _one_by_one(self, x: Tensor, shares: Tensor, numbers: Tensor) -> Tensor:

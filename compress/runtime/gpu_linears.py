@@ -17,7 +17,7 @@ from compress.models.checkpoint import Checkpoint
 from compress.runtime.native_shape import EMBEDDING, HEAD, Part, Shape
 from compress.runtime.protocol import LayerUse
 from compress.runtime.stored_linears import Stored, alike, bias_of, read_quantized
-from compress.runtime.triton_linears import Packer
+from compress.runtime.triton_linears import Packer, refuse_wrong
 from compress.types import QuantizedTensor
 
 Linear = Callable[[Tensor], Tensor]
@@ -34,7 +34,7 @@ class GpuLinears:
         self.uses: dict[str, LayerUse] = {}
         self._checkpoint, self._shape, self._device, self._dtype = checkpoint, shape, device, dtype
         self._sizes = shape.linears()
-        self._packed, self._same = Packer(device, same), same
+        self._packed, self._same, self._probed = Packer(device, same), same, False
 
     def whole(self, name: str) -> Linear:
         """A stored linear.
@@ -107,8 +107,19 @@ class GpuLinears:
         held = sum(part.numel() * part.element_size() for part in (weight, bias) if part is not None)
         self._note(stored, f"{kernel} {str(self._dtype).removeprefix('torch.')}", held)
         if self._same:
+            self._probe(stored[0].name, weight)
             return lambda x: gpu_linear.multiply_dense(weight, x, bias)
         return lambda x: functional.linear(x, weight, bias)
+
+    def _probe(self, name: str, weight: Tensor) -> None:
+        """The first dense product, of some rows, beside torch's on the CPU."""
+        if self._probed:
+            return
+        self._probed, some = True, weight[:64].cpu()
+        x = torch.randn(3, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(self._dtype)
+        found = gpu_linear.multiply_dense(weight[:64], x.to(self._device), None).float().cpu()
+        size = some.float().norm(dim=1) * x.float().norm(dim=1, keepdim=True) * weight.shape[1] ** -0.5
+        refuse_wrong(name, found, functional.linear(x.float(), some.float()), size)
 
     def _decoded(self, stored: Sequence[Stored], first: QuantizedTensor) -> Linear:
         """A scheme that no kernel takes."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from compress.errors import WorkError
 from compress.runtime.continuations import Batch, Continuation, Likelihood, Row, plan
@@ -162,7 +163,10 @@ def target_scores(logits: Tensor, at: Tensor, targets: Tensor) -> tuple[Tensor, 
     greedy = torch.empty(len(at), dtype=torch.bool)
     for number, (low, high) in enumerate(pairwise(edges)):
         chosen = order[low:high]
-        log_probabilities = logits[number * step : (number + 1) * step].float().log_softmax(-1)
+        rows = logits[number * step : (number + 1) * step].float()
+        if rows.is_cuda:  # where torch adds in an order that a row's alignment decides: all begin at 16 bytes
+            rows = functional.pad(rows, (0, -rows.shape[-1] % 4), value=-torch.inf)
+        log_probabilities = rows.log_softmax(-1)
         local = at[chosen] - number * step
         values[chosen.cpu()] = log_probabilities[local, targets[chosen]].double().cpu()
         greedy[chosen.cpu()] = (log_probabilities.argmax(-1)[local] == targets[chosen]).cpu()

@@ -64,6 +64,17 @@ class TritonLinear(nn.Module):
         return gpu_linear.multiply(self.packed, x, self._same)
 
 
+def refuse_wrong(name: str, found: Tensor, wanted: Tensor, size: Tensor) -> None:
+    """Raises WorkError where `found` is not `wanted`; all (tokens, out), size: what one expects of an output."""
+    error = float(((found - wanted).abs() / size.clamp(min=1e-30)).max())
+    if not error <= TOLERANCE:
+        raise WorkError(
+            f"{name}: the Triton product of {len(found)} tokens differs from that of the decoded weight by "
+            f"{error:.1e} of what one expects of an output",
+            "use --kernel reference, and report this GPU and the versions that `compress doctor` lists",
+        )
+
+
 class Packer:
     """Packs linears for a device. The first of each scheme, alone and joined with so many, is probed."""
 
@@ -110,13 +121,7 @@ class Packer:
             for tokens in (1, 3):
                 found = linear(x[:tokens].to(self._device)).float().cpu()
                 size = rows * x[:tokens].float().norm(dim=1, keepdim=True) + of_bias
-                error = float(((found - wanted[:tokens]).abs() / size.clamp(min=1e-30)).max())
-                if not error <= TOLERANCE:
-                    raise WorkError(
-                        f"{stored[0].name}: the Triton product of {tokens} tokens differs from that of the decoded "
-                        f"weight by {error:.1e} of what one expects of an output",
-                        "use --kernel reference, and report this GPU and the versions that `compress doctor` lists",
-                    )
+                refuse_wrong(stored[0].name, found, wanted[:tokens], size)
 
 
 def swap(model: nn.Module, checkpoint: Checkpoint, device: torch.device) -> Swapped:

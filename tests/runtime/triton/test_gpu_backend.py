@@ -49,8 +49,8 @@ def plain(tiny: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def opened(device: str) -> Open:
-    def opened(path: Path, **settings: Any) -> GpuRuntime:
-        found = loading.load(path, device=device, dtype="float32", kernel="triton", cache_tokens=256, **settings)
+    def opened(path: Path, dtype: str = "float32", **settings: Any) -> GpuRuntime:
+        found = loading.load(path, device=device, dtype=dtype, kernel="triton", cache_tokens=256, **settings)
         assert isinstance(found, GpuRuntime)
         return found
 
@@ -102,26 +102,35 @@ def test_chunks_and_neighbours_do_not_show(plain: Path, opened: Open) -> None:
     torch.testing.assert_close(mixed[1:], alone, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("model_type", ["llama", "mixtral"])
+@pytest.mark.parametrize(
+    ("model_type", "dtype", "kv_cache"),
+    [("llama", "bfloat16", "auto"), ("gemma3_text", "float32", "int8"), ("mixtral", "float32", "auto")],
+)
 def test_no_bit_depends_on_company_where_that_is_wanted(
-    model_type: str, tiny: Callable[..., Path], opened: Open, tmp_path: Path
+    model_type: str, dtype: str, kv_cache: str, tiny: Callable[..., Path], opened: Open, tmp_path: Path
 ) -> None:
     """Batched equals alone, in chunks equals whole, a found prefix a cold one."""
-    more = {"intermediate_size": 64, "num_local_experts": 3} if model_type == "mixtral" else {}
-    path = write_packed(tiny(model_type, **SMALL, **more), tmp_path, fitting(4, 32))[0]
-    runtime = opened(path, prefix_cache=True, deterministic=True)
+    sizes = {
+        "llama": SMALL,
+        "mixtral": {**SMALL, "intermediate_size": 64, "num_local_experts": 3},
+        "gemma3_text": {"num_attention_heads": 2, "num_key_value_heads": 1},
+    }
+    path = write_packed(tiny(model_type, **sizes[model_type]), tmp_path, fitting(4, 32))[0]
+    runtime = opened(path, dtype, prefix_cache=True, deterministic=True, kv_cache=kv_cache)
     assert runtime.deterministic
     model, tokens = runtime.model, tiny_tokens(35, seed=2).tolist()
-    with model.pages.lend(36) as own, model.pages.lend(3) as other:
+    with model.pages.lend(36) as own, model.pages.lend(64) as other:
         whole = model.step([Chunk(tokens, 0, own, [33, 34])])
         alone = model.step([Chunk([3], 0, other, [0])])
         model.step([Chunk(tokens[:30], 0, own, [])])
         mixed = model.step([Chunk(tokens[30:34], 30, own, [3]), Chunk([3], 0, other, [0])])
-        last = model.step([Chunk([3], 0, other, [0]), Chunk(tokens[34:], 34, own, [0])])
-    assert torch.equal(torch.cat([mixed[:1], last[1:]]), whole)
-    assert torch.equal(torch.cat([mixed[1:], last[:1]]), alone.expand(2, -1))
-    wanted = loading.load(path, device="cpu", kernel="cpu").score(torch.tensor([tokens]))[0, 33:]
-    torch.testing.assert_close(whole.cpu(), wanted, rtol=2e-4, atol=2e-4)
+        again = [Chunk([3], 0, other[i : i + 1], [0]) for i in range(2)]
+        last = model.step([again[0], Chunk(tokens[34:], 34, own, [0]), again[1]])  # three in a step for four
+    assert torch.equal(torch.cat([mixed[:1], last[1:2]]), whole)
+    assert torch.equal(torch.cat([mixed[1:], last[::2]]), alone.expand(3, -1))
+    if dtype == "float32" and kv_cache == "auto":
+        wanted = loading.load(path, device="cpu", kernel="cpu").score(torch.tensor([tokens]))[0, 33:]
+        torch.testing.assert_close(whole.cpu(), wanted, rtol=2e-4, atol=2e-4)
     params = SamplingParams(max_tokens=2, ignore_end=True, logprobs=1)
     cold, hit = (runtime.generate([tokens, [5]][:count], params)[0] for count in (1, 2))
     assert (cold.cached_tokens, hit.cached_tokens) == (0, 32)
@@ -171,6 +180,13 @@ def test_a_wrong_kernel_is_found_at_load(packed: Path, opened: Open, monkeypatch
     monkeypatch.setattr(gpu_linear, "multiply", lambda *given: 1.05 * right(*given))
     with pytest.raises(WorkError, match="differs from that of the decoded weight"):
         opened(packed)
+
+
+def test_a_wrong_dense_kernel_is_found_at_load(plain: Path, opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = gpu_linear.multiply_dense
+    monkeypatch.setattr(gpu_linear, "multiply_dense", lambda *given: 1.05 * right(*given))
+    with pytest.raises(WorkError, match="q_proj: the Triton product of 3 tokens differs"):
+        opened(plain, deterministic=True)
 
 
 def test_linears_of_other_schemes_stand_beside_each_other(
