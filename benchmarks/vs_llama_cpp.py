@@ -122,17 +122,17 @@ class Worker:
         return dict(json.loads(line))
 
 
-def llama_rate(binaries: Path, gguf: Path, case: Case, repack: bool) -> tuple[float, int]:
-    """(tokens per second, bytes of the model) of llama-bench, or of llama-batched-bench for a batch: its last run."""
+def llama_rate(binaries: Path, gguf: Path, case: Case, repack: bool) -> float:
+    """Tokens per second of llama-bench, or of llama-batched-bench for a batch: its last run."""
     common = ["-m", str(gguf), "-t", str(case.threads)]
     if case.batch == 1:
         work = ["-p", str(case.prompt), "-n", str(case.new), "-r", "3", "-o", "jsonl", "--repack", str(int(repack))]
         found = _last_json([str(binaries / "llama-bench"), *common, *work])
-        return float(found["samples_ts"][-1]), int(found["model_size"])  # warm, as ours is
+        return float(found["samples_ts"][-1])  # warm, as ours is
     twice = f"{case.batch},{case.batch}"  # the second is warm
     work = ["-c", "4096", "-npp", "1", "-ntg", str(case.new), "-npl", twice, "--output-format", "jsonl"]
     found = _last_json([str(binaries / "llama-batched-bench"), *common, *work])
-    return float(found["speed_tg"]), gguf.stat().st_size
+    return float(found["speed_tg"])
 
 
 def _last_json(command: Sequence[str]) -> dict[str, Any]:
@@ -168,7 +168,7 @@ def one_round(
         elif name == "torch":
             rates[name] = peers[name].rate(case, case.threads)
         else:
-            rates[name] = llama_rate(arguments.llama, peers[name], case, not name.endswith("!"))[0]
+            rates[name] = llama_rate(arguments.llama, peers[name], case, not name.endswith("!"))
     seconds = time.monotonic() - started
     used = (machine.busy_seconds() - busy) / seconds
     # Everything that runs here is ours, on `threads` cores at most: what goes beyond that is others'.

@@ -19,6 +19,7 @@ from compress.runtime import loading, transformers_backend
 from compress.runtime.cache_choice import COLLAPSED
 from compress.runtime.native_backend import NativeRuntime
 from compress.runtime.protocol import SamplingParams
+from tests.runtime.native import divergence
 from tests.runtime.packed import fitting, write_packed
 from tests.tiny_models import tiny_tokens
 
@@ -29,11 +30,6 @@ def native(path: Path, kv_cache: str = "auto", kv_skip: str = "none") -> NativeR
     runtime = loading.load(path, device="cpu", kernel="cpu", kv_cache=kv_cache, kv_skip=kv_skip)
     assert isinstance(runtime, NativeRuntime)
     return runtime
-
-
-def divergence(found: Tensor, expected: Tensor) -> float:
-    p, q = expected.double().log_softmax(-1), found.double().log_softmax(-1)
-    return float((p.exp() * (p - q)).sum(-1).mean())
 
 
 def eight(x: Tensor, scale: float = 1.0) -> Tensor:

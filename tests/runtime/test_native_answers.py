@@ -12,11 +12,10 @@ from compress.models.skeleton import LinearSpec
 from compress.runtime import loading, transformers_backend
 from compress.runtime.engine import Engine
 from compress.runtime.native_backend import NativeRuntime
-from compress.runtime.paged_model import Chunk
 from compress.runtime.pages import PagePool
 from compress.runtime.protocol import SamplingParams
 from compress.types import IntScheme
-from tests.runtime.native import PROMPTS, native, tokens_and_logprobs, windows
+from tests.runtime.native import PROMPTS, grouping_does_not_show, native, tokens_and_logprobs, windows
 from tests.runtime.packed import write_packed
 from tests.tiny_models import tiny_tokens
 
@@ -25,22 +24,7 @@ from tests.tiny_models import tiny_tokens
 def test_no_bit_depends_on_how_tokens_are_grouped(kernel: str, four_bits: tuple[Path, Path]) -> None:
     """Batched equals alone, in parts equals whole, and many threads equal one."""
     model = native(four_bits[0], kernel).model
-    rows = windows(native(four_bits[0]), 3, 70).tolist()
-    with model.pages.lend(70) as pages:
-        whole = [model.sequence(row, 0, pages, range(70)) for row in rows]
-        for size in (1, 3, 32, 69):
-            parts = [
-                model.sequence(rows[0][at : at + size], at, pages, range(len(rows[0][at : at + size])))
-                for at in range(0, 70, size)
-            ]
-            assert torch.equal(torch.cat(parts), whole[0])
-    tables = [model.pages.take(70) for _ in rows]
-    together = model.step([Chunk(row, 0, pages, range(70)) for row, pages in zip(rows, tables, strict=True)])
-    assert torch.equal(together, torch.cat(whole))
-    torch.set_num_threads(3)
-    assert torch.equal(model.step([Chunk(rows[1], 0, tables[1], range(70))]), whole[1])
-    for table in tables:
-        model.pages.give_back(table)
+    grouping_does_not_show(model, windows(native(four_bits[0]), 3, 70).tolist(), (1, 3, 32, 69))
     assert model.pages.free == model.pages.count
 
 
@@ -64,16 +48,8 @@ def test_families_of_several_schemes_do_not_depend_on_company(
     if kernel == "cpu":
         expected = transformers_backend.load(dense, device="cpu").score(tokens)
         assert torch.allclose(runtime.score(tokens), expected, atol=2e-5, rtol=1e-4)
-    tables = [model.pages.take(45) for _ in range(3)]
     rows = tokens.tolist()
-    whole = [model.step([Chunk(row, 0, pages, range(45))]) for row, pages in zip(rows, tables, strict=True)]
-    together = model.step([Chunk(row, 0, pages, range(45)) for row, pages in zip(rows, tables, strict=True)])
-    assert torch.equal(together, torch.cat(whole))
-    parts = [
-        model.step([Chunk(rows[0][at : at + 7], at, tables[0], range(len(rows[0][at : at + 7])))])
-        for at in range(0, 45, 7)
-    ]
-    assert torch.equal(torch.cat(parts), whole[0])
+    grouping_does_not_show(model, rows, (7,))
     prompts, params = [row[:40] for row in rows], SamplingParams(max_tokens=8, ignore_end=True, logprobs=2)
     cached = loading.load(packed, kernel=kernel, prefix_cache=True)
     cold, hit = cached.generate(prompts, params), cached.generate(prompts, params)

@@ -23,6 +23,7 @@ from compress.runtime.paged_model import Chunk
 from compress.runtime.paged_sequence import PagedSequence
 from compress.runtime.pages import PagePool
 from compress.runtime.protocol import SamplingParams
+from tests.runtime.native import divergence, grouping_does_not_show
 from tests.tiny_models import tiny_tokens
 
 PAGE = 32
@@ -75,11 +76,6 @@ def kivi(path: Path, rows: Tensor) -> Tensor:
     return torch.cat(found, 1).float()
 
 
-def divergence(found: Tensor, expected: Tensor) -> float:
-    p, q = expected.double().log_softmax(-1), found.double().log_softmax(-1)
-    return float((p.exp() * (p - q)).sum(-1).mean())
-
-
 @pytest.mark.parametrize("heads", ["packaged", 8, 24, 48])
 def test_it_is_what_torch_computes_step_by_step(
     heads: str | int, tiny: Callable[..., Path], packaged_model: Path
@@ -98,20 +94,7 @@ def test_no_bit_depends_on_how_tokens_are_grouped(
     model_type: str, tiny: Callable[..., Path], packaged_model: Path
 ) -> None:
     model = native(packaged_model if model_type == "packaged" else tiny(model_type)).model
-    rows = tiny_tokens(3, 100).tolist()
-    with model.pages.lend(100) as pages:
-        whole = [model.sequence(row, 0, pages, range(100)) for row in rows]
-        for size in (1, 7, 32, 33, 63, 96):
-            parts = [
-                model.sequence(rows[0][at : at + size], at, pages, range(len(rows[0][at : at + size])))
-                for at in range(0, 100, size)
-            ]
-            assert torch.equal(torch.cat(parts), whole[0])
-    tables = [model.pages.take(100) for _ in rows]
-    together = model.step([Chunk(row, 0, pages, range(100)) for row, pages in zip(rows, tables, strict=True)])
-    assert torch.equal(together, torch.cat(whole))
-    torch.set_num_threads(3)
-    assert torch.equal(model.step([Chunk(rows[1], 0, tables[1], range(100))]), whole[1])
+    grouping_does_not_show(model, tiny_tokens(3, 100).tolist(), (1, 7, 32, 33, 63, 96))
 
 
 def test_answers_do_not_depend_on_company_chunks_or_cache(packaged_model: Path) -> None:
