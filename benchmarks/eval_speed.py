@@ -3,10 +3,10 @@
     python -m benchmarks.eval_speed --model DIR --suite pr --threads 1 --json benchmarks/results/eval-speed.json
 
 Both sides run in this process, alternating, on models loaded beforehand: lm-eval's evaluation loop over the same
-prompts, once with our runtime as the model and once with HFLM in float32. HFLM runs with each of --batch-sizes once,
-and then with the one that was fastest. Each round gives a ratio; the table has their median and spread, in wall time
-and in CPU time, which a busy machine disturbs less. Texts and generated answers of the suite are left out: lm-eval cuts
-texts otherwise. Scores are compared item by item before anything is reported.
+prompts, once with our runtime as the model (--kernel as in `compress eval`) and once with HFLM in float32. HFLM runs
+with each of --batch-sizes once, and then with the one that was fastest. Each round gives a ratio; the table has their
+median and spread, in wall time and in CPU time, which a busy machine disturbs less. Texts and generated answers of the
+suite are left out: lm-eval cuts texts otherwise. Scores are compared item by item before anything is reported.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from benchmarks import machine
 from compress import content
 from compress.evaluation.harness import TaskScores, run_tasks
 from compress.evaluation.harness.run import resolve
+from compress.evaluation.scoring_kernel import open_runtime
 from compress.evaluation.suites import SEED, SuiteTask, load_suite
-from compress.runtime.transformers_backend import load
 
 TOLERANCE = 1e-5
 
@@ -86,6 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", type=Path, default=content.default_model())
     parser.add_argument("--suite", default="pr")
+    parser.add_argument("--kernel", default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 8, 16, 32, 64])
@@ -95,7 +96,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     tasks = load_suite(arguments.suite).tasks
-    runtime = load(arguments.model, device="cpu")
+    runtime = open_runtime(arguments.model, "cpu", "auto", arguments.kernel)
     ours = timed(lambda: run_tasks(runtime, tasks))  # imports and caches of both sides are warm after this
     cpu = {}
     for size in arguments.batch_sizes:
@@ -130,6 +131,7 @@ def main() -> None:
             "machine": machine.facts(),
             "versions": machine.versions("compress", "lm-eval", "torch", "transformers"),
             "suite": arguments.suite,
+            "kernel": f"{runtime.name}, {runtime.kernel}",
             "items": {task.name: len(task.items) for task in ours[2]},
             "threads": arguments.threads,
             "hf_cpu_seconds_by_batch_size": {str(size): round(value, 2) for size, value in cpu.items()},

@@ -44,6 +44,15 @@ Processes = Annotated[
         min=1, help="Processes that share a training's batches; the bytes are those of one.", rich_help_panel=GENERAL
     ),
 ]
+ScoringKernel = Annotated[
+    str,
+    typer.Option(
+        help="What computes the scores: cpu, cpu-int8 or triton, the engine's; reference, transformers; auto, the "
+        "engine's exact products where it computes both models on a CPU, else reference.",
+        metavar="NAME",
+        rich_help_panel=GENERAL,
+    ),
+]
 CalibrationText = Annotated[
     str | None,
     typer.Option(

@@ -11,7 +11,15 @@ import typer
 from compress.commands import _environment
 from compress.commands._command import command
 from compress.commands._files import check_writable
-from compress.commands._options import DTYPE_HELP, GENERAL, MEASURE, MODEL_OR_ARTIFACT_HELP, OUTPUT, Machine
+from compress.commands._options import (
+    DTYPE_HELP,
+    GENERAL,
+    MEASURE,
+    MODEL_OR_ARTIFACT_HELP,
+    OUTPUT,
+    Machine,
+    ScoringKernel,
+)
 from compress.commands._output import View, facts, relative, size
 from compress.commands._scores import score_rows
 from compress.errors import UserError
@@ -91,6 +99,7 @@ class Eval(Machine):
         ),
     ] = False
     dtype: Annotated[str, typer.Option(help=DTYPE_HELP, metavar="NAME", rich_help_panel=GENERAL)] = "auto"
+    kernel: ScoringKernel = "auto"
 
 
 @command("eval", Eval, panel=MEASURE)
@@ -134,6 +143,7 @@ def eval_(options: Eval, view: View) -> None:
             seq_len=options.seq_len,
             device=options.device,
             dtype=options.dtype,
+            kernel=options.kernel,
             cost=options.cost,
             cache_dir=keep,
             trust_code=options.trust_code,

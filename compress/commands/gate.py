@@ -13,7 +13,7 @@ from compress.commands import _environment
 from compress.commands._command import Outcome, command
 from compress.commands._files import check_writable, write
 from compress.commands._gate_views import OUTCOMES, show_noise, show_plan, show_verdict
-from compress.commands._options import DTYPE_HELP, GENERAL, MEASURE, OUTPUT, Machine
+from compress.commands._options import DTYPE_HELP, GENERAL, MEASURE, OUTPUT, Machine, ScoringKernel
 from compress.commands._output import View, relative
 from compress.errors import UserError
 
@@ -97,6 +97,7 @@ class Gate(Machine):
         ),
     ] = None
     dtype: Annotated[str, typer.Option(help=DTYPE_HELP, metavar="NAME", rich_help_panel=GENERAL)] = "auto"
+    kernel: ScoringKernel = "auto"
 
 
 @command("gate", Gate, panel=MEASURE)
@@ -138,6 +139,7 @@ def gate(options: Gate, view: View) -> Outcome:
         options.policy,
         device=options.device,
         dtype=options.dtype,
+        kernel=options.kernel,
         cache_dir=options.cache_dir,
         progress=view.progress(),
     )
@@ -205,6 +207,7 @@ def _noise(options: Gate, baselines: dict[str, str], view: View) -> Outcome:
         options.policy,
         device=options.device,
         dtype=options.dtype,
+        kernel=options.kernel,
         progress=view.progress(),
     )
     view.note(f"noise floor kept in {keep_noise(noise)}")

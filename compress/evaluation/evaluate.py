@@ -19,6 +19,7 @@ from compress.evaluation.record_parts import TaskRecord
 from compress.evaluation.records import CostRecord, EvalRecord
 from compress.evaluation.same_tokenizer import require_same_tokenizer
 from compress.evaluation.scope import resolve
+from compress.evaluation.scoring_kernel import chosen_kernel
 from compress.evaluation.suites import Suite, SuiteTask
 from compress.evaluation.text_scores import Loaded, score_text
 from compress.progress import OfModel, Progress
@@ -48,6 +49,7 @@ def evaluate(
     seq_len: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    kernel: str = "auto",
     cost: bool = False,
     cache_dir: str | Path | None = None,
     batch_tokens: int | None = None,
@@ -61,9 +63,10 @@ def evaluate(
     UTF-8 file, in place of the suite's texts. tasks: names or files, besides the suite's. Without any of them: the
     packaged held-out text. max_tokens: at most so many tokens of each text, spread evenly over it. seq_len: tokens per
     window, begin token included (default 512, or the context where that is shorter). dtype: compute dtype of both
-    models; `auto` is float32 on the CPU. cost: measure speed and memory too. cache_dir: where finished answers are
-    kept; a killed evaluation goes on from there. batch_tokens: tokens per forward pass; chosen by size where None.
-    trust_code: whether to execute what a task names, or what the model writes for a task that runs it.
+    models; `auto` is float32 on the CPU. kernel: what computes both, `auto`, `cpu`, `cpu-int8`, `triton` or `reference`
+    (`scoring_kernel`). cost: measure speed and memory too. cache_dir: where finished answers are kept; a killed
+    evaluation goes on from there. batch_tokens: tokens per forward pass; chosen by size where None. trust_code: whether
+    to execute what a task names, or what the model writes for a task that runs it.
 
     Raises:
         UserError: no such model, suite, text or task, text too short, window beyond the context.
@@ -80,6 +83,7 @@ def evaluate(
         seq_len=seq_len,
         device=device,
         dtype=dtype,
+        kernel=kernel,
         cost=cost,
         cache_dir=cache_dir,
         batch_tokens=batch_tokens,
@@ -99,6 +103,7 @@ def evaluate_with_samples(
     seq_len: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    kernel: str = "auto",
     cost: bool = False,
     cache_dir: str | Path | None = None,
     batch_tokens: int | None = None,
@@ -109,8 +114,9 @@ def evaluate_with_samples(
     scope = resolve(suite, data=data, tasks=tasks, max_tokens=max_tokens, seq_len=seq_len, cost=cost)
     wanted, keep = scope.suite, None if cache_dir is None else Path(cache_dir)
     _check_tasks(wanted.tasks, trust_code)
-    candidate = open_model(model, device, dtype)
-    reference = None if baseline is None else open_model(baseline, device, dtype)
+    kernel = chosen_kernel(model, baseline, device, dtype, kernel, progress)
+    candidate = open_model(model, device, dtype, kernel)
+    reference = None if baseline is None else open_model(baseline, device, dtype, kernel)
     if reference is not None:
         require_same_tokenizer(candidate.model, reference.model)
     _check_local(wanted, [candidate] if reference is None else [candidate, reference])
@@ -138,7 +144,7 @@ def evaluate_with_samples(
             wanted.generation.max_tokens,
             progress,
         )
-    ours, theirs = _cost(candidate, reference, progress) if wanted.cost else (None, None)
+    ours, theirs = _cost(candidate, reference, kernel, progress) if wanted.cost else (None, None)
     record = EvalRecord(
         artifact_id=candidate.artifact_id,
         model=candidate.model,
@@ -212,11 +218,11 @@ def _tasks(
 
 
 def _cost(
-    candidate: Opened, reference: Opened | None, progress: Progress | None
+    candidate: Opened, reference: Opened | None, kernel: str, progress: Progress | None
 ) -> tuple[CostRecord, CostRecord | None]:
-    from compress.evaluation.costs.measure import measure, measure_pair
+    from compress.evaluation.costs.measure import Settings, measure, measure_pair
 
-    ours = candidate.local(COST)
+    ours, settings = candidate.local(COST), Settings(kernel=kernel)
     if reference is None:
-        return measure(ours, progress=progress), None
-    return measure_pair(ours, reference.local(COST), progress=progress)
+        return measure(ours, settings=settings, progress=progress), None
+    return measure_pair(ours, reference.local(COST), settings=settings, progress=progress)

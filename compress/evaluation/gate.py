@@ -46,6 +46,7 @@ def gate(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    kernel: str = "auto",
     cache_dir: PathLike | None = None,
     noise: NoiseRecord | None = None,
     today: datetime.date | None = None,
@@ -53,10 +54,11 @@ def gate(
 ) -> Verdict:
     """Decides whether `candidate` may be released. `policy`: a file, a packaged name, or a Policy.
 
-    An artifact's own eval.json is used if it was scored against this baseline; otherwise candidate and baseline are
-    scored now. A candidate given as a file needs no `baseline` if it was scored against one. Several baselines are
-    given as a mapping from the names that the policy's gates use. noise: the noise floor; the one kept for this
-    environment if None. today: the day that waivers are held against (UTC).
+    An artifact's own eval.json is used if it was scored against this baseline, with this kernel where one is named;
+    otherwise candidate and baseline are scored now. A candidate given as a file needs no `baseline` if it was scored
+    against one. Several baselines are given as a mapping from the names that the policy's gates use. device, dtype,
+    kernel: as in `evaluate`. noise: the noise floor; the one kept for this environment if None. today: the day that
+    waivers are held against (UTC).
 
     Raises:
         UserError: no such file or model, no baseline, a bad policy, or one that asks for less than the noise.
@@ -69,6 +71,7 @@ def gate(
         policy,
         device=device,
         dtype=dtype,
+        kernel=kernel,
         cache_dir=cache_dir,
         noise=noise,
         today=today,
@@ -83,6 +86,7 @@ def decide_release(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    kernel: str = "auto",
     cache_dir: PathLike | None = None,
     noise: NoiseRecord | None = None,
     today: datetime.date | None = None,
@@ -92,7 +96,7 @@ def decide_release(
     """As `gate`, with what the verdict rests on. fresh: score anew, even where there are scores that would serve."""
     rules = _policy(policy)
     named = _named(baseline)
-    scoring = Scoring(device, dtype, cache_dir, progress)
+    scoring = Scoring(device, dtype, kernel, cache_dir, progress)
     looks = rules.looks if rules.on_inconclusive == "extend" else 1
     gathered = gather(candidate, named, rules, scoring, share=1 / looks, fresh=fresh)
     verdict = _decide(gathered, rules, Look(1, looks), noise, today)
@@ -145,6 +149,7 @@ def measure_floor(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    kernel: str = "auto",
     progress: Progress | None = None,
 ) -> NoiseRecord:
     """The noise floor of a model in this environment, on what the policy scores.
@@ -155,12 +160,10 @@ def measure_floor(
     """
     from compress.evaluation.gating.noise import measure_noise
     from compress.evaluation.gating.noise_data import noise_data
-    from compress.runtime.sound import check_artifact
-    from compress.runtime.transformers_backend import load
+    from compress.evaluation.scoring_kernel import chosen_kernel, open_runtime
 
     rules = _policy(policy)
-    check_artifact(baseline, scores=False)
-    runtime = load(baseline, device=device, dtype=dtype)
+    runtime = open_runtime(baseline, device, dtype, chosen_kernel(baseline, None, device, dtype, kernel, progress))
     return measure_noise(runtime, progress=progress, **noise_data(rules))
 
 

@@ -11,9 +11,8 @@ import torch
 from compress.errors import UserError
 from compress.evaluation.identity import artifact_id, environment_record, model_record, versions
 from compress.evaluation.record_parts import EnvironmentRecord, ModelRecord
+from compress.evaluation.scoring_kernel import open_runtime
 from compress.runtime.protocol import Runtime
-from compress.runtime.sound import check_artifact
-from compress.runtime.transformers_backend import load
 
 if TYPE_CHECKING:
     from compress.evaluation.harness.endpoint import Endpoint
@@ -42,11 +41,13 @@ class Opened:
         )
 
 
-def open_model(path: str | Path, device: str, dtype: str) -> Opened:
+def open_model(path: str | Path, device: str, dtype: str, kernel: str) -> Opened:
     """Opens a model directory, an artifact (checked byte by byte, but for its earlier scores) or an address.
 
+    kernel: as `chosen_kernel` gives it; what answers at an address has its own.
+
     Raises:
-        UserError: no such model, server, device or dtype.
+        UserError: no such model, server, device or dtype, or a model that the engine does not compute with the kernel.
         IntegrityError: damaged files, or an artifact that was changed.
         WorkError: out of memory, or a server that fails.
     """
@@ -54,8 +55,7 @@ def open_model(path: str | Path, device: str, dtype: str) -> Opened:
 
     if is_endpoint(path):
         return _served(open_endpoint(str(path)))
-    check_artifact(path, scores=False)
-    runtime = load(path, device=device, dtype=dtype)
+    runtime = open_runtime(path, device, dtype, kernel)
     return Opened(runtime, model_record(runtime), environment_record(runtime), artifact_id(runtime.path))
 
 

@@ -239,7 +239,9 @@ def test_tasks_are_refused_before_a_model_is_loaded(
 def test_cost_is_measured_where_it_is_asked_for(tiny: Path, damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from compress.evaluation.costs import measure as cost
 
-    monkeypatch.setattr(cost, "Settings", lambda: Settings(new_tokens=3, batch_sizes=(1,), fresh=False))
+    monkeypatch.setattr(
+        cost, "Settings", lambda kernel: Settings(new_tokens=3, batch_sizes=(1,), fresh=False, kernel=kernel)
+    )
     alone = evaluate(tiny, cost=True, device="cpu")
     assert (alone.texts, alone.cost_baseline) == ([], None)
     assert alone.cost is not None

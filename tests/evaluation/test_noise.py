@@ -105,18 +105,18 @@ def test_the_threads_are_as_they_were(runtime: TransformersRuntime) -> None:
 
 def test_a_model_against_itself_passes_and_the_floor_is_reported(tiny: Path, text: Path, floor: NoiseRecord) -> None:
     keep_noise(floor)
-    verdict = gate(tiny, tiny, policy(text), device="cpu")
+    verdict = gate(tiny, tiny, policy(text), device="cpu", kernel="reference")
     assert verdict.verdict == "PASS"
     assert [g.estimate for g in verdict.gates] == [0.0, 1.0]
     assert verdict.noise == floor
-    assert gate(tiny, tiny, policy(text), device="cpu", noise=floor).noise == floor
+    assert gate(tiny, tiny, policy(text), device="cpu", noise=floor, kernel="reference").noise == floor
 
 
 def test_a_policy_below_the_floor_is_a_mistake(tiny: Path, text: Path, floor: NoiseRecord) -> None:
     keep_noise(floor)
     below = floor.values["kl_mean"].high / 2
     with pytest.raises(UserError, match=r"the gate kl allows .* less than the noise"):
-        gate(tiny, tiny, policy(text, kl=below), device="cpu")
+        gate(tiny, tiny, policy(text, kl=below), device="cpu", kernel="reference")
     refuse_policy_below(floor, policy(text))
     tight = {"int8": {"schemes": ["w8*"], "kl": {"max": below}}}
     gates = [{"id": "kl", "kind": "kl_mean", "max": 1.0}]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from compress.errors import UserError
 from compress.evaluation.gating.kinds import Degenerate, DeviceGate, GenerationIdentical
 from compress.evaluation.policy import Policy
+from compress.evaluation.record_parts import EnvironmentRecord
 from compress.evaluation.records import EvalRecord
 from compress.evaluation.text import DEFAULT, read_text
 from compress.evaluation.window_sizes import BLOCK_TOKENS
@@ -29,6 +30,7 @@ class Scoring:
 
     device: str = "auto"
     dtype: str = "auto"
+    kernel: str = "auto"
     cache_dir: str | Path | None = None
     progress: Progress | None = None
 
@@ -69,6 +71,13 @@ def score(
         cost=any(isinstance(gate, DeviceGate) for gate in policy.gate),
         **options,
     )
+
+
+def computed_with(environment: EnvironmentRecord, kernel: str) -> bool:
+    """Whether scores were computed with a kernel that is named, as `evaluate` takes it."""
+    if environment.runtime == "native":
+        return kernel == ("cpu-int8" if environment.kernel.endswith("-int8") else "cpu")
+    return kernel == {"gpu": "triton", "transformers": "reference"}.get(environment.runtime)
 
 
 def suite_of(policy: Policy, share: float = 1.0) -> Suite:

@@ -14,7 +14,7 @@ from compress.errors import IntegrityError, UserError
 from compress.evaluation.gating.comparable import compare
 from compress.evaluation.gating.comparison import Comparison
 from compress.evaluation.gating.kinds import DeviceGate
-from compress.evaluation.gating.scoring import Scoring, score, suite_of
+from compress.evaluation.gating.scoring import Scoring, computed_with, score, suite_of
 from compress.evaluation.policy import Policy
 from compress.evaluation.records import DataRecord, EvalRecord, parse_record, read_record
 from compress.evaluation.text import read_text
@@ -100,7 +100,7 @@ class _Wanted:
 def _records(wanted: _Wanted, policy: Policy, scoring: Scoring) -> tuple[EvalRecord, EvalRecord | None, bool]:
     """The candidate's record, the baseline's own where the two were not scored together, and whether work was done."""
     candidate, baseline = wanted.candidate, wanted.baseline
-    record = None if wanted.fresh else _existing(candidate, policy)
+    record = None if wanted.fresh else _existing(candidate, policy, scoring.kernel)
     if baseline is None:
         if record is None:
             raise UserError(f"{candidate} was not scored against a baseline, and none is given", "add --baseline MODEL")
@@ -113,7 +113,7 @@ def _records(wanted: _Wanted, policy: Policy, scoring: Scoring) -> tuple[EvalRec
         return record, alone, False
     if record is not None and _is(record, baseline):
         return record, None, False
-    own = None if wanted.lockstep else _own_record(baseline, policy)
+    own = None if wanted.lockstep else _own_record(baseline, policy, scoring.kernel)
     if record is not None and own is not None:
         return record, own, False
     if is_file(candidate):
@@ -126,14 +126,14 @@ def _records(wanted: _Wanted, policy: Policy, scoring: Scoring) -> tuple[EvalRec
     return wanted.score(baseline, policy, scoring), None, True
 
 
-def _existing(candidate: str | Path, policy: Policy) -> EvalRecord | None:
+def _existing(candidate: str | Path, policy: Policy, kernel: str) -> EvalRecord | None:
     """The candidate's record if it has one that serves; None if it has to be scored."""
     if is_file(candidate) or Path(candidate).suffix == ".json":
         return read_record(candidate)
-    return _own_record(candidate, policy, paired=True)
+    return _own_record(candidate, policy, kernel, paired=True)
 
 
-def _own_record(path: str | Path, policy: Policy, *, paired: bool = False) -> EvalRecord | None:
+def _own_record(path: str | Path, policy: Policy, kernel: str, *, paired: bool = False) -> EvalRecord | None:
     """The eval.json of an artifact, after its bytes were checked; None for other models, or if it does not serve."""
     from compress.artifact.reader import Artifact
     from compress.models.checkpoint import Checkpoint
@@ -152,6 +152,8 @@ def _own_record(path: str | Path, policy: Policy, *, paired: bool = False) -> Ev
     if record.artifact_id != artifact.artifact_id:
         raise IntegrityError(f"{where} belongs to another artifact", "score this one again with `compress eval`")
     if (paired and record.baseline is None) or not _serves(record, policy):
+        return None
+    if kernel != "auto" and not computed_with(record.environment, kernel):
         return None
     return record
 

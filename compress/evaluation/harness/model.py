@@ -7,8 +7,9 @@ the runtime plans batches over all requests at once and computes shared beginnin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import groupby
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -25,6 +26,8 @@ from compress.runtime.protocol import Runtime, SamplingParams
 DEFAULT_LENGTH = 2048
 DEFAULT_NEW_TOKENS = 256
 _REMEMBERED = 4096
+TOGETHER = 16
+"""Answers that a runtime gives together, where that changes none of them."""
 
 Pair = tuple[tuple[str, str], list[int], list[int]]
 
@@ -101,18 +104,28 @@ class RuntimeLM(TemplateLM):
         for number, request in enumerate(requests):
             keys.append(self._generation_key(request.args[0], request.args[1], number))
             answers.append(None if self._cache is None else self._cache.get(keys[-1]))
-        self._progress.begin("generating answers", sum(answer is None for answer in answers))
-        for number, key in enumerate(keys):
-            if answers[number] is None:
-                params = SamplingParams(**{**key["params"], "stop": tuple(key["params"]["stop"])})
-                given = self.runtime.generate([key["tokens"]], params)[0]
-                text = self.runtime.decode(given.token_ids)
+        missing = [number for number, answer in enumerate(answers) if answer is None]
+        self._progress.begin("generating answers", len(missing))
+        for numbers in self._together(missing, keys):
+            settings = keys[numbers[0]]["params"]
+            params = SamplingParams(**{**settings, "stop": tuple(settings["stop"])})
+            given = self.runtime.generate([keys[number]["tokens"] for number in numbers], params)
+            for number, answer in zip(numbers, given, strict=True):
+                text = self.runtime.decode(answer.token_ids)
                 answers[number] = postprocess_generated_text(text, list(params.stop), None)
                 if self._cache is not None:
-                    self._cache.put(key, answers[number])
+                    self._cache.put(keys[number], answers[number])
                 self._progress.advance()
         self._progress.end()
         return [str(answer) for answer in answers]
+
+    def _together(self, numbers: list[int], keys: list[dict[str, Any]]) -> Iterator[list[int]]:
+        """The requests in groups of equal parameters (drawn answers have seeds of their own), to be answered in one
+        call: of one each where an answer could depend on the others."""
+        most = TOGETHER if self.runtime.batched_generate and self.runtime.deterministic else 1
+        for _, alike in groupby(numbers, key=lambda number: keys[number]["params"]):
+            group = list(alike)
+            yield from (group[start : start + most] for start in range(0, len(group), most))
 
     def _generation_key(self, context: str, settings: dict[str, Any], number: int) -> dict[str, Any]:
         """What is asked for, as plain data: the context's tokens, cut on the left to leave room, and the parameters."""

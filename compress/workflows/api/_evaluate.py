@@ -23,6 +23,7 @@ def evaluate(
     seq_len: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    kernel: str = "auto",
     cost: bool = False,
     cache_dir: PathLike | None = None,
     trust_code: bool = False,
@@ -40,6 +41,8 @@ def evaluate(
         seq_len: Tokens per window; default 512, or the context where that is shorter.
         device: `auto`, `cpu` or `cuda`.
         dtype: Compute dtype of both; `auto` is float32 on a CPU.
+        kernel: What computes both: `cpu`, `cpu-int8` or `triton`, the engine's, which is deterministic then;
+            `reference`, transformers; `auto`, `cpu` where the engine computes both on a CPU, else `reference`.
         cost: Whether to measure load time, memory and speed too.
         cache_dir: Where finished answers are kept, so that a killed evaluation goes on; nowhere if None.
         trust_code: Whether to execute the Python scorers and programs that tasks name.
@@ -64,6 +67,7 @@ def evaluate(
         seq_len=seq_len,
         device=device,
         dtype=dtype,
+        kernel=kernel,
         cost=cost,
         cache_dir=cache_dir,
         trust_code=trust_code,

@@ -20,6 +20,7 @@ def gate(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    kernel: str = "auto",
     cache_dir: PathLike | None = None,
     progress: Progress | None = None,
 ) -> Verdict:
@@ -32,6 +33,7 @@ def gate(
         policy: A policy file, a packaged one by name, or a Policy; the packaged default if None.
         device: Where to score what has no scores.
         dtype: Compute dtype of that.
+        kernel: What computes it, as in `evaluate`; with `auto`, scores that are there are used whatever computed them.
         cache_dir: Where finished work is kept, so that a killed run goes on.
         progress: Where to report; nowhere if None.
 
@@ -40,4 +42,13 @@ def gate(
     """
     from compress.evaluation.gate import gate as run
 
-    return run(candidate, baseline, policy, device=device, dtype=dtype, cache_dir=cache_dir, progress=progress)
+    return run(
+        candidate,
+        baseline,
+        policy,
+        device=device,
+        dtype=dtype,
+        kernel=kernel,
+        cache_dir=cache_dir,
+        progress=progress,
+    )

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from compress.evaluation.harness import TaskScores, run_tasks
-from compress.evaluation.harness.model import RuntimeLM
+from compress.evaluation.harness.model import TOGETHER, RuntimeLM
+from compress.evaluation.scoring_kernel import open_runtime
 from compress.evaluation.suites import SuiteTask
 from compress.evaluation.text import split_documents
 from compress.runtime.transformers_backend import load
@@ -85,13 +86,36 @@ def test_rolling_perplexity_on_wikitext(packaged_model: Path, shared: Path) -> N
     assert ours == pytest.approx(theirs, rel=RELATIVE)
 
 
-def test_greedy_answers_are_those_of_lm_eval(packaged_model: Path) -> None:
+@pytest.mark.parametrize("kernel", ["cpu", "reference"])
+def test_greedy_answers_are_those_of_lm_eval(kernel: str, packaged_model: Path) -> None:
     settings = {"until": ["\n", "."], "max_gen_toks": 24, "do_sample": False}
     contexts = ["Once upon a time there was", "The king said to his daughter,", "She opened the door and"]
     requests = [request("generate_until", context, dict(settings)) for context in contexts]
-    ours = RuntimeLM(load(packaged_model, device="cpu")).generate_until(requests)
+    ours = RuntimeLM(open_runtime(packaged_model, "cpu", "auto", kernel)).generate_until(requests)
     assert ours == hf_model(packaged_model, 1).generate_until(requests, disable_tqdm=True)
     assert any(ours)
+
+
+def test_answers_are_given_together_where_that_changes_none(
+    packaged_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    greedy = {"until": ["\n"], "max_gen_toks": 6, "do_sample": False}
+    drawn = {"until": ["\n"], "max_gen_toks": 6, "do_sample": True, "temperature": 1.0}
+    contexts = [f"Once upon a time there were {count} " for count in range(TOGETHER + 3)]
+    requests = [request("generate_until", context, dict(greedy)) for context in contexts]
+    requests += [request("generate_until", context, dict(drawn)) for context in contexts[:3]]
+    runtime = open_runtime(packaged_model, "cpu", "auto", "cpu")
+    asked: list[int] = []
+    generate = runtime.generate
+    monkeypatch.setattr(
+        runtime, "generate", lambda prompts, params: asked.append(len(prompts)) or generate(prompts, params)
+    )
+    together = RuntimeLM(runtime).generate_until(requests)
+    assert asked == [TOGETHER, 3, 1, 1, 1]
+    asked.clear()
+    monkeypatch.setattr(runtime, "deterministic", False)
+    assert RuntimeLM(runtime).generate_until(requests) == together
+    assert asked == [1] * len(requests)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import compress
 from compress.errors import IntegrityError, UserError, WorkError
+from compress.evaluation.scoring_kernel import open_runtime
 from compress.runtime import loading, paged_backend
 from compress.runtime.protocol import SamplingParams
 from compress.schemes import FIXED_SCHEMES
@@ -140,6 +141,15 @@ def test_no_bit_depends_on_company_where_that_is_wanted(
 def test_determinism_that_transformers_cannot_give_is_refused(tiny: Callable[..., Path], device: str) -> None:
     with pytest.raises(UserError, match="deterministic products need the engine"):
         loading.load(tiny("gpt2"), device=device, deterministic=True)
+
+
+def test_scores_that_these_kernels_are_asked_for_are_deterministic(packed: Path, device: str) -> None:
+    runtime = open_runtime(packed, device, "float32", "triton")
+    assert (runtime.name, runtime.deterministic) == ("gpu", True)
+    rows = tiny_tokens(2, 9, seed=4)
+    assert torch.equal(runtime.score(rows)[1:], runtime.score(rows[1:]))
+    native = open_runtime(packed, "cpu", "auto", "cpu")
+    torch.testing.assert_close(runtime.score(rows).cpu(), native.score(rows), rtol=2e-4, atol=2e-4)
 
 
 def test_places_that_no_sequence_takes_change_nothing(plain: Path, opened: Open) -> None:
