@@ -7,14 +7,15 @@ Keys and values are kept in bfloat16, as llama.cpp keeps 16 bits of them. Reads 
 `new` is 0, else `new` steps of `batch` sequences from an empty cache, after a step that is not counted. Before it the
 same is done for a second, uncounted: a processor that has slept for some seconds is slow for the first tenths of one
 (measured: 200 instead of 300 tokens a second), and llama.cpp's tools are taken by the last of several runs. Tokens are
-random, as llama-bench's are: nothing is sampled. With `read` the answer has `"read"` too: bytes per second at which as
-many threads read memory, the mean of just before and just after.
+random, as llama-bench's are: nothing is sampled. With `read` the answer has `"read"` and `"usual"` too: bytes
+per second at which as many threads read memory just before and just after, by the best and by the median of five sums.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -85,9 +86,9 @@ def transformers(path: str, _kernel: str) -> tuple[Timed, dict[str, Any]]:
     return timed, {"kernels": ["torch bfloat16"], "bytes_per_token": read}
 
 
-def read_bandwidth() -> float:
-    """Bytes per second at which torch's threads read memory that no cache holds."""
-    found = bandwidth.read_bandwidth()
+def read_rates() -> list[float]:
+    """Bytes per second at which torch's threads read memory that no cache holds, several times."""
+    found = bandwidth.read_rates()
     if found is None:
         raise SystemExit("error: no memory to measure the bandwidth in")
     return found
@@ -109,8 +110,9 @@ def main() -> None:
         while time.monotonic() - started < WARM_SECONDS:
             timed(*work)
         if asked["read"]:
-            before, seconds, after = read_bandwidth(), timed(*work), read_bandwidth()
-            answer = {"seconds": seconds, "read": (before + after) / 2}
+            before, seconds, after = read_rates(), timed(*work), read_rates()
+            best, usual = ((of(before) + of(after)) / 2 for of in (max, statistics.median))
+            answer = {"seconds": seconds, "read": best, "usual": usual}
         else:
             answer = {"seconds": timed(*work)}
         print(json.dumps(answer), flush=True)

@@ -97,10 +97,11 @@ class Worker:
         """Tokens per second."""
         return case.tokens / float(self._asked(case, threads)["seconds"])
 
-    def rate_and_bandwidth(self, case: Case) -> tuple[float, float]:
-        """Tokens per second, and GB/s at which as many threads read memory just then."""
+    def rate_and_bandwidth(self, case: Case) -> tuple[float, dict[str, float]]:
+        """Tokens per second, and GB/s at which as many threads read memory just then, at best and usually."""
         answer = self._asked(case, case.threads, read=True)
-        return case.tokens / float(answer["seconds"]), float(answer["read"]) / 1e9
+        read = {f"{what}_gb_s": round(float(answer[what]) / 1e9, 1) for what in ("read", "usual")}
+        return case.tokens / float(answer["seconds"]), read
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -152,7 +153,7 @@ def one_round(
     before = machine.wait_until_quiet(arguments.patience, watch=0.5)
     busy, started = machine.busy_seconds(), time.monotonic()
     rates: dict[str, float] = {}
-    read: float | None = None
+    read: dict[str, float] = {}
     for name in turns:
         if name == "compress":
             spinner = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if case.busy else None
@@ -174,7 +175,7 @@ def one_round(
     # Everything that runs here is ours, on `threads` cores at most: what goes beyond that is others'.
     others = max(before, used - (2 if case.busy else case.threads), 0.0)
     found = {"rates": rates, "others_busy_cores": round(others, 3), "disturbed": others > DISTURBED_CORES}
-    return found if read is None else {**found, "read_gb_s": round(read, 1)}
+    return {**found, **read}
 
 
 def run(case: Case, arguments: argparse.Namespace, workers: dict[tuple[str, str, str], Worker]) -> dict[str, Any]:
@@ -211,14 +212,18 @@ def run(case: Case, arguments: argparse.Namespace, workers: dict[tuple[str, str,
         "rounds": rounds,
     }  # fmt: skip
     if case.reads_weights_alone:
-        shares = [r["rates"]["compress"] * ours.facts["bytes_per_token"] / 1e9 / r["read_gb_s"] for r in used]
-        result["share_of_bandwidth"] = round(statistics.median(shares), 3)
+        for share, bandwidth in (("share_of_bandwidth", "read_gb_s"), ("share_of_usual_bandwidth", "usual_gb_s")):
+            shares = [r["rates"]["compress"] * ours.facts["bytes_per_token"] / 1e9 / r[bandwidth] for r in used]
+            result[share] = round(statistics.median(shares), 3)
     return result
 
 
 def row(result: dict[str, Any]) -> str:
     rates = ", ".join(f"{name} {rate:.1f}" for name, rate in result["rates"].items())
-    share = f"{result['share_of_bandwidth']:.0%}" if "share_of_bandwidth" in result else ""
+    shares = [
+        result[f"share_of_{which}"] for which in ("bandwidth", "usual_bandwidth") if f"share_of_{which}" in result
+    ]
+    share = ", ".join(f"{one:.1%}" for one in shares)
     spread = f"{result['ratio']:.2f} ({result['ratio_least']:.2f} to {result['ratio_greatest']:.2f})"
     return f"| {result['case']} | {rates} | {spread} | {result['bar']} | {share} | {result['undisturbed']} |"
 
@@ -235,7 +240,8 @@ def main() -> None:
     arguments.models, workers = arguments.models.resolve(), {}
     kept = json.loads(arguments.json.read_text())["results"] if arguments.json and arguments.json.exists() else []
     results: dict[str, Any] = {result["case"]: result for result in kept}
-    print("| case | tokens/s | ratio to the best peer | bar | of bandwidth | quiet rounds |\n|---|---|---|---|---|---|")
+    print("| case | tokens/s | ratio to the best peer | bar | of bandwidth (best, usual) | quiet rounds |")
+    print("|---|---|---|---|---|---|")
     for case in (case for case in CASES if any(part in case.name for part in arguments.only)):
         wanted = [
             case.model,

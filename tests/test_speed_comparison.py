@@ -25,8 +25,8 @@ class FixedWorker:
     def rate(self, _case: Case, threads: int) -> float:
         return 30.0 * threads
 
-    def rate_and_bandwidth(self, case: Case) -> tuple[float, float]:
-        return 30.0 * case.threads, 0.5
+    def rate_and_bandwidth(self, case: Case) -> tuple[float, dict[str, float]]:
+        return 30.0 * case.threads, {"read_gb_s": 0.5, "usual_gb_s": 0.4}
 
 
 @pytest.fixture
@@ -49,6 +49,8 @@ def test_ratios_are_ours_over_theirs(arguments: argparse.Namespace) -> None:
     assert alone["rates"] == {"compress": 30.0, "Q4_0": 20.0}
     assert alone["ratio"] == alone["ratio_least"] == alone["ratio_greatest"] == 1.5
     assert alone["share_of_bandwidth"] == pytest.approx(30 * 0.01 / 0.5)
+    assert alone["share_of_usual_bandwidth"] == pytest.approx(30 * 0.01 / 0.4)
+    assert "60.0%, 75.0%" in vs_llama_cpp.row(alone)
     together = vs_llama_cpp.run(Case("batch", "tiny-w4", ("Q4_0",), 2.0, 2, batch=4), arguments, {})
     assert together["ratio"] == 60 / 12
     assert "share_of_bandwidth" not in together

@@ -17,12 +17,18 @@ def read_bandwidth(device: str = "cpu") -> float | None:
 
     None where there is no memory for the array.
     """
+    rates = read_rates(device)
+    return None if rates is None else max(rates)
+
+
+def read_rates(device: str = "cpu") -> list[float] | None:
+    """The same of each sum: the best is what the machine can do, the others are what it does besides other work."""
     cuda = device.startswith("cuda")
     try:
         data = torch.ones(BYTES // 4, dtype=torch.float32, device=device)
     except (RuntimeError, MemoryError):  # torch's out of memory is a RuntimeError
         return None
-    best = 0.0
+    rates = []
     for _ in range(SUMS):
         if cuda:
             torch.cuda.synchronize(device)
@@ -30,5 +36,5 @@ def read_bandwidth(device: str = "cpu") -> float | None:
         data.sum()
         if cuda:
             torch.cuda.synchronize(device)
-        best = max(best, data.nbytes / max(time.perf_counter() - started, 1e-9))
-    return best
+        rates.append(data.nbytes / max(time.perf_counter() - started, 1e-9))
+    return rates
