@@ -114,7 +114,7 @@ def evaluate_with_samples(
     scope = resolve(suite, data=data, tasks=tasks, max_tokens=max_tokens, seq_len=seq_len, cost=cost)
     wanted, keep = scope.suite, None if cache_dir is None else Path(cache_dir)
     _check_tasks(wanted.tasks, trust_code)
-    kernel = chosen_kernel(model, baseline, device, dtype, kernel, progress)
+    kernel = chosen_kernel([path for path in (model, baseline) if path is not None], device, dtype, kernel, progress)
     candidate = open_model(model, device, dtype, kernel)
     reference = None if baseline is None else open_model(baseline, device, dtype, kernel)
     if reference is not None:

@@ -163,7 +163,7 @@ def measure_floor(
     from compress.evaluation.scoring_kernel import chosen_kernel, open_runtime
 
     rules = _policy(policy)
-    runtime = open_runtime(baseline, device, dtype, chosen_kernel(baseline, None, device, dtype, kernel, progress))
+    runtime = open_runtime(baseline, device, dtype, chosen_kernel([baseline], device, dtype, kernel, progress))
     return measure_noise(runtime, progress=progress, **noise_data(rules))
 
 

@@ -12,7 +12,7 @@ from itertools import zip_longest
 
 from compress.artifact.canonical import sha256_json
 from compress.errors import UserError
-from compress.evaluation.kept_answers import Answer, Answering
+from compress.evaluation.kept_answers import Answering
 from compress.evaluation.record_parts import AnswerSample, GenerationRecord
 from compress.progress import NullProgress, Progress
 from compress.runtime.protocol import SamplingParams
@@ -41,14 +41,9 @@ def compare_generation(
         raise UserError("there are no prompts to generate from", "give at least one prompt")
     progress = progress or NullProgress()
     params = SamplingParams(max_tokens=max_tokens)
-    answers: list[Answer] = []
-    references: list[Answer] = []
     progress.begin("generating", len(prompts) * (1 if baseline is None else 2))
-    for prompt in prompts:
-        for model, given in ((candidate, answers), (baseline, references)):
-            if model is not None:
-                given.append(model.answer(prompt, params))
-                progress.advance()
+    answers = candidate.answers(prompts, params, progress)
+    references = [] if baseline is None else baseline.answers(prompts, params, progress)
     progress.end()
     degenerate = [int(is_degenerate(answer.token_ids)) for answer in answers]
     identical: list[int] | None = None

@@ -35,11 +35,12 @@ def _kl_sums(first: EvalRecord, second: EvalRecord, text: str | None) -> tuple[l
             f"{first.model.name} and {second.model.name} cannot be compared in KL: one was scored alone",
             "score both with `compress eval CANDIDATE --baseline BASELINE`",
         )
+    machine = second.environment.arithmetic()
     same = [
         ("baseline", a.digest, b.digest),
         ("tokens", ours.data.windows_sha256, theirs.data.windows_sha256),
         ("clusters", ours.clusters.tokens, theirs.clusters.tokens),
-        ("dtype", first.environment.dtype, second.environment.dtype),
+        *((field, value, machine[field]) for field, value in first.environment.arithmetic().items()),
     ]
     for what, this, that in same:
         if this != that:

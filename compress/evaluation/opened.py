@@ -42,13 +42,13 @@ class Opened:
 
 
 def open_model(path: str | Path, device: str, dtype: str, kernel: str) -> Opened:
-    """Opens a model directory, an artifact (checked byte by byte, but for its earlier scores) or an address.
+    """Opens a model directory, an artifact or an address.
 
-    kernel: as `chosen_kernel` gives it; what answers at an address has its own.
+    kernel: as `chosen_kernel` gives it, which has checked the files; what answers at an address has its own.
 
     Raises:
         UserError: no such model, server, device or dtype, or a model that the engine does not compute with the kernel.
-        IntegrityError: damaged files, or an artifact that was changed.
+        IntegrityError: damaged files.
         WorkError: out of memory, or a server that fails.
     """
     from compress.evaluation.harness.endpoint import is_endpoint, open_endpoint

@@ -86,6 +86,19 @@ class EnvironmentRecord(_Record):
     machine: str
     versions: dict[str, str]
 
+    def arithmetic(self) -> dict[str, str]:
+        """What changes the numbers of a model scored alone beyond their last bits: a native kernel without the
+        instruction set that it has on this processor."""
+        kernel = self.kernel
+        if self.runtime == "native":
+            kernel = "cpu-int8" if kernel.endswith("-int8") else "cpu"
+        return {"runtime": self.runtime, "kernel": kernel, "device": self.device, "dtype": self.dtype}
+
+    def scoring_kernel(self) -> str | None:
+        """What `--kernel` of `eval` and `gate` scores alike; None of what they do not score by, such as an address."""
+        named = {"native": self.arithmetic()["kernel"], "gpu": "triton", "transformers": "reference"}
+        return named.get(self.runtime)
+
 
 class TextRecord(_Record):
     """One text scored. `seconds`: the candidate's forward passes alone (information, never gated).

@@ -122,7 +122,9 @@ class Verdict(_Record):
     def noise_floor(self) -> str:
         """The noise floor in words, or how to measure it."""
         if self.noise is None:
-            return "not measured; `compress gate --noise-floor --baseline MODEL` measures it"
+            kernel = self.environment.scoring_kernel()
+            named = "" if kernel is None else f" --kernel {kernel}"
+            return f"not measured; `compress gate --noise-floor --baseline MODEL{named}` measures it"
         return self.noise.floor()
 
     def sealed(self) -> Verdict:

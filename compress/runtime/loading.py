@@ -176,6 +176,15 @@ def decide(checkpoint: Checkpoint, device: str = "auto", dtype: str = "auto", ke
     return Decision("native", f"{kind} decoders are computed from weights as they are stored", shape)
 
 
+def obstacle(checkpoint: Checkpoint) -> str | None:
+    """Why the engine does not compute a checkpoint, on whatever device; None if it does. Raises as `decide`."""
+    try:
+        _shape(checkpoint)
+    except Unsupported as error:
+        return str(error)
+    return None
+
+
 def _with_triton(checkpoint: Checkpoint, device: torch.device) -> Decision:
     if (reason := available.obstacle(device)) is not None:
         return Decision("transformers", f"there are no Triton kernels: {reason}")

@@ -18,7 +18,7 @@ from compress.runtime.continuations import Batch, Continuation, Likelihood, plan
 from compress.runtime.engine import Engine
 from compress.runtime.kv_cache import Scales, stored_scales
 from compress.runtime.memory import guarded
-from compress.runtime.paged_model import PagedModel
+from compress.runtime.paged_model import Chunk, PagedModel
 from compress.runtime.paged_trees import together, tree_logits
 from compress.runtime.sampling import not_finite
 from compress.runtime.scheduler import Request
@@ -78,10 +78,25 @@ class PagedRuntime(TextModel):
         self._check(token_ids)
         with guarded("scoring"), self._scoring():
             logits = torch.empty(*token_ids.shape, self.vocab_size, device=self.device)
-            for sequence, out in zip(token_ids.tolist(), logits, strict=True):
-                with self.model.pages.lend(len(sequence)) as pages:
-                    self.model.sequence(sequence, 0, pages, range(len(sequence)), out=out)
+            pool, length = self.model.pages, token_ids.shape[1]
+            room = pool.free // pool.pages_for(length)
+            together = max(1, min(self.model.step_tokens // length, room))
+            for rows, out in zip(token_ids.split(together), logits.split(together), strict=True):
+                self._score_rows(rows.tolist(), out)
             return logits
+
+    def _score_rows(self, rows: Sequence[Sequence[int]], out: Tensor) -> None:
+        """Logits of several rows of one length in one step, or of a single one in as many as it takes."""
+        length, pool = len(rows[0]), self.model.pages
+        each = pool.pages_for(length)
+        with pool.lend(len(rows) * each * pool.tokens) as pages:
+            if len(rows) == 1:
+                self.model.sequence(rows[0], 0, pages, range(length), out=out[0])
+                return
+            long = self.model.long(length)
+            own = [pages[i * each : (i + 1) * each] for i in range(len(rows))]
+            chunks = [Chunk(row, 0, mine, range(length), long) for row, mine in zip(rows, own, strict=True)]
+            out.copy_(self.model.step(chunks).view_as(out))
 
     @contextmanager
     def _scoring(self) -> Iterator[None]:

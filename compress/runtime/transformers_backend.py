@@ -1,7 +1,7 @@
 """The first back end: any causal language model that transformers knows, and every artifact, in dense arithmetic.
 
-Packed weights are decoded once, at load, to the values that the packed checkpoint stands for. That is right for scoring
-and slow for serving: memory and speed are those of the dense model, and `kernel` says so.
+Packed weights are decoded once, at load, to the values that the packed checkpoint stands for: the reference that other
+back ends are held to. Memory and speed are those of the dense model, and `kernel` says so.
 """
 
 from __future__ import annotations

@@ -74,6 +74,19 @@ def test_eval_writes_the_record_that_gate_reads(run: Callable, copy: Path, tmp_p
     assert (alone.json["baseline"], alone.json["model"]["quantized"]) == (None, False)
 
 
+def test_kernels_of_eval_and_gate(run: Callable, copy: Path, tmp_path: Path) -> None:
+    words = ("eval", copy, "--baseline", compress.default_model(), "--max-tokens", 2600, "--json")
+    environments = [run(*words, *more).json["environment"] for more in ((), ("--kernel", "reference"))]
+    assert [machine["runtime"] for machine in environments] == ["native", "transformers"]
+    (tmp_path / "gates.toml").write_text(
+        'version = 1\nmax_tokens = 2600\n[[gate]]\nid = "kl"\nkind = "kl_mean"\nmax = 100.0\n'
+    )
+    gated = ("gate", copy, "--baseline", compress.default_model(), "--policy", "gates.toml", "--json", "--kernel")
+    assert run(*gated, "cpu-int8").json["environment"]["kernel"].endswith("-int8")
+    assert "kernel 'fast' is not available" in run(*gated, "fast").refused(2)
+    assert "does not compute in bfloat16" in run(*words, "--kernel", "cpu", "--dtype", "bfloat16").refused(2)
+
+
 def test_scored_artifacts_say_how_exact_the_kernels_are(made: Path) -> None:
     (row,) = json.loads((made / "kernels.json").read_text())["products"]
     assert row["error"] < 1e-5

@@ -19,6 +19,7 @@ class TableRuntime:
     path = Path("table")
     device = "cpu"
     dtype = "float32"
+    batched_generate = deterministic = False
 
     def __init__(self, vocab: int = 300, seed: int = 0, *, context: int | None = 32, prefix: int | None = 299) -> None:
         self.table = torch.randn(vocab, vocab, generator=torch.Generator().manual_seed(seed)) * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,20 @@ import pytest
 import torch
 
 from compress.artifact.attach import attach_eval
-from compress.errors import UserError
+from compress.errors import IntegrityError, UserError
 from compress.evaluation.evaluate import evaluate
 from compress.evaluation.gate import gate, measure_floor
-from compress.evaluation.gating.scoring import computed_with
+from compress.evaluation.gating.scoring import Scoring
 from compress.evaluation.policy import Policy
-from compress.evaluation.records import EvalRecord
+from compress.evaluation.records import EvalRecord, write_record
 from compress.evaluation.scoring_kernel import chosen_kernel, open_runtime
 from compress.evaluation.suites import Suite, SuiteGeneration, SuiteTask, SuiteText
 from compress.pipeline import run
 from compress.recipe import Recipe
 from compress.runtime import transformers_backend
+from compress.runtime.continuations import Continuation, Likelihood
 from tests.evaluation.gate_records import environment
-from tests.tiny_models import tiny_model
+from tests.tiny_models import tiny_model, tiny_tokens
 
 RTN = Recipe.model_validate(
     {"stages": [{"method": "rtn", "scheme": {"bits": 4, "group_size": 32}, "kind": "quantize"}]}
@@ -93,15 +95,15 @@ def test_tasks_and_answers_are_those_of_the_reference(artifact: Path, tiny: Path
 def test_what_the_engine_does_not_compute_is_scored_in_transformers(
     neox: Path, tiny: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert chosen_kernel(tiny, None, "cpu", "auto", "auto") == "cpu"
-    assert chosen_kernel(tiny, neox, "cpu", "auto", "auto") == "reference"  # both alike
-    assert chosen_kernel(neox, "http://host/v1#m", "cpu", "auto", "auto") == "reference"
-    assert chosen_kernel("http://host/v1#m", tiny, "cpu", "auto", "auto") == "cpu"
-    assert chosen_kernel(tiny, None, "cpu", "bfloat16", "auto") == "reference"
+    assert chosen_kernel([tiny], "cpu", "auto", "auto") == "cpu"
+    assert chosen_kernel([tiny, neox], "cpu", "auto", "auto") == "reference"  # both alike
+    assert chosen_kernel([neox, "http://host/v1#m"], "cpu", "auto", "auto") == "reference"
+    assert chosen_kernel(["http://host/v1#m", tiny], "cpu", "auto", "auto") == "cpu"
+    assert chosen_kernel([tiny], "cpu", "bfloat16", "auto") == "reference"
     with monkeypatch.context() as patched:
         patched.setattr(transformers_backend, "chosen_device", lambda _: torch.device("cuda"))
-        assert chosen_kernel(tiny, None, "cuda", "auto", "auto") == "reference"
-        assert chosen_kernel(tiny, None, "cuda", "auto", "triton") == "triton"
+        assert chosen_kernel([tiny], "cuda", "auto", "auto") == "reference"
+        assert chosen_kernel([tiny], "cuda", "auto", "triton") == "triton"
     record = evaluate(neox, data=text, device="cpu")
     assert (record.environment.runtime, record.environment.kernel) == ("transformers", "dense")
     with pytest.raises(UserError, match="kernel 'cpu' does not score") as caught:
@@ -113,20 +115,28 @@ def test_what_the_engine_does_not_compute_is_scored_in_transformers(
         evaluate(tiny, data=text, device="cpu", kernel="fast")
 
 
-def test_a_packed_model_that_the_engine_leaves_is_told_of(neox: Path, tmp_path: Path) -> None:
+def test_a_packed_model_that_the_engine_leaves_is_told_of(
+    neox: Path, artifact: Path, tiny: Path, tmp_path: Path
+) -> None:
     told: list[str] = []
 
     class Told:
         def warn(self, message: str) -> None:
             told.append(message)
 
+    def chosen(*models: Path, dtype: str = "auto") -> str:
+        return chosen_kernel(models, "cpu", dtype, "auto", Told())  # type: ignore[arg-type]
+
     packed = run(RTN, model=neox, output=tmp_path / "packed").artifact.path
-    assert chosen_kernel(packed, neox, "cpu", "auto", "auto", Told()) == "reference"  # type: ignore[arg-type]
-    (message,) = told
-    assert message.startswith("scored in transformers, on decoded weights: ")
-    told.clear()
-    assert chosen_kernel(neox, None, "cpu", "auto", "auto", Told()) == "reference"  # type: ignore[arg-type]
-    assert told == []
+    for models, named in (((packed, neox), packed), ((artifact, neox), neox)):
+        assert chosen(*models) == "reference"
+        said = told.pop()
+        assert said.startswith(f"scored in transformers, on decoded weights: {named.name}: models of type gpt_neox are")
+        assert "stay packed" not in said
+    assert chosen(artifact, dtype="bfloat16") == "reference"
+    assert told.pop().endswith("the engine does not compute in bfloat16")
+    assert chosen(neox) == chosen(tiny, neox) == "reference"
+    assert told == []  # nothing is decoded
 
 
 @pytest.mark.parametrize("family", ENGINE_FAMILIES)
@@ -144,12 +154,21 @@ def test_models_are_recorded_alike(family: str, tmp_path: Path) -> None:
     )
 
 
+def policy_on(text: Path, kind: str = "kl_mean", limit: str = "max", **changed: Any) -> Policy:
+    gates = [{"id": "g", "kind": kind, limit: 100.0}]
+    return Policy.model_validate({"version": 1, "data": str(text), "gate": gates, **changed})
+
+
+@pytest.fixture
+def record_file(record: EvalRecord, tmp_path: Path) -> Path:
+    """Scores of a damaged model, by the engine."""
+    write_record(record, tmp_path / "scored.json")
+    return tmp_path / "scored.json"
+
+
 def test_a_gate_takes_scores_of_the_kernel_that_is_named(
-    artifact: Path, tiny: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+    artifact: Path, tiny: Path, text: Path, record_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policy = Policy.model_validate(
-        {"version": 1, "data": str(text), "gate": [{"id": "kl", "kind": "kl_mean", "max": 100.0}]}
-    )
     attach_eval(artifact, evaluate(artifact, tiny, data=text, device="cpu").model_dump(mode="json"))
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -157,21 +176,106 @@ def test_a_gate_takes_scores_of_the_kernel_that_is_named(
 
     monkeypatch.setattr("compress.evaluation.gating.sources.score", refuse)
     for kernel in ("auto", "cpu"):
-        assert gate(artifact, tiny, policy, device="cpu", kernel=kernel).verdict == "PASS"
+        assert gate(artifact, tiny, policy_on(text), device="cpu", kernel=kernel).verdict == "PASS"
+        assert gate(record_file, policy=policy_on(text), kernel=kernel).verdict == "PASS"
     for kernel in ("cpu-int8", "triton", "reference"):
         with pytest.raises(AssertionError, match="scored again"):
-            gate(artifact, tiny, policy, device="cpu", kernel=kernel)
+            gate(artifact, tiny, policy_on(text), device="cpu", kernel=kernel)
+        for candidate in (artifact, record_file):
+            with pytest.raises(UserError, match=f"are by cpu-.*, not by --kernel {kernel}"):
+                gate(candidate, policy=policy_on(text), kernel=kernel)
+
+
+@pytest.mark.parametrize("kernel", ["cpu", "cpu-int8", "reference"])
+def test_a_candidate_is_scored_as_the_file_of_its_baseline_was(
+    kernel: str, artifact: Path, tiny: Path, text: Path, tmp_path: Path
+) -> None:
+    policy, base = policy_on(text, "ppl_ratio", "max_increase"), tmp_path / "base.json"
+    write_record(evaluate(tiny, data=text, device="cpu", kernel=kernel), base)
+    verdict = gate(artifact, base, policy, device="cpu")
+    assert (verdict.verdict, verdict.environment.scoring_kernel()) == ("PASS", kernel)
+    attach_eval(artifact, evaluate(artifact, data=text, device="cpu", kernel="reference").model_dump(mode="json"))
+    again = gate(artifact, base, policy, device="cpu")
+    assert (again.verdict, again.environment.scoring_kernel()) == ("PASS", kernel)
+
+
+def test_own_scores_of_two_kernels_are_not_compared(artifact: Path, tiny: Path, text: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(artifact, tmp_path / "other"))
+    for path, kernel in ((artifact, "auto"), (other, "reference")):
+        attach_eval(path, evaluate(path, tiny, data=text, device="cpu", kernel=kernel).model_dump(mode="json"))
+    policy = policy_on(text, "ppl_ratio", "max_increase", allow_identical=True)
+    verdict = gate(artifact, other, policy, device="cpu")  # the same weights, scored anew and together
+    assert (verdict.verdict, verdict.gates[0].estimate) == ("PASS", 0.0)
+    assert verdict.environment.scoring_kernel() == "cpu"
+
+
+def test_several_baselines_are_scored_with_one_kernel(
+    artifact: Path, tiny: Path, neox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Scoring(device="cpu").for_all([artifact, tiny]).kernel == "cpu"
+    assert Scoring(device="cpu").for_all([artifact, tiny, neox]).kernel == "reference"
+
+    def asked(_candidate: Path, baseline: Path | None, _policy: Policy, scoring: Scoring, _share: float) -> None:
+        raise AssertionError(f"{baseline == tiny} {scoring.kernel}")
+
+    monkeypatch.setattr("compress.evaluation.gating.sources.score", asked)
+    with pytest.raises(AssertionError, match="True reference"):
+        gate(artifact, {"root": tiny, "other": neox}, device="cpu")
+
+
+def test_a_changed_artifact_is_found_before_it_is_looked_at(artifact: Path, tiny: Path, text: Path) -> None:
+    config = artifact / "config.json"
+    config.write_text(config.read_text().replace('"llama"', '"lama"'))
+    for kernel in ("auto", "cpu", "reference"):
+        with pytest.raises(IntegrityError):
+            evaluate(artifact, tiny, data=text, device="cpu", kernel=kernel)
+
+
+def test_likelihoods_are_the_same_alone_and_together(artifact: Path) -> None:
+    runtime = open_runtime(artifact, "cpu", "auto", "cpu")
+    beginning = tiny_tokens(1, 20, seed=1)[0].tolist()
+    ends = [tiny_tokens(1, 3 + i, seed=2 + i)[0].tolist() for i in range(6)]
+    requests = [Continuation((*beginning, *end), 20) for end in ends] + [Continuation(tuple(ends[-1]), 1)]
+
+    def scored(asked: list[Continuation]) -> dict[int, Likelihood]:
+        found: dict[int, Likelihood] = {}
+        for batch in runtime.plan_continuations(asked):
+            found.update(zip(batch.requests, runtime.score_continuations(batch), strict=True))
+        return found
+
+    together = scored(requests)
+    assert len(runtime.plan_continuations(requests)) < len(requests)
+    assert [scored([request])[0] for request in requests] == [together[i] for i in range(len(requests))]
+
+
+def test_a_text_of_the_whole_context_is_scored(tmp_path: Path) -> None:
+    path = tiny_model("llama", tmp_path / "long", max_position_embeddings=40_000, num_hidden_layers=1)
+    runtime = open_runtime(path, "cpu", "auto", "cpu")
+    assert runtime.context_length == 40_000
+    assert runtime.score(tiny_tokens(1, 33_000)).shape[1] == 33_000
 
 
 @pytest.mark.parametrize(
     ("runtime", "kernel", "named"),
     [
-        ("native", "cpu-avx512vnni", "cpu"),
-        ("native", "cpu-avx512vnni-int8", "cpu-int8"),
+        ("native", "cpu-avx512bf16", "cpu"),
+        ("native", "cpu-avx2", "cpu"),
+        ("native", "cpu-avx2-int8", "cpu-int8"),
         ("gpu", "triton", "triton"),
         ("transformers", "dense", "reference"),
+        ("endpoint", "remote", None),
     ],
 )
-def test_a_record_says_what_computed_it(runtime: str, kernel: str, named: str) -> None:
+def test_a_record_says_what_computed_it(runtime: str, kernel: str, named: str | None) -> None:
     record = environment(runtime=runtime, kernel=kernel)
-    assert [name for name in ("cpu", "cpu-int8", "triton", "reference") if computed_with(record, name)] == [named]
+    assert record.scoring_kernel() == named
+    other = environment(runtime=runtime, kernel=kernel.replace("avx2", "avx512bf16"))
+    assert other.arithmetic() == record.arithmetic()  # an instruction set changes the last bits alone
+    for each in ("cpu", "cpu-int8", "triton", "reference"):
+        assert Scoring(kernel=each).takes(record) == (each == named)
+    assert Scoring().takes(record)
+
+
+def test_the_floor_that_is_missing_is_named_with_its_kernel(artifact: Path, tiny: Path, text: Path) -> None:
+    verdict = gate(artifact, tiny, policy_on(text), device="cpu", kernel="reference")
+    assert verdict.noise_floor().endswith("--baseline MODEL --kernel reference` measures it")

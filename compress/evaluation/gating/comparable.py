@@ -9,8 +9,7 @@ from compress.evaluation.gating.comparison import Comparison
 from compress.evaluation.records import EvalRecord, ModelRecord
 from compress.evaluation.same_tokenizer import require_same_tokenizer
 
-ARITHMETIC = ("runtime", "kernel", "device", "dtype")
-"""Fields of the environment that change the numbers of a model scored alone."""
+_SHOWN = 40  # letters of a value that an error repeats
 
 
 def compare(
@@ -42,17 +41,18 @@ def compare(
 def _check(record: EvalRecord, alone: EvalRecord, *, arithmetic: bool) -> None:
     for what, ours, theirs in _pairs(record, alone, arithmetic):
         if ours != theirs:
+            values = f": {ours} and {theirs}" if max(len(str(ours)), len(str(theirs))) <= _SHOWN else ""
             raise IntegrityError(
-                f"the records of {record.model.name} and {alone.model.name} cannot be compared: another {what}",
-                "score both on the same data with the same settings, or give the two models",
+                f"the records of {record.model.name} and {alone.model.name} cannot be compared: another {what}{values}",
+                "score both on the same data with the same settings (--kernel too), or give the two models",
             )
 
 
 def _pairs(record: EvalRecord, alone: EvalRecord, arithmetic: bool) -> Iterator[tuple[str, object, object]]:
     yield "tokenizer", record.model.tokenizer_sha256, alone.model.tokenizer_sha256
     if arithmetic:
-        ours, theirs = record.environment, alone.environment
-        yield from ((field, getattr(ours, field), getattr(theirs, field)) for field in ARITHMETIC)
+        theirs = alone.environment.arithmetic()
+        yield from ((field, value, theirs[field]) for field, value in record.environment.arithmetic().items())
     texts = {text.data.name: text for text in alone.texts}
     for text in record.texts:
         if text.data.name in texts:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import torch
 
     from compress.progress import Progress
+    from compress.runtime.continuations import Batch, Likelihood
     from compress.runtime.protocol import Generation, Runtime, SamplingParams
 
 ROWS = (1, 3)
@@ -40,7 +41,7 @@ MARGIN = 2.0
 
 
 class Varied:
-    """A runtime that scores `rows` windows at a time on `threads` threads, whatever it is given; all else as it was."""
+    """A runtime that scores `rows` windows at a time, whatever it is given, and does all on `threads` threads."""
 
     def __init__(self, inner: Runtime, rows: int, threads: int) -> None:
         self._inner, self._rows, self._threads = inner, rows, threads
@@ -54,6 +55,11 @@ class Varied:
 
         with _threads(self._threads):
             return torch.cat([self._inner.score(part) for part in token_ids.split(self._rows)])
+
+    def score_continuations(self, batch: Batch) -> list[Likelihood]:
+        """The inner runtime's likelihoods."""
+        with _threads(self._threads):
+            return self._inner.score_continuations(batch)
 
     def generate(self, prompts: Sequence[str], params: SamplingParams) -> list[Generation]:
         """The inner runtime's answers."""

@@ -57,8 +57,7 @@ class NoiseRecord(_Record):
 def noise_key(digest: str, environment: EnvironmentRecord) -> str:
     """Hash of a model and of all in an environment that changes its arithmetic."""
     versions = {name: environment.versions.get(name) for name in ("torch", "transformers", "compress")}
-    fields = ("runtime", "kernel", "device", "dtype", "machine")
-    return sha256_json([digest, {field: getattr(environment, field) for field in fields}, versions])
+    return sha256_json([digest, {**environment.arithmetic(), "machine": environment.machine}, versions])
 
 
 def write_noise(record: NoiseRecord, path: Path) -> None:

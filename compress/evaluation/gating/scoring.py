@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,22 @@ class Scoring:
     kernel: str = "auto"
     cache_dir: str | Path | None = None
     progress: Progress | None = None
+
+    def takes(self, environment: EnvironmentRecord) -> bool:
+        """Whether scores that were computed so serve: any, unless a kernel is named."""
+        return self.kernel in ("auto", environment.scoring_kernel())
+
+    def like(self, environment: EnvironmentRecord) -> Scoring:
+        """To be compared with scores that were computed so."""
+        named = environment.scoring_kernel()
+        return self if self.kernel != "auto" or named is None else dataclasses.replace(self, kernel=named)
+
+    def for_all(self, models: Sequence[str | Path]) -> Scoring:
+        """All of `models` are scored alike, whichever of them are scored together."""
+        from compress.evaluation.scoring_kernel import chosen_kernel
+
+        kernel = chosen_kernel(models, self.device, self.dtype, self.kernel, self.progress)
+        return dataclasses.replace(self, kernel=kernel)
 
 
 def score(
@@ -71,13 +88,6 @@ def score(
         cost=any(isinstance(gate, DeviceGate) for gate in policy.gate),
         **options,
     )
-
-
-def computed_with(environment: EnvironmentRecord, kernel: str) -> bool:
-    """Whether scores were computed with a kernel that is named, as `evaluate` takes it."""
-    if environment.runtime == "native":
-        return kernel == ("cpu-int8" if environment.kernel.endswith("-int8") else "cpu")
-    return kernel == {"gpu": "triton", "transformers": "reference"}.get(environment.runtime)
 
 
 def suite_of(policy: Policy, share: float = 1.0) -> Suite:

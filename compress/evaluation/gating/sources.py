@@ -14,7 +14,7 @@ from compress.errors import IntegrityError, UserError
 from compress.evaluation.gating.comparable import compare
 from compress.evaluation.gating.comparison import Comparison
 from compress.evaluation.gating.kinds import DeviceGate
-from compress.evaluation.gating.scoring import Scoring, computed_with, score, suite_of
+from compress.evaluation.gating.scoring import Scoring, score, suite_of
 from compress.evaluation.policy import Policy
 from compress.evaluation.records import DataRecord, EvalRecord, parse_record, read_record
 from compress.evaluation.text import read_text
@@ -63,12 +63,15 @@ def gather(
     scored = False
     text: str | None = None
     sides: Mapping[str, str | Path | None] = baselines or {FIRST: None}
+    models = tuple(path for path in (candidate, *baselines.values()) if not is_file(path))
     for name, baseline in sides.items():
         first = not found
         lockstep = any(
             gate.lockstep for gate in policy.gate if gate.baseline == name or (first and gate.baseline is None)
         )
-        record, alone, made = _records(_Wanted(candidate, baseline, lockstep, share, fresh, may_score), policy, scoring)
+        record, alone, made = _records(
+            _Wanted(candidate, baseline, models, lockstep, share, fresh, may_score), policy, scoring
+        )
         on = check_data(record, policy, share if made else 1.0)
         found[name] = compare(record, alone, name=name, allow_identical=policy.allow_identical)
         if first:
@@ -78,10 +81,12 @@ def gather(
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """One comparison to be made. `lockstep`: a gate needs both models scored together."""
+    """One comparison to be made. `models`: all that the gate compares. `lockstep`: a gate needs both models scored
+    together."""
 
     candidate: str | Path
     baseline: str | Path | None
+    models: tuple[str | Path, ...]
     lockstep: bool
     share: float
     fresh: bool
@@ -94,13 +99,20 @@ class _Wanted:
                 f"{self.candidate} has no scores against {self.baseline} that serve this policy",
                 "score it first: `compress eval CANDIDATE --baseline BASELINE`, or give its eval.json",
             )
-        return score(self.candidate, baseline, policy, scoring, self.share)
+        return score(self.candidate, baseline, policy, scoring.for_all(self.models), self.share)
 
 
 def _records(wanted: _Wanted, policy: Policy, scoring: Scoring) -> tuple[EvalRecord, EvalRecord | None, bool]:
     """The candidate's record, the baseline's own where the two were not scored together, and whether work was done."""
     candidate, baseline = wanted.candidate, wanted.baseline
-    record = None if wanted.fresh else _existing(candidate, policy, scoring.kernel)
+    record = None if wanted.fresh else _existing(candidate, policy)
+    if record is not None and not scoring.takes(record.environment):
+        if baseline is None or is_file(candidate):
+            raise UserError(
+                f"the scores of {candidate} are by {record.environment.kernel}, not by --kernel {scoring.kernel}",
+                "leave --kernel out, or give the model itself and --baseline MODEL",
+            )
+        record = None
     if baseline is None:
         if record is None:
             raise UserError(f"{candidate} was not scored against a baseline, and none is given", "add --baseline MODEL")
@@ -108,13 +120,13 @@ def _records(wanted: _Wanted, policy: Policy, scoring: Scoring) -> tuple[EvalRec
         return record, None, False
     if is_file(baseline):
         alone = read_record(baseline)
-        if record is None:
-            return wanted.score(None, policy, scoring), alone, True
+        if record is None or not (is_file(candidate) or _alike(record, alone)):
+            return wanted.score(None, policy, scoring.like(alone.environment)), alone, True
         return record, alone, False
     if record is not None and _is(record, baseline):
         return record, None, False
-    own = None if wanted.lockstep else _own_record(baseline, policy, scoring.kernel)
-    if record is not None and own is not None:
+    own = None if wanted.lockstep else _own_record(baseline, policy)
+    if record is not None and own is not None and _alike(record, own):
         return record, own, False
     if is_file(candidate):
         assert record is not None
@@ -126,14 +138,20 @@ def _records(wanted: _Wanted, policy: Policy, scoring: Scoring) -> tuple[EvalRec
     return wanted.score(baseline, policy, scoring), None, True
 
 
-def _existing(candidate: str | Path, policy: Policy, kernel: str) -> EvalRecord | None:
+def _alike(record: EvalRecord, alone: EvalRecord) -> bool:
+    """Whether a record can be compared with one of the baseline alone, as far as arithmetic goes."""
+    paired = record.baseline is not None and record.baseline.digest == alone.model.digest
+    return paired or record.environment.arithmetic() == alone.environment.arithmetic()
+
+
+def _existing(candidate: str | Path, policy: Policy) -> EvalRecord | None:
     """The candidate's record if it has one that serves; None if it has to be scored."""
     if is_file(candidate) or Path(candidate).suffix == ".json":
         return read_record(candidate)
-    return _own_record(candidate, policy, kernel, paired=True)
+    return _own_record(candidate, policy, paired=True)
 
 
-def _own_record(path: str | Path, policy: Policy, kernel: str, *, paired: bool = False) -> EvalRecord | None:
+def _own_record(path: str | Path, policy: Policy, *, paired: bool = False) -> EvalRecord | None:
     """The eval.json of an artifact, after its bytes were checked; None for other models, or if it does not serve."""
     from compress.artifact.reader import Artifact
     from compress.models.checkpoint import Checkpoint
@@ -152,8 +170,6 @@ def _own_record(path: str | Path, policy: Policy, kernel: str, *, paired: bool =
     if record.artifact_id != artifact.artifact_id:
         raise IntegrityError(f"{where} belongs to another artifact", "score this one again with `compress eval`")
     if (paired and record.baseline is None) or not _serves(record, policy):
-        return None
-    if kernel != "auto" and not computed_with(record.environment, kernel):
         return None
     return record
 

@@ -19,6 +19,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from compress.errors import UserError
 from compress.evaluation.harness.cache import ResponseCache
+from compress.evaluation.together import in_groups
 from compress.progress import NullProgress, Progress
 from compress.runtime.continuations import Continuation, Likelihood
 from compress.runtime.protocol import Runtime, SamplingParams
@@ -26,8 +27,6 @@ from compress.runtime.protocol import Runtime, SamplingParams
 DEFAULT_LENGTH = 2048
 DEFAULT_NEW_TOKENS = 256
 _REMEMBERED = 4096
-TOGETHER = 16
-"""Answers that a runtime gives together, where that changes none of them."""
 
 Pair = tuple[tuple[str, str], list[int], list[int]]
 
@@ -119,13 +118,11 @@ class RuntimeLM(TemplateLM):
         self._progress.end()
         return [str(answer) for answer in answers]
 
-    def _together(self, numbers: list[int], keys: list[dict[str, Any]]) -> Iterator[list[int]]:
-        """The requests in groups of equal parameters (drawn answers have seeds of their own), to be answered in one
-        call: of one each where an answer could depend on the others."""
-        most = TOGETHER if self.runtime.batched_generate and self.runtime.deterministic else 1
+    def _together(self, numbers: list[int], keys: list[dict[str, Any]]) -> Iterator[Sequence[int]]:
+        """The requests in groups to be answered in one call, of equal parameters: drawn answers have seeds of their
+        own."""
         for _, alike in groupby(numbers, key=lambda number: keys[number]["params"]):
-            group = list(alike)
-            yield from (group[start : start + most] for start in range(0, len(group), most))
+            yield from in_groups(list(alike), self.runtime)
 
     def _generation_key(self, context: str, settings: dict[str, Any], number: int) -> dict[str, Any]:
         """What is asked for, as plain data: the context's tokens, cut on the left to leave room, and the parameters."""

@@ -131,13 +131,13 @@ def _names(names: Sequence[str]) -> list[str]:
 
 
 def _best(records: Sequence[EvalRecord], texts: Sequence[TextRecord | None]) -> list[bool | None]:
-    """For each record whether none with the same tokens and baseline is as small and as good."""
+    """For each record whether none with the same tokens, baseline and arithmetic is as small and as good."""
     found: list[bool | None] = [None] * len(records)
-    groups: dict[tuple[str, str], dict[int, tuple[float, float]]] = {}
+    groups: dict[tuple[str, ...], dict[int, tuple[float, float]]] = {}
     for i, (record, text) in enumerate(zip(records, texts, strict=True)):
         size, loss = record.model.weights_bytes, None if text is None else text.summary.kl_mean
         if record.baseline is not None and text is not None and size is not None and loss is not None:
-            key = (record.baseline.digest, text.data.windows_sha256)
+            key = (record.baseline.digest, text.data.windows_sha256, *record.environment.arithmetic().values())
             groups.setdefault(key, {})[i] = (float(size), loss.estimate)
     for members in groups.values():
         for i, flag in zip(members, best_for_size(list(members.values())), strict=True):

@@ -92,7 +92,7 @@ def line_of(verdict: Verdict, commit: str, release: str | None = None) -> Histor
 
 def environment_sha256(environment: EnvironmentRecord) -> str:
     """Hash of all in an environment that changes the numbers. The number of threads does not."""
-    return sha256_json(environment.model_dump(mode="json", exclude={"threads"}))
+    return sha256_json({**environment.model_dump(mode="json", exclude={"threads"}), **environment.arithmetic()})
 
 
 def append_history(directory: str | Path, line: HistoryLine) -> bool:

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from compress.evaluation.harness import TaskScores, run_tasks
-from compress.evaluation.harness.model import TOGETHER, RuntimeLM
+from compress.evaluation.harness.model import RuntimeLM
 from compress.evaluation.scoring_kernel import open_runtime
 from compress.evaluation.suites import SuiteTask
 from compress.evaluation.text import split_documents
+from compress.evaluation.together import TOGETHER
 from compress.runtime.transformers_backend import load
 from tests.evaluation.harness.reference import hf_model, hf_samples, request
 
