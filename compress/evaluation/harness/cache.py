@@ -1,9 +1,10 @@
 """What a model answered, kept on disk batch by batch, so that a killed evaluation goes on where it was.
 
 One append-only file per model and circumstances, its name the hash of all that decides an answer besides the request;
-so two models never share one. An entry's key hashes the tokens of the whole batch, because what transformers computes together
-decides its last bits: a resumed run gives exactly what an uninterrupted one gives. A batch is written in one piece and
-is on disk before the next begins. A line that a crash cut short fails its checksum and is as if it were not there.
+so two models never share one. An entry's key hashes the tokens of the whole batch, because what transformers computes
+together decides its last bits: a resumed run gives exactly what an uninterrupted one gives. A batch is written in one
+piece and is on disk before the next begins. A line that a crash cut short fails its checksum and is as if it were not
+there.
 """
 
 from __future__ import annotations
