@@ -6,6 +6,7 @@ import ctypes
 import gc
 import logging
 import os
+import sys
 import warnings
 
 from compress.commands import _debug
@@ -57,8 +58,10 @@ def import_models() -> None:
     """Imports what models need without collecting garbage meanwhile, and exempts it from later collections.
 
     Nearly every object that these imports make lives as long as the process; looking through them again and again takes
-    a fifth of the start.
+    a fifth of the start. Only once in a process: what a command has left behind is garbage, and would stay.
     """
+    if "compress.runtime.loading" in sys.modules:
+        return
     gc.disable()
     try:
         import compress.pipeline

@@ -212,8 +212,9 @@ def test_own_scores_of_two_kernels_are_not_compared(artifact: Path, tiny: Path, 
 def test_several_baselines_are_scored_with_one_kernel(
     artifact: Path, tiny: Path, neox: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert Scoring(device="cpu").for_all([artifact, tiny]).kernel == "cpu"
+    assert Scoring(device="cpu").for_all([artifact, tiny, tiny]).kernel == "cpu"
     assert Scoring(device="cpu").for_all([artifact, tiny, neox]).kernel == "reference"
+    assert Scoring(device="cpu", kernel="cpu-int8").for_all([artifact, tiny, neox]).kernel == "cpu-int8"
 
     def asked(_candidate: Path, baseline: Path | None, _policy: Policy, scoring: Scoring, _share: float) -> None:
         raise AssertionError(f"{baseline == tiny} {scoring.kernel}")

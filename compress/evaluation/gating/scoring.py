@@ -45,9 +45,11 @@ class Scoring:
         return self if self.kernel != "auto" or named is None else dataclasses.replace(self, kernel=named)
 
     def for_all(self, models: Sequence[str | Path]) -> Scoring:
-        """All of `models` are scored alike, whichever of them are scored together."""
+        """All of `models` are scored alike, whichever two of them are scored together."""
         from compress.evaluation.scoring_kernel import chosen_kernel
 
+        if self.kernel != "auto" or len(models) <= 2:  # `evaluate` sees to two of them
+            return self
         kernel = chosen_kernel(models, self.device, self.dtype, self.kernel, self.progress)
         return dataclasses.replace(self, kernel=kernel)
 
