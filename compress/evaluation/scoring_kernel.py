@@ -57,8 +57,8 @@ def chosen_kernel(
 def open_runtime(path: str | Path, device: str, dtype: str, kernel: str) -> Runtime:
     """A model or an artifact, loaded to be scored.
 
-    kernel: as `chosen_kernel` gives it; all but `reference` are the engine's, which is then deterministic, and has room
-    for a text of the whole context.
+    kernel: as `chosen_kernel` gives it; all but `reference` are the engine's, which is then deterministic, and on a CPU
+    has room for a text of the whole context.
 
     Raises:
         UserError: no such model, device or dtype, or a model that the engine does not compute with this kernel.
@@ -75,7 +75,9 @@ def open_runtime(path: str | Path, device: str, dtype: str, kernel: str) -> Runt
     if decision.backend not in ENGINES or decision.shape is None:
         raise UserError(f"kernel {kernel!r} does not score {path}: {decision.reason}", "use --kernel reference")
     context = decision.shape.config.max_position_embeddings
-    room = None if kernel == "triton" else max(context, default_cache_tokens(context))  # taken as it is needed
+    room = min(max(context, default_cache_tokens(context)), loading.MOST_CACHE_TOKENS)  # taken as it is needed
+    if kernel == "triton":
+        room = None  # taken at load
     return loading.load(path, device=device, dtype=dtype, kernel=kernel, cache_tokens=room, deterministic=True)
 
 

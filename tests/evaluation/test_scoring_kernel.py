@@ -182,21 +182,32 @@ def test_a_gate_takes_scores_of_the_kernel_that_is_named(
         with pytest.raises(AssertionError, match="scored again"):
             gate(artifact, tiny, policy_on(text), device="cpu", kernel=kernel)
         for candidate in (artifact, record_file):
-            with pytest.raises(UserError, match=f"are by cpu-.*, not by --kernel {kernel}"):
+            with pytest.raises(UserError, match=f"are by kernel cpu, not by --kernel {kernel}"):
                 gate(candidate, policy=policy_on(text), kernel=kernel)
 
 
 @pytest.mark.parametrize("kernel", ["cpu", "cpu-int8", "reference"])
 def test_a_candidate_is_scored_as_the_file_of_its_baseline_was(
-    kernel: str, artifact: Path, tiny: Path, text: Path, tmp_path: Path
+    kernel: str, artifact: Path, tiny: Path, damaged: Path, text: Path, tmp_path: Path
 ) -> None:
     policy, base = policy_on(text, "ppl_ratio", "max_increase"), tmp_path / "base.json"
     write_record(evaluate(tiny, data=text, device="cpu", kernel=kernel), base)
     verdict = gate(artifact, base, policy, device="cpu")
     assert (verdict.verdict, verdict.environment.scoring_kernel()) == ("PASS", kernel)
-    attach_eval(artifact, evaluate(artifact, data=text, device="cpu", kernel="reference").model_dump(mode="json"))
+    other = "cpu" if kernel == "reference" else "reference"
+    attached = evaluate(artifact, damaged, data=text, device="cpu", kernel=other)  # against another model
+    attach_eval(artifact, attached.model_dump(mode="json"))
     again = gate(artifact, base, policy, device="cpu")
     assert (again.verdict, again.environment.scoring_kernel()) == ("PASS", kernel)
+    with pytest.raises(UserError, match=f"the scores of .*base.json are by kernel {kernel}, not by --kernel {other}"):
+        gate(artifact, base, policy, device="cpu", kernel=other)
+
+
+def test_a_candidate_is_scored_in_the_dtype_of_the_file(artifact: Path, tiny: Path, text: Path, tmp_path: Path) -> None:
+    policy, base = policy_on(text, "ppl_ratio", "max_increase"), tmp_path / "base.json"
+    write_record(evaluate(tiny, data=text, device="cpu", dtype="bfloat16"), base)
+    verdict = gate(artifact, base, policy)
+    assert (verdict.verdict, verdict.environment.dtype) == ("PASS", "bfloat16")
 
 
 def test_own_scores_of_two_kernels_are_not_compared(artifact: Path, tiny: Path, text: Path, tmp_path: Path) -> None:

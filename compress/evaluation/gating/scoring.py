@@ -40,9 +40,16 @@ class Scoring:
         return self.kernel in ("auto", environment.scoring_kernel())
 
     def like(self, environment: EnvironmentRecord) -> Scoring:
-        """To be compared with scores that were computed so."""
-        named = environment.scoring_kernel()
-        return self if self.kernel != "auto" or named is None else dataclasses.replace(self, kernel=named)
+        """To be compared with scores that were computed so: what is left to choose is as there."""
+        kernel = environment.scoring_kernel()
+        if kernel is None:
+            return self
+        return dataclasses.replace(
+            self,
+            device=environment.device if self.device == "auto" else self.device,
+            dtype=environment.dtype if self.dtype == "auto" else self.dtype,
+            kernel=kernel if self.kernel == "auto" else self.kernel,
+        )
 
     def for_all(self, models: Sequence[str | Path]) -> Scoring:
         """All of `models` are scored alike, whichever two of them are scored together."""

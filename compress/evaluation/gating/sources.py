@@ -108,10 +108,7 @@ def _records(wanted: _Wanted, policy: Policy, scoring: Scoring) -> tuple[EvalRec
     record = None if wanted.fresh else _existing(candidate, policy)
     if record is not None and not scoring.takes(record.environment):
         if baseline is None or is_file(candidate):
-            raise UserError(
-                f"the scores of {candidate} are by {record.environment.kernel}, not by --kernel {scoring.kernel}",
-                "leave --kernel out, or give the model itself and --baseline MODEL",
-            )
+            raise _of_another_kernel(candidate, record, scoring)
         record = None
     if baseline is None:
         if record is None:
@@ -120,6 +117,8 @@ def _records(wanted: _Wanted, policy: Policy, scoring: Scoring) -> tuple[EvalRec
         return record, None, False
     if is_file(baseline):
         alone = read_record(baseline)
+        if not scoring.takes(alone.environment):
+            raise _of_another_kernel(baseline, alone, scoring)
         if record is None or not (is_file(candidate) or _alike(record, alone)):
             return wanted.score(None, policy, scoring.like(alone.environment)), alone, True
         return record, alone, False
@@ -136,6 +135,14 @@ def _records(wanted: _Wanted, policy: Policy, scoring: Scoring) -> tuple[EvalRec
             "score it again: `compress eval CANDIDATE --baseline BASELINE`",
         )
     return wanted.score(baseline, policy, scoring), None, True
+
+
+def _of_another_kernel(path: str | Path, record: EvalRecord, scoring: Scoring) -> UserError:
+    kernel = record.environment.scoring_kernel() or record.environment.kernel
+    return UserError(
+        f"the scores of {path} are by kernel {kernel}, not by --kernel {scoring.kernel}",
+        "leave --kernel out, or give the models themselves",
+    )
 
 
 def _alike(record: EvalRecord, alone: EvalRecord) -> bool:
