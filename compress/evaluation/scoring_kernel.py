@@ -37,9 +37,7 @@ def chosen_kernel(
     """
     from compress.evaluation.harness.endpoint import is_endpoint
 
-    if kernel not in loading.KERNELS:
-        known = f"{', '.join(loading.KERNELS[:-1])} or {loading.KERNELS[-1]}"
-        raise UserError(f"kernel {kernel!r} is not available", f"choose {known}")
+    loading.check_kernel(kernel)
     local = [path for path in models if not is_endpoint(path)]
     for path in local:
         check_artifact(path, scores=False)
@@ -74,10 +72,10 @@ def open_runtime(path: str | Path, device: str, dtype: str, kernel: str) -> Runt
     decision = loading.decide(checkpoint, device, dtype, kernel)
     if decision.backend not in ENGINES or decision.shape is None:
         raise UserError(f"kernel {kernel!r} does not score {path}: {decision.reason}", "use --kernel reference")
-    context = decision.shape.config.max_position_embeddings
-    room = min(max(context, default_cache_tokens(context)), loading.MOST_CACHE_TOKENS)  # taken as it is needed
-    if kernel == "triton":
-        room = None  # taken at load
+    room = None
+    if kernel != "triton":  # on a CPU memory is taken as it is needed
+        context = decision.shape.config.max_position_embeddings
+        room = min(max(context, default_cache_tokens(context)), loading.MOST_CACHE_TOKENS)
     return loading.load(path, device=device, dtype=dtype, kernel=kernel, cache_tokens=room, deterministic=True)
 
 

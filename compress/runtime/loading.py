@@ -78,8 +78,7 @@ def load(
         IntegrityError: damaged files, or tensors that do not fit the config.
         WorkError: out of memory.
     """
-    if kernel not in KERNELS:
-        raise UserError(f"kernel {kernel!r} is not available", f"choose {', '.join(KERNELS[:-1])} or {KERNELS[-1]}")
+    check_kernel(kernel)
     if kv_cache not in KV_CACHES:
         raise UserError(f"key-value cache {kv_cache!r} is not known", f"choose {', '.join(KV_CACHES)}")
     if cache_tokens is not None and not (isinstance(cache_tokens, int) and 1 <= cache_tokens <= MOST_CACHE_TOKENS):
@@ -128,6 +127,12 @@ def load(
         engine = "kernel 'triton'" if kernel == "triton" else "the native engine"
         raise UserError(f"{engine} does not run {path}: {decision.reason}", "use --kernel auto")
     return transformers_backend.load(path, device, dtype)
+
+
+def check_kernel(kernel: str) -> None:
+    """Raises UserError for a kernel that is not known."""
+    if kernel not in KERNELS:
+        raise UserError(f"kernel {kernel!r} is not available", f"choose {', '.join(KERNELS[:-1])} or {KERNELS[-1]}")
 
 
 def _refuse_determinism(path: str | Path, deterministic: bool, reason: str) -> None:

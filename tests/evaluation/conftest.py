@@ -68,11 +68,16 @@ def damaged(tiny: Path, rounded: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def _artifact(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    recipe = Recipe.model_validate(
+def rtn() -> Recipe:
+    """Rounding to 4 bits in groups that fit the tiny models."""
+    return Recipe.model_validate(
         {"stages": [{"method": "rtn", "scheme": {"bits": 4, "group_size": 32}, "kind": "quantize"}]}
     )
-    return run(recipe, model=tiny, output=tmp_path_factory.mktemp("artifacts") / "tiny-rtn" / "v1").artifact.path
+
+
+@pytest.fixture(scope="session")
+def _artifact(tiny: Path, rtn: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(rtn, model=tiny, output=tmp_path_factory.mktemp("artifacts") / "tiny-rtn" / "v1").artifact.path
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 
 from compress.evaluation.gating.comparable import compare
 from compress.evaluation.gating.comparison import Comparison
@@ -25,6 +26,15 @@ from compress.evaluation.records import (
 )
 
 CLUSTERS, TOKENS = 32, 2000
+
+
+def forbid_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on a gate that would score a model fails."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("scored again")
+
+    monkeypatch.setattr("compress.evaluation.gating.sources.score", refuse)
 
 
 def model(name: str, size: int = 1000, scheme: str = "dense") -> ModelRecord:

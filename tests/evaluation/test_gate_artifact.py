@@ -20,6 +20,7 @@ from compress.evaluation.policy import Policy
 from compress.evaluation.records import EvalRecord
 from compress.pipeline import run
 from compress.recipe import Recipe
+from tests.evaluation.gate_records import forbid_scoring
 
 LOOSE: dict[str, Any] = {"version": 1, "gate": [{"id": "kl", "kind": "kl_mean", "max": 100.0}]}
 
@@ -35,13 +36,6 @@ def scored(artifact: Path, tiny: Path, text: Path) -> Path:
     """The artifact with its scores against the tiny model."""
     attach_eval(artifact, evaluate(artifact, tiny, data=text, device="cpu").model_dump(mode="json"))
     return artifact
-
-
-def forbid_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("scored again")
-
-    monkeypatch.setattr("compress.evaluation.gating.sources.score", refuse)
 
 
 def test_the_scores_of_an_artifact_are_used(

@@ -22,12 +22,9 @@ from compress.pipeline import run
 from compress.recipe import Recipe
 from compress.runtime import transformers_backend
 from compress.runtime.continuations import Continuation, Likelihood
-from tests.evaluation.gate_records import environment
+from tests.evaluation.gate_records import environment, forbid_scoring
 from tests.tiny_models import tiny_model, tiny_tokens
 
-RTN = Recipe.model_validate(
-    {"stages": [{"method": "rtn", "scheme": {"bits": 4, "group_size": 32}, "kind": "quantize"}]}
-)
 ENGINE_FAMILIES = ("llama", "gemma3_text", "mixtral")
 
 
@@ -116,7 +113,7 @@ def test_what_the_engine_does_not_compute_is_scored_in_transformers(
 
 
 def test_a_packed_model_that_the_engine_leaves_is_told_of(
-    neox: Path, artifact: Path, tiny: Path, tmp_path: Path
+    neox: Path, artifact: Path, tiny: Path, rtn: Recipe, tmp_path: Path
 ) -> None:
     told: list[str] = []
 
@@ -127,7 +124,7 @@ def test_a_packed_model_that_the_engine_leaves_is_told_of(
     def chosen(*models: Path, dtype: str = "auto") -> str:
         return chosen_kernel(models, "cpu", dtype, "auto", Told())  # type: ignore[arg-type]
 
-    packed = run(RTN, model=neox, output=tmp_path / "packed").artifact.path
+    packed = run(rtn, model=neox, output=tmp_path / "packed").artifact.path
     for models, named in (((packed, neox), packed), ((artifact, neox), neox)):
         assert chosen(*models) == "reference"
         said = told.pop()
@@ -170,11 +167,7 @@ def test_a_gate_takes_scores_of_the_kernel_that_is_named(
     artifact: Path, tiny: Path, text: Path, record_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attach_eval(artifact, evaluate(artifact, tiny, data=text, device="cpu").model_dump(mode="json"))
-
-    def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("scored again")
-
-    monkeypatch.setattr("compress.evaluation.gating.sources.score", refuse)
+    forbid_scoring(monkeypatch)
     for kernel in ("auto", "cpu"):
         assert gate(artifact, tiny, policy_on(text), device="cpu", kernel=kernel).verdict == "PASS"
         assert gate(record_file, policy=policy_on(text), kernel=kernel).verdict == "PASS"

@@ -30,12 +30,17 @@ def compare(
         require_same_tokenizer(record.model, record.baseline)
         found = Comparison(name, record, record.baseline)
     else:
-        same = record.baseline is not None and record.baseline.digest == alone.model.digest
+        same = scored_together(record, alone)
         _check(record, alone, arithmetic=not same)
         found = Comparison(name, record, alone.model, None if same else alone)
     if not allow_identical and found.candidate.digest != found.baseline.digest:
         _must_differ(found)
     return found
+
+
+def scored_together(record: EvalRecord, alone: EvalRecord) -> bool:
+    """Whether the baseline of a record is the model that another was scored alone of."""
+    return record.baseline is not None and record.baseline.digest == alone.model.digest
 
 
 def _check(record: EvalRecord, alone: EvalRecord, *, arithmetic: bool) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compress.errors import IntegrityError, UserError
-from compress.evaluation.gating.comparable import compare
+from compress.evaluation.gating.comparable import compare, scored_together
 from compress.evaluation.gating.comparison import Comparison
 from compress.evaluation.gating.kinds import DeviceGate
 from compress.evaluation.gating.scoring import Scoring, score, suite_of
@@ -147,8 +147,7 @@ def _of_another_kernel(path: str | Path, record: EvalRecord, scoring: Scoring) -
 
 def _alike(record: EvalRecord, alone: EvalRecord) -> bool:
     """Whether a record can be compared with one of the baseline alone, as far as arithmetic goes."""
-    paired = record.baseline is not None and record.baseline.digest == alone.model.digest
-    return paired or record.environment.arithmetic() == alone.environment.arithmetic()
+    return scored_together(record, alone) or record.environment.arithmetic() == alone.environment.arithmetic()
 
 
 def _existing(candidate: str | Path, policy: Policy) -> EvalRecord | None:
